@@ -1,0 +1,92 @@
+"""What holds for every test: the installed package is tested, nothing is left open, nothing is skipped unseen."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+DESCRIPTORS = Path("/proc/self/fd")
+
+
+def hide_the_checkout() -> None:
+    """Take the checkout out of sys.path, here and in child processes: its C core isn't compiled."""
+    if any((ROOT / "wspy" / "_core").glob("_wspy*.so")):
+        return
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+hide_the_checkout()
+
+# Tests are repeatable: the same examples in each run, and none remembered. WSPY_EXPLORE=1 looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("explore" if os.environ.get("WSPY_EXPLORE") else "repeatable")
+
+
+def pytest_report_header() -> str:
+    """Say which wspy is tested."""
+    try:
+        from wspy import _core  # noqa: PLC0415 -- importable only once the checkout is hidden
+    except ImportError as error:
+        raise pytest.UsageError(f"wspy isn't installed ({error}); install it with: pip install .[test]") from error
+    return f"wspy: {Path(_core.__file__).parent.parent}"
+
+
+def open_descriptors() -> set[tuple[int, str]]:
+    """Return each open descriptor and what it stands for."""
+    found = set()
+    for entry in DESCRIPTORS.iterdir():
+        try:
+            found.add((int(entry.name), str(entry.readlink())))
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaked_descriptors() -> Iterator[None]:
+    """Fail a module whose tests leave descriptors open."""
+    gc.collect()
+    before = open_descriptors()
+    yield
+    gc.collect()
+    leaked = sorted(open_descriptors() - before)
+    assert not leaked, f"descriptors left open: {leaked}"
+
+
+def must_run(node: pytest.Item | pytest.Collector) -> bool:
+    """Whether a skip is a failure: in CI the peers of the interoperability tests are installed."""
+    return bool(os.environ.get("WSPY_CI")) and node.path.is_relative_to(ROOT / "tests" / "interop")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a forbidden skip of a test into a failure."""
+    report = yield
+    if report.skipped and must_run(item) and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but CI has to run it: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a forbidden skip of a whole module into a failure."""
+    report = yield
+    if report.skipped and must_run(collector):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but CI has to run it: {report.longrepr}"
+    return report
