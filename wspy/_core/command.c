@@ -1,0 +1,280 @@
+/* command.c: what Python asks of the loop, in order: a batch of keys, lengths and payloads.
+ *
+ * A key is a handle with a command added. Keys and lengths come as bytes without alignment. Commands for a
+ * connection that is gone are skipped: Python learns of its end by CLOSED, not by errors here. */
+#include <string.h>
+
+#include "loop.h"
+#include "sys.h"
+
+/* Walks a batch. Payload i lies at addresses[i], or in `joined` behind the payloads before it. */
+typedef struct {
+    const char *keys, *lengths, *joined, *addresses;
+    uint32_t index, count;
+    uint64_t key;
+    const uint8_t *payload;
+    size_t length;
+} cursor;
+
+static void load(cursor *at)
+{
+    if (at->index >= at->count)
+        return;
+    uint32_t length;
+    uint64_t address = 0;
+    memcpy(&at->key, at->keys + 8 * (size_t)at->index, 8);
+    memcpy(&length, at->lengths + 4 * (size_t)at->index, 4);
+    if (at->addresses)
+        memcpy(&address, at->addresses + 8 * (size_t)at->index, 8);
+    at->length = length;
+    at->payload = (const uint8_t *)at->joined;
+    if (address)
+        at->payload = (const uint8_t *)(uintptr_t)address;
+    else
+        at->joined += length;
+}
+
+static void advance(cursor *at)
+{
+    at->index++;
+    load(at);
+}
+
+static int command_of(uint64_t key)
+{
+    return (int)(key >> WSPY_COMMAND_SHIFT);
+}
+
+static uint64_t handle_of(uint64_t key)
+{
+    return key & ((UINT64_C(1) << WSPY_COMMAND_SHIFT) - 1);
+}
+
+/* ---- sends: consecutive ones for a connection leave in one system call ---- */
+
+static void add_part(wspy_run *run, const uint8_t *payload, size_t length)
+{
+    run->length += length;
+    struct iovec *last = run->count ? &run->parts[run->count - 1] : NULL;
+    if (last && (const uint8_t *)last->iov_base + last->iov_len == payload) {
+        last->iov_len += length;
+        return;
+    }
+    run->parts[run->count++] = (struct iovec){.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
+}
+
+/* A run ends behind a frame, so that what is queued of it does too; a frame has at most two parts. */
+static int run_must_end(const wspy_run *run, int command)
+{
+    enum { PARTS = sizeof run->parts / sizeof *run->parts };
+    if (run->count == PARTS || run->mark_count == PARTS)
+        return 1;
+    return command != WSPY_COMMAND_SEND_MORE && run->count > PARTS - 2;
+}
+
+static void apply_sends(wspy_loop *loop, cursor *at)
+{
+    uint64_t handle = handle_of(at->key);
+    connection *conn = wspy_loop_find(loop, handle);
+    wspy_run run;
+    run.count = run.length = run.mark_count = 0;
+    while (at->index < at->count && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_MORE) {
+        int command = command_of(at->key);
+        add_part(&run, at->payload, at->length);
+        if (command == WSPY_COMMAND_SEND_MARK)
+            run.mark_ends[run.mark_count++] = run.length;
+        advance(at);
+        if (run_must_end(&run, command))
+            break;
+    }
+    if (conn && run.length)
+        wspy_connection_send(loop, conn, &run);
+}
+
+/* ---- the handshake ---- */
+
+static void push_marked(wspy_loop *loop, connection *conn, const uint8_t *data, size_t length)
+{
+    wspy_run run = {.parts = {{.iov_base = (void *)(uintptr_t)data, .iov_len = length}},
+                    .count = 1,
+                    .length = length,
+                    .mark_ends = {length},
+                    .mark_count = 1};
+    wspy_connection_send(loop, conn, &run);
+}
+
+static void apply_accept(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    wspy_accept accept;
+    if (conn->phase != DECIDING || length < sizeof accept)
+        return;
+    memcpy(&accept, payload, sizeof accept);
+    wspy_protocol_init(&conn->protocol, &loop->settings.limits, WSPY_SERVER, accept.granularity, accept.rsv,
+                       accept.opcodes);
+    conn->credit = accept.credit;
+    conn->phase = OPENING;
+    conn->flags |= SENDABLE;
+    /* the mark at its end is what makes the connection OPEN: nothing can be written before the 101 */
+    push_marked(loop, conn, payload + sizeof accept, length - sizeof accept);
+}
+
+static void apply_respond(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    if (conn->phase != DECIDING || length < 1)
+        return;
+    int keep_alive = payload[0] && !(conn->flags & SAW_EOF) && conn->requests < REQUESTS_MAX;
+    wspy_run run = {.parts = {{.iov_base = (void *)(uintptr_t)(payload + 1), .iov_len = length - 1}},
+                    .count = 1,
+                    .length = length - 1};
+    conn->flags = (uint16_t)((conn->flags & ~SURFACED) | SENDABLE);
+    wspy_connection_send(loop, conn, &run);
+    conn->flags &= (uint16_t)~SENDABLE;
+    if (conn->phase != DECIDING) /* the send failed */
+        return;
+    if (!keep_alive) {
+        wspy_connection_end(loop, conn, WSPY_OK, 0);
+        return;
+    }
+    conn->phase = HEAD;
+    conn->scanner = (wspy_head_scanner){0};
+    wspy_connection_arm(loop, conn, loop->settings.idle_request_ms);
+    if (conn->input)
+        wspy_loop_list_ready(loop, conn);
+    wspy_connection_poll(loop, conn);
+}
+
+static void apply_refuse(wspy_loop *loop, const uint8_t *payload, size_t length)
+{
+    for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
+        connection *conn = &loop->chunks[slot / CHUNK_CONNECTIONS][slot % CHUNK_CONNECTIONS];
+        if (conn->phase != HEAD)
+            continue;
+        if (conn->requests == 0) { /* an idle keep-alive connection is owed nothing */
+            struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
+            wspy_sys_send(conn->fd, &part, 1); /* a fresh socket takes it, or nobody is listening */
+        }
+        conn->phase = DECIDING;
+        wspy_connection_end(loop, conn, WSPY_OK, 0);
+    }
+}
+
+/* ---- flow of input ---- */
+
+static void apply_resume(wspy_loop *loop, connection *conn)
+{
+    if (conn->input && conn->phase == OPEN)
+        wspy_loop_list_ready(loop, conn);
+    wspy_connection_poll(loop, conn);
+}
+
+static void apply_grant(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    uint32_t more;
+    if (length != sizeof more)
+        return;
+    memcpy(&more, payload, sizeof more);
+    uint32_t room = WSPY_FOREVER - conn->credit;
+    conn->credit = more > room ? WSPY_FOREVER : conn->credit + more;
+    apply_resume(loop, conn);
+}
+
+/* ---- one payload for many ---- */
+
+static void apply_broadcast(wspy_loop *loop, int is_marked, const uint8_t *payload, size_t length)
+{
+    uint32_t count;
+    if (length < sizeof count)
+        return;
+    memcpy(&count, payload, sizeof count);
+    const uint8_t *handles = payload + sizeof count;
+    size_t handles_size = count == WSPY_FOREVER ? 0 : 8 * (size_t)count;
+    if (length - sizeof count < handles_size)
+        return;
+    const uint8_t *frame = handles + handles_size;
+    size_t frame_length = length - sizeof count - handles_size;
+    uint32_t most = count == WSPY_FOREVER ? loop->slot_count : count;
+    wspy_shared *shared = NULL;
+    for (uint32_t i = 0; i < most; i++) {
+        uint64_t handle;
+        connection *conn;
+        if (count == WSPY_FOREVER) {
+            conn = &loop->chunks[i / CHUNK_CONNECTIONS][i % CHUNK_CONNECTIONS];
+        } else {
+            memcpy(&handle, handles + 8 * (size_t)i, 8);
+            conn = wspy_loop_find(loop, handle);
+        }
+        if (conn && (conn->phase == OPEN || conn->phase == OPENING))
+            wspy_connection_send_shared(loop, conn, frame, frame_length, &shared, is_marked);
+    }
+    wspy_shared_release(shared);
+    loop->stats.broadcasts++;
+}
+
+static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *conn)
+{
+    switch (command_of(at->key)) {
+    case WSPY_COMMAND_ACCEPT:
+        apply_accept(loop, conn, at->payload, at->length);
+        return;
+    case WSPY_COMMAND_RESPOND:
+        apply_respond(loop, conn, at->payload, at->length);
+        return;
+    case WSPY_COMMAND_CLOSE:
+        wspy_connection_close(loop, conn, at->payload, at->length);
+        return;
+    case WSPY_COMMAND_ABORT:
+        wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
+        return;
+    case WSPY_COMMAND_PAUSE:
+        conn->flags |= PAUSED;
+        return;
+    case WSPY_COMMAND_RESUME:
+        conn->flags &= (uint16_t)~PAUSED;
+        apply_resume(loop, conn);
+        return;
+    case WSPY_COMMAND_GRANT:
+        apply_grant(loop, conn, at->payload, at->length);
+        return;
+    default:
+        return;
+    }
+}
+
+static void apply_one(wspy_loop *loop, const cursor *at)
+{
+    int command = command_of(at->key);
+    if (command == WSPY_COMMAND_BROADCAST) {
+        apply_broadcast(loop, handle_of(at->key) == WSPY_BROADCAST_MARK, at->payload, at->length);
+        return;
+    }
+    if (command == WSPY_COMMAND_REFUSE) {
+        apply_refuse(loop, at->payload, at->length);
+        return;
+    }
+    connection *conn = wspy_loop_find(loop, handle_of(at->key));
+    if (conn)
+        apply_to_connection(loop, at, conn);
+}
+
+int wspy_commands_apply(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
+                        const char *joined, const char *addresses)
+{
+    if (batch.first > loop->applied) /* a gap: commands were lost on the way */
+        return WSPY_ERROR_ARGUMENT;
+    cursor at = {.keys = keys, .lengths = lengths, .joined = joined, .addresses = addresses, .count = batch.count};
+    load(&at);
+    /* another thread has applied these already */
+    while (at.index < at.count && batch.first + at.index < loop->applied)
+        advance(&at);
+    while (at.index < at.count) {
+        if (command_of(at.key) <= WSPY_COMMAND_SEND_MORE) {
+            apply_sends(loop, &at);
+            continue;
+        }
+        apply_one(loop, &at);
+        advance(&at);
+    }
+    if (batch.first + batch.count > loop->applied)
+        loop->applied = batch.first + batch.count;
+    return WSPY_OK;
+}

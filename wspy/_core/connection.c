@@ -1,0 +1,853 @@
+/* connection.c: the life of one connection of the loop: what is read, written and decided in each phase.
+ *
+ * Reading stops lazily: a connection that may not read leaves the epoll set when an event arrives that it may not
+ * consume, and not before. An end is decided at once and carried out after the next commands
+ * (wspy_connection_finish), so that replies to everything delivered before still leave. */
+#include <errno.h>
+#include <string.h>
+
+#include "loop.h"
+#include "sys.h"
+
+/* ---- deadlines ---- */
+
+void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms)
+{
+    if (delay_ms == WSPY_FOREVER) {
+        wspy_wheel_cancel(&loop->wheel, &conn->timer);
+        return;
+    }
+    uint64_t at = (loop->now_ms + delay_ms + WSPY_TICK_MS - 1) / WSPY_TICK_MS;
+    wspy_wheel_set(&loop->wheel, &conn->timer, at > loop->tick ? (uint32_t)at : loop->tick + 1);
+}
+
+/* ---- the epoll set ---- */
+
+static void set_interest(wspy_loop *loop, connection *conn, int reads, int writes)
+{
+    uint16_t wanted = (uint16_t)((reads ? READS : 0) | (writes ? WRITES : 0));
+    if ((conn->flags & (READS | WRITES)) == wanted)
+        return;
+    struct epoll_event event = {.events = (reads ? EPOLLIN | EPOLLRDHUP : 0u) | (writes ? EPOLLOUT : 0u),
+                                .data.u64 = wspy_connection_handle(conn)};
+    int operation = !wanted ? EPOLL_CTL_DEL : conn->flags & IN_EPOLL ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    int failed = wspy_sys_epoll_ctl(loop->epoll, operation, conn->fd, &event) < 0;
+    conn->flags = (uint16_t)((conn->flags & ~(READS | WRITES | IN_EPOLL)) | wanted | (wanted ? IN_EPOLL : 0));
+    if (failed && wanted) {
+        conn->flags &= (uint16_t)~(READS | WRITES | IN_EPOLL);
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
+    }
+}
+
+static uint32_t kept_size(const connection *conn)
+{
+    return conn->input ? conn->input->end - conn->input->start : 0;
+}
+
+static int may_read(const connection *conn)
+{
+    switch (conn->phase) {
+    case HEAD:
+    case LINGER:
+        return 1;
+    case DECIDING:
+    case OPENING:
+        return kept_size(conn) < KEPT_MAX && !(conn->flags & SAW_EOF);
+    case OPEN:
+        return !(conn->flags & PAUSED) && conn->credit > 0;
+    default:
+        return 0;
+    }
+}
+
+void wspy_connection_poll(wspy_loop *loop, connection *conn)
+{
+    if (conn->flags & DONE)
+        return;
+    set_interest(loop, conn, may_read(conn) || conn->flags & READS, conn->queue != NULL);
+}
+
+static void stop_reading(wspy_loop *loop, connection *conn)
+{
+    set_interest(loop, conn, 0, conn->queue != NULL);
+}
+
+/* ---- input that can't be decoded yet ---- */
+
+static void forget_input(connection *conn)
+{
+    wspy_sys_free(conn->input);
+    conn->input = NULL;
+}
+
+/* Adds to what is kept; data may lie anywhere but in conn->input. */
+static int keep(wspy_loop *loop, connection *conn, const uint8_t *data, size_t length)
+{
+    if (length == 0)
+        return 1;
+    uint32_t kept = kept_size(conn);
+    wspy_input *input = conn->input;
+    if (!input || input->capacity - input->end < length) {
+        size_t capacity = kept + length < 192 ? 192 : (kept + length) * 2;
+        input = wspy_sys_allocate(sizeof *input + capacity);
+        if (!input) {
+            wspy_connection_end(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
+            return 0;
+        }
+        *input = (wspy_input){.end = kept, .capacity = (uint32_t)capacity};
+        if (kept)
+            memcpy(input->data, conn->input->data + conn->input->start, kept);
+        wspy_sys_free(conn->input);
+        conn->input = input;
+    }
+    memcpy(input->data + input->end, data, length);
+    input->end += (uint32_t)length;
+    return 1;
+}
+
+/* ---- ending ---- */
+
+void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error)
+{
+    if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
+        return;
+    if (conn->phase == HEAD) { /* nobody knows it */
+        loop->stats.refused++;
+        wspy_connection_drop(loop, conn);
+        return;
+    }
+    conn->end_error = (int8_t)error;
+    conn->end_errno = system_error;
+    conn->phase = ENDING;
+    wspy_wheel_cancel(&loop->wheel, &conn->timer);
+    wspy_loop_list_ending(loop, conn);
+}
+
+/* Ends that leave nothing to be written. */
+static int is_hard(int error)
+{
+    switch (error) {
+    case WSPY_ERROR_RESET:
+    case WSPY_ERROR_NO_MEMORY:
+    case WSPY_ERROR_ABORTED:
+    case WSPY_ERROR_BACKLOG:
+    case WSPY_ERROR_OPEN_TIMEOUT:
+    case WSPY_ERROR_CLOSE_TIMEOUT:
+    case WSPY_ERROR_PING_TIMEOUT:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static void set_backlog(wspy_loop *loop, connection *conn)
+{
+    uint64_t size = wspy_queue_size(conn->queue);
+    uint32_t shown = size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
+    __atomic_store_n(&loop->backlogs[conn->slot], shown, __ATOMIC_RELAXED);
+}
+
+static void drop_queue(wspy_loop *loop, connection *conn)
+{
+    if (!conn->queue)
+        return;
+    wspy_queue_free(conn->queue);
+    conn->queue = NULL;
+    set_backlog(loop, conn);
+}
+
+void wspy_connection_drop(wspy_loop *loop, connection *conn)
+{
+    if (conn->flags & DONE)
+        return;
+    /* before close: a copy of the descriptor elsewhere would keep it in the set */
+    set_interest(loop, conn, 0, 0);
+    wspy_sys_close(conn->fd);
+    conn->fd = -1;
+    wspy_wheel_cancel(&loop->wheel, &conn->timer);
+    drop_queue(loop, conn);
+    forget_input(conn);
+    if (conn->flags & UPGRADED)
+        wspy_protocol_dispose(&conn->protocol);
+    conn->flags |= DONE;
+    conn->phase = LINGER;
+    loop->stats.connections--;
+    wspy_loop_release(loop, conn);
+}
+
+static void report_closed(wspy_loop *loop, connection *conn)
+{
+    if (!(conn->flags & SURFACED))
+        return;
+    conn->flags = (uint16_t)((conn->flags & ~SURFACED) | REPORT_CLOSED);
+    wspy_loop_list_report(loop, conn);
+}
+
+/* Everything is written: report, and let the peer read it before TCP goes (RFC 6455 §7.1.1, RFC 9112 §9.6). */
+static void complete(wspy_loop *loop, connection *conn)
+{
+    report_closed(loop, conn);
+    if (conn->flags & SAW_EOF) {
+        wspy_connection_drop(loop, conn);
+        return;
+    }
+    wspy_sys_shutdown_write(conn->fd);
+    conn->phase = LINGER;
+    conn->credit = LINGER_BYTES;
+    forget_input(conn);
+    wspy_connection_arm(loop, conn, LINGER_MS);
+    wspy_connection_poll(loop, conn);
+    if (!(conn->flags & IN_EPOLL)) /* it can't be waited for */
+        wspy_connection_drop(loop, conn);
+}
+
+static void abandon(wspy_loop *loop, connection *conn)
+{
+    report_closed(loop, conn);
+    wspy_sys_reset_on_close(conn->fd);
+    wspy_connection_drop(loop, conn);
+}
+
+static void push_control(wspy_loop *loop, connection *conn, uint8_t *frame, size_t length)
+{
+    wspy_run run;
+    run.parts[0] = (struct iovec){.iov_base = frame, .iov_len = length};
+    run.count = 1;
+    run.length = length;
+    run.mark_count = 0;
+    wspy_connection_send(loop, conn, &run);
+}
+
+void wspy_connection_finish(wspy_loop *loop, connection *conn)
+{
+    if (conn->phase != ENDING || conn->flags & DONE)
+        return;
+    if (is_hard(conn->end_error)) {
+        abandon(loop, conn);
+        return;
+    }
+    if (conn->flags & UPGRADED && conn->end_error != WSPY_ERROR_EOF) {
+        uint8_t frame[WSPY_CONTROL_FRAME_MAX];
+        int length = wspy_protocol_owed_close(&conn->protocol, frame);
+        if (length > 0)
+            push_control(loop, conn, frame, (size_t)length);
+    }
+    conn->flags &= (uint16_t)~SENDABLE; /* §5.5.1: nothing follows a Close frame */
+    if (is_hard(conn->end_error)) {
+        abandon(loop, conn);
+        return;
+    }
+    if (!conn->queue || conn->end_error == WSPY_ERROR_EOF) {
+        complete(loop, conn);
+        return;
+    }
+    wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
+    wspy_connection_poll(loop, conn);
+}
+
+/* ---- writing ---- */
+
+static int would_block(int error)
+{
+    return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+}
+
+/* While it is ending, a write that fails makes the end a hard one. */
+static void write_failed(wspy_loop *loop, connection *conn, int error, int system_error)
+{
+    if (conn->phase == ENDING) {
+        if (!is_hard(conn->end_error)) {
+            conn->end_error = (int8_t)(conn->end_error == WSPY_OK ? error : conn->end_error);
+            conn->end_errno = system_error;
+        }
+        conn->flags &= (uint16_t)~SENDABLE;
+        drop_queue(loop, conn);
+        return;
+    }
+    wspy_connection_end(loop, conn, error, system_error);
+}
+
+static void opened(wspy_loop *loop, connection *conn)
+{
+    conn->phase = OPEN;
+    conn->flags |= REPORT_OPENED;
+    conn->seen = loop->tick;
+    loop->stats.opened++;
+    wspy_loop_list_report(loop, conn);
+    wspy_connection_arm(loop, conn, loop->settings.ping_interval_ms);
+    if (conn->input)
+        wspy_loop_list_ready(loop, conn);
+    wspy_connection_poll(loop, conn);
+}
+
+static void pass_marks(wspy_loop *loop, connection *conn, uint32_t marks)
+{
+    if (marks && conn->phase == OPENING) { /* the first mark of a connection ends its 101 */
+        opened(loop, conn);
+        marks--;
+    }
+    if (!marks)
+        return;
+    conn->sent_marks += marks;
+    wspy_loop_list_report(loop, conn);
+}
+
+static void count_sent(wspy_loop *loop, size_t length)
+{
+    loop->stats.bytes_sent += length;
+}
+
+/* Queues a run from byte `sent` on. */
+static int enqueue(wspy_loop *loop, connection *conn, const wspy_run *run, size_t sent)
+{
+    if (!conn->queue)
+        conn->queue = wspy_queue_new();
+    if (!conn->queue || wspy_queue_push(conn->queue, run->parts, run->count, sent) < 0)
+        return WSPY_ERROR_NO_MEMORY;
+    uint32_t passed = 0;
+    for (uint32_t i = 0; i < run->mark_count; i++) {
+        if (run->mark_ends[i] <= sent)
+            passed++;
+        else if (wspy_queue_mark(conn->queue, run->length - run->mark_ends[i]) < 0)
+            return WSPY_ERROR_NO_MEMORY;
+    }
+    set_backlog(loop, conn);
+    pass_marks(loop, conn, passed);
+    wspy_connection_poll(loop, conn);
+    return WSPY_OK;
+}
+
+/* Offers parts to the kernel if nothing waits before them. Returns how much it took, or -1 if the connection failed
+ * or may not be sent to. */
+static ssize_t offer(wspy_loop *loop, connection *conn, const struct iovec *parts, size_t count)
+{
+    if (!(conn->flags & SENDABLE))
+        return -1;
+    if (conn->queue) {
+        if (wspy_queue_size(conn->queue) <= loop->settings.max_backlog)
+            return 0;
+        write_failed(loop, conn, WSPY_ERROR_BACKLOG, 0);
+        return -1;
+    }
+    ssize_t sent = wspy_sys_send(conn->fd, parts, count);
+    if (sent >= 0) {
+        count_sent(loop, (size_t)sent);
+        return sent;
+    }
+    if (would_block(errno))
+        return 0;
+    write_failed(loop, conn, WSPY_ERROR_RESET, errno);
+    return -1;
+}
+
+void wspy_connection_send(wspy_loop *loop, connection *conn, const wspy_run *run)
+{
+    ssize_t sent = offer(loop, conn, run->parts, run->count);
+    if (sent < 0)
+        return;
+    if ((size_t)sent == run->length) {
+        pass_marks(loop, conn, run->mark_count);
+        return;
+    }
+    if (enqueue(loop, conn, run, (size_t)sent) < 0)
+        write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
+}
+
+void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_t *frame, size_t length,
+                                 wspy_shared **shared, int is_marked)
+{
+    struct iovec part = {.iov_base = (void *)(uintptr_t)frame, .iov_len = length};
+    ssize_t sent = offer(loop, conn, &part, 1);
+    if (sent < 0)
+        return;
+    if ((size_t)sent == length) {
+        pass_marks(loop, conn, is_marked ? 1 : 0);
+        return;
+    }
+    if (!*shared)
+        *shared = wspy_shared_new(frame, length);
+    if (!conn->queue)
+        conn->queue = wspy_queue_new();
+    if (!*shared || !conn->queue || wspy_queue_push_shared(conn->queue, *shared, (size_t)sent) < 0 ||
+        (is_marked && wspy_queue_mark(conn->queue, 0) < 0)) {
+        write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
+        return;
+    }
+    set_backlog(loop, conn);
+    wspy_connection_poll(loop, conn);
+}
+
+void wspy_connection_writable(wspy_loop *loop, connection *conn)
+{
+    if (!conn->queue)
+        return;
+    uint32_t marks = 0;
+    uint64_t bytes = 0;
+    int left = wspy_queue_flush(conn->queue, conn->fd, &marks, &bytes);
+    int system_error = errno;
+    loop->stats.bytes_sent += bytes;
+    if (left == 0) {
+        wspy_queue_free(conn->queue);
+        conn->queue = NULL;
+    }
+    set_backlog(loop, conn);
+    pass_marks(loop, conn, marks);
+    if (left < 0)
+        write_failed(loop, conn, WSPY_ERROR_RESET, system_error);
+    if (conn->phase == ENDING && !conn->queue && !(conn->flags & (LISTED_ENDING | DONE))) {
+        if (left < 0)
+            abandon(loop, conn);
+        else
+            complete(loop, conn);
+        return;
+    }
+    wspy_connection_poll(loop, conn);
+}
+
+void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    if (!(conn->flags & SENDABLE) || !(conn->flags & UPGRADED))
+        return;
+    uint8_t frame[WSPY_CONTROL_FRAME_MAX];
+    int size = wspy_protocol_close(&conn->protocol, payload, length, frame);
+    if (size <= 0)
+        return;
+    push_control(loop, conn, frame, (size_t)size);
+    conn->flags &= (uint16_t)~SENDABLE;
+    if (conn->phase == OPEN || conn->phase == OPENING)
+        wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
+}
+
+/* ---- replies ---- */
+
+static const uint8_t *last_frame(const wspy_bytes *replies, size_t *length)
+{
+    size_t at = 0, size = 0;
+    while (at + size < replies->length) {
+        at += size;
+        wspy_frame_header header;
+        int header_size = wspy_frame_decode(replies->data + at, replies->length - at, &header);
+        size = (size_t)header_size + (size_t)header.length;
+    }
+    *length = size;
+    return replies->data + at;
+}
+
+static void send_replies(wspy_loop *loop, connection *conn)
+{
+    wspy_bytes *replies = &loop->replies;
+    if (replies->length == 0)
+        return;
+    if (conn->queue) { /* §5.5.2: "MAY elect to send a Pong frame for only the most recently processed Ping" */
+        size_t length;
+        const uint8_t *frame = last_frame(replies, &length);
+        if (conn->flags & SENDABLE)
+            wspy_queue_pong(conn->queue, frame, length);
+        set_backlog(loop, conn);
+    } else {
+        push_control(loop, conn, replies->data, replies->length);
+    }
+    replies->length = 0;
+    if (replies->capacity > 65536)
+        wspy_bytes_free(replies);
+}
+
+/* ---- decoding ---- */
+
+static wspy_event *add_event(wspy_loop *loop, const connection *conn, uint32_t kind)
+{
+    wspy_event *event = &loop->events[loop->sink.count++];
+    *event = (wspy_event){.handle = wspy_connection_handle(conn), .kind = kind};
+    return event;
+}
+
+/* onopen comes before anything else of a connection. */
+static void report_opened(wspy_loop *loop, connection *conn)
+{
+    if (!(conn->flags & REPORT_OPENED))
+        return;
+    conn->flags &= (uint16_t)~REPORT_OPENED;
+    add_event(loop, conn, WSPY_EVENT_OPENED);
+}
+
+static void begin_decoding(wspy_loop *loop, connection *conn)
+{
+    report_opened(loop, conn);
+    loop->sink.handle = wspy_connection_handle(conn);
+    loop->sink.credit = conn->credit;
+}
+
+static void end_decoding(wspy_loop *loop, connection *conn)
+{
+    conn->credit = loop->sink.credit;
+    send_replies(loop, conn);
+    if (wspy_protocol_running(&conn->protocol))
+        return;
+    if (conn->protocol.error)
+        loop->stats.protocol_errors++;
+    forget_input(conn);
+    wspy_connection_end(loop, conn, conn->protocol.error, 0);
+}
+
+/* Feeds bytes that lie at the arena's end and keeps what is not consumed. Payloads of events stay where they are,
+ * so the arena grows if there were any. */
+static size_t feed_arena(wspy_loop *loop, connection *conn, size_t length)
+{
+    uint8_t *data = loop->arena + loop->arena_used;
+    uint32_t before = loop->sink.count;
+    size_t used = wspy_protocol_feed(&conn->protocol, data, length, &loop->sink);
+    if (loop->sink.count > before)
+        loop->arena_used += length;
+    return used;
+}
+
+static int can_go_on(const wspy_loop *loop, const connection *conn)
+{
+    return wspy_protocol_running(&conn->protocol) && loop->sink.credit > 0 && wspy_loop_has_room(loop);
+}
+
+static void decode_kept_frames(wspy_loop *loop, connection *conn)
+{
+    enum { SLICE = 16384 }; /* with a small credit, the same bytes are not copied again and again */
+    if (conn->flags & PAUSED)
+        return;
+    begin_decoding(loop, conn);
+    wspy_input *input = conn->input;
+    size_t used = 1;
+    while (used && input->start < input->end && can_go_on(loop, conn)) {
+        size_t length = input->end - input->start < SLICE ? input->end - input->start : SLICE;
+        memcpy(loop->arena + loop->arena_used, input->data + input->start, length);
+        used = feed_arena(loop, conn, length);
+        input->start += (uint32_t)used;
+    }
+    if (input->start == input->end)
+        forget_input(conn);
+    else if (used && wspy_protocol_running(&conn->protocol) && loop->sink.credit > 0)
+        wspy_loop_list_ready(loop, conn); /* the turn is full */
+    end_decoding(loop, conn);
+}
+
+/* ---- reading ---- */
+
+static void received(wspy_loop *loop, connection *conn, size_t length)
+{
+    conn->seen = loop->tick;
+    loop->stats.bytes_received += length;
+}
+
+/* What recv says when it brings nothing: the end, or just not now. */
+static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
+{
+    if (got < 0 && would_block(errno))
+        return;
+    conn->flags |= SAW_EOF;
+    if (got < 0) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
+        return;
+    }
+    if (conn->phase == DECIDING) { /* a request, then half-close: the answer is still due (RFC 9112 §9.6) */
+        stop_reading(loop, conn);
+        return;
+    }
+    wspy_connection_end(loop, conn, WSPY_ERROR_EOF, 0);
+}
+
+/* Large payloads go straight to where they are assembled. */
+static ssize_t read_direct(wspy_loop *loop, connection *conn, uint8_t *at, size_t asked)
+{
+    ssize_t got = wspy_sys_recv(conn->fd, at, asked);
+    if (got <= 0) {
+        nothing_received(loop, conn, got);
+        return got;
+    }
+    received(loop, conn, (size_t)got);
+    begin_decoding(loop, conn);
+    wspy_protocol_filled(&conn->protocol, (size_t)got, &loop->sink);
+    end_decoding(loop, conn);
+    return got;
+}
+
+static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
+{
+    uint8_t *at = loop->arena + loop->arena_used;
+    uint32_t kept = kept_size(conn);
+    ssize_t got = wspy_sys_recv(conn->fd, at + kept, asked);
+    if (got <= 0) {
+        nothing_received(loop, conn, got);
+        return got;
+    }
+    received(loop, conn, (size_t)got);
+    if (kept) {
+        memcpy(at, conn->input->data + conn->input->start, kept);
+        conn->input->start = conn->input->end = 0;
+    }
+    begin_decoding(loop, conn);
+    size_t length = kept + (size_t)got;
+    size_t used = feed_arena(loop, conn, length);
+    if (used == length)
+        forget_input(conn);
+    else if (keep(loop, conn, at + used, length - used) && loop->sink.credit > 0 && !wspy_loop_has_room(loop))
+        wspy_loop_list_ready(loop, conn);
+    end_decoding(loop, conn);
+    return got;
+}
+
+static void read_frames(wspy_loop *loop, connection *conn)
+{
+    size_t budget = READ_MAX;
+    while (budget && conn->phase == OPEN && may_read(conn) && wspy_loop_has_room(loop)) {
+        if (conn->flags & LISTED_READY) /* first what was read before */
+            return;
+        size_t asked;
+        uint8_t *direct = wspy_protocol_room(&conn->protocol, &asked);
+        if (!direct || asked > budget)
+            asked = budget;
+        if (conn->protocol.error) { /* no memory for the payload */
+            wspy_connection_end(loop, conn, conn->protocol.error, 0);
+            return;
+        }
+        ssize_t got = direct ? read_direct(loop, conn, direct, asked) : read_to_arena(loop, conn, asked);
+        if (got <= 0 || (size_t)got < asked)
+            return;
+        budget -= (size_t)got;
+    }
+}
+
+/* ---- request heads ---- */
+
+static void surface(wspy_loop *loop, connection *conn)
+{
+    conn->phase = DECIDING;
+    conn->flags |= SURFACED;
+    loop->heads++;
+}
+
+static void surface_bad_head(wspy_loop *loop, connection *conn, int error)
+{
+    surface(loop, conn);
+    forget_input(conn);
+    loop->stats.refused++;
+    add_event(loop, conn, WSPY_EVENT_BAD_HEAD)->start = (uint32_t)-error;
+}
+
+/* The head is what was kept and data[:length]; `behind` more bytes follow it there. */
+static void surface_head(wspy_loop *loop, connection *conn, const uint8_t *data, size_t length, size_t behind)
+{
+    uint8_t *free_space = loop->arena + loop->arena_used;
+    const uint8_t *head = data;
+    uint32_t kept = kept_size(conn);
+    loop->arena_used += length + behind;
+    if (kept) { /* make it one piece */
+        head = free_space + length + behind;
+        memcpy(free_space + length + behind, conn->input->data + conn->input->start, kept);
+        memcpy(free_space + length + behind + kept, data, length);
+        loop->arena_used += kept + length;
+        forget_input(conn);
+    }
+    surface(loop, conn);
+    if (conn->requests < UINT16_MAX)
+        conn->requests++;
+    wspy_event *event = add_event(loop, conn, WSPY_EVENT_HEAD);
+    event->start = (uint32_t)(head - loop->arena);
+    event->end = event->start + kept + (uint32_t)length;
+    keep(loop, conn, data + length, behind);
+}
+
+/* data lies at the arena's end. */
+static void scan_head(wspy_loop *loop, connection *conn, const uint8_t *data, size_t length)
+{
+    if (conn->requests && conn->scanner.size == 0) /* the next request of a kept-alive connection begins */
+        wspy_connection_arm(loop, conn, loop->settings.open_timeout_ms);
+    int end = wspy_head_feed(&conn->scanner, &loop->settings.head, data, (uint32_t)length);
+    if (end < 0)
+        surface_bad_head(loop, conn, end);
+    else if (end > 0)
+        surface_head(loop, conn, data, (size_t)end, length - (size_t)end);
+    else
+        keep(loop, conn, data, length);
+}
+
+static int may_surface(const wspy_loop *loop)
+{
+    return loop->heads < ACCEPT_TURN && wspy_loop_has_room(loop);
+}
+
+static void read_head(wspy_loop *loop, connection *conn)
+{
+    if (!may_surface(loop) || conn->flags & LISTED_READY)
+        return;
+    uint8_t *at = loop->arena + loop->arena_used;
+    ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
+    if (got <= 0) {
+        nothing_received(loop, conn, got);
+        return;
+    }
+    received(loop, conn, (size_t)got);
+    scan_head(loop, conn, at, (size_t)got);
+}
+
+/* Requests that were pipelined behind an answered one. */
+static void scan_kept(wspy_loop *loop, connection *conn)
+{
+    if (!may_surface(loop)) {
+        wspy_loop_list_ready(loop, conn);
+        return;
+    }
+    wspy_input *input = conn->input;
+    uint8_t *at = loop->arena + loop->arena_used;
+    size_t length = kept_size(conn);
+    memcpy(at, input->data + input->start, length);
+    forget_input(conn);
+    scan_head(loop, conn, at, length);
+}
+
+void wspy_connection_decode_kept(wspy_loop *loop, connection *conn)
+{
+    if (!conn->input || conn->flags & DONE)
+        return;
+    if (conn->phase == HEAD)
+        scan_kept(loop, conn);
+    else if (conn->phase == OPEN)
+        decode_kept_frames(loop, conn);
+}
+
+/* Bytes behind a head that waits for its decision. */
+static void read_behind_head(wspy_loop *loop, connection *conn)
+{
+    if (!wspy_loop_has_room(loop))
+        return;
+    uint8_t *at = loop->arena + loop->arena_used;
+    ssize_t got = wspy_sys_recv(conn->fd, at, KEPT_MAX - kept_size(conn));
+    if (got <= 0) {
+        nothing_received(loop, conn, got);
+        return;
+    }
+    received(loop, conn, (size_t)got);
+    keep(loop, conn, at, (size_t)got);
+}
+
+static void discard(wspy_loop *loop, connection *conn)
+{
+    uint8_t *at = loop->arena + loop->arena_used;
+    ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
+    if (got < 0 && would_block(errno))
+        return;
+    if (got <= 0 || (uint32_t)got >= conn->credit) {
+        wspy_connection_drop(loop, conn);
+        return;
+    }
+    conn->credit -= (uint32_t)got;
+}
+
+void wspy_connection_readable(wspy_loop *loop, connection *conn)
+{
+    if (!may_read(conn)) {
+        stop_reading(loop, conn);
+        return;
+    }
+    switch (conn->phase) {
+    case HEAD:
+        read_head(loop, conn);
+        return;
+    case DECIDING:
+    case OPENING:
+        read_behind_head(loop, conn);
+        return;
+    case OPEN:
+        read_frames(loop, conn);
+        return;
+    default:
+        discard(loop, conn);
+    }
+}
+
+/* ---- deadlines that passed ---- */
+
+static void head_expired(wspy_loop *loop, connection *conn)
+{
+    loop->stats.timeouts++;
+    if (!wspy_head_has_line(&conn->scanner)) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+        return;
+    }
+    surface_bad_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
+    wspy_connection_arm(loop, conn, LINGER_MS);
+}
+
+static void send_keepalive(wspy_loop *loop, connection *conn)
+{
+    uint8_t frame[WSPY_CONTROL_FRAME_MAX];
+    uint32_t tick = loop->tick;
+    uint8_t payload[4] = {(uint8_t)(tick >> 24), (uint8_t)(tick >> 16), (uint8_t)(tick >> 8), (uint8_t)tick};
+    int size = wspy_protocol_control(&conn->protocol, WSPY_EVENT_PING, payload, sizeof payload, frame);
+    if (size < 0)
+        return;
+    conn->ping_at = tick;
+    conn->flags |= AWAITS_PONG;
+    wspy_connection_arm(loop, conn, loop->settings.ping_timeout_ms == WSPY_FOREVER
+                                        ? loop->settings.ping_interval_ms
+                                        : loop->settings.ping_timeout_ms);
+    push_control(loop, conn, frame, (size_t)size);
+    if (loop->settings.wants & WSPY_WANT_PINGED)
+        add_event(loop, conn, WSPY_EVENT_PINGED)->start = tick;
+}
+
+static int pong_is_overdue(const wspy_loop *loop, connection *conn)
+{
+    if (!(conn->flags & AWAITS_PONG) || loop->settings.ping_timeout_ms == WSPY_FOREVER)
+        return 0;
+    conn->flags &= (uint16_t)~AWAITS_PONG;
+    if (conn->seen >= conn->ping_at) /* any byte since then is life */
+        return 0;
+    /* what we did not read ourselves can't count against the peer */
+    return may_read(conn) && !conn->input && wspy_sys_peek(conn->fd) <= 0;
+}
+
+static void keepalive_expired(wspy_loop *loop, connection *conn)
+{
+    if (pong_is_overdue(loop, conn)) {
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, WSPY_ERROR_PING_TIMEOUT, 0);
+        return;
+    }
+    uint32_t interval = loop->settings.ping_interval_ms;
+    uint64_t idle_ms = (uint64_t)(loop->tick - conn->seen) * WSPY_TICK_MS;
+    if (idle_ms < interval)
+        wspy_connection_arm(loop, conn, interval - (uint32_t)idle_ms);
+    else if (conn->queue || !may_read(conn)) /* a full pipe needs no probe, and no pong could be read */
+        wspy_connection_arm(loop, conn, interval);
+    else
+        send_keepalive(loop, conn);
+}
+
+void wspy_connection_expired(wspy_loop *loop, connection *conn)
+{
+    if (loop->sink.count >= EVENTS_TURN) { /* no room to report it */
+        wspy_connection_arm(loop, conn, WSPY_TICK_MS);
+        return;
+    }
+    switch (conn->phase) {
+    case HEAD:
+        head_expired(loop, conn);
+        return;
+    case DECIDING:
+    case OPENING:
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+        return;
+    case OPEN:
+        if (conn->flags & SENDABLE) {
+            keepalive_expired(loop, conn);
+            return;
+        }
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
+        return;
+    case ENDING:
+        loop->stats.timeouts++;
+        abandon(loop, conn);
+        return;
+    default:
+        wspy_connection_drop(loop, conn);
+    }
+}

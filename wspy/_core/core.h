@@ -1,0 +1,349 @@
+/* core.h: the boundary between Python and the C core, written once.
+ *
+ * The part between the two cdef markers is read by ffi_build.py and is all that Python sees; the C files
+ * include this header too, so a prototype exists in one place only. Conventions:
+ *   - a function returns a value >= 0, or a negative enum wspy_error;
+ *   - object first, verb last; sizes are bytes unless the name says otherwise (_ms, _count);
+ *   - C never calls Python; every pointer argument is borrowed for the duration of the call only,
+ *     unless the comment at the declaration says who owns it from then on.
+ */
+#ifndef WSPY_CORE_H
+#define WSPY_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begins */
+
+/* ---- errors (errors.c): one table maps each to close code, RFC section and text ---- */
+
+enum wspy_error {
+    WSPY_OK = 0,
+    /* the caller or the system */
+    WSPY_ERROR_NO_MEMORY = -1,
+    WSPY_ERROR_SYSTEM = -2, /* errno tells */
+    WSPY_ERROR_BUSY = -3,   /* a turn is already running, here or in another thread */
+    WSPY_ERROR_ARGUMENT = -4,
+    WSPY_ERROR_CLOSED = -5, /* the loop was closed or belongs to the parent of a fork */
+    WSPY_ERROR_HANDLE = -6, /* no such connection, or not any more */
+    /* the peer broke RFC 6455 */
+    WSPY_ERROR_RSV = -16,
+    WSPY_ERROR_OPCODE = -17,
+    WSPY_ERROR_UNMASKED = -18,
+    WSPY_ERROR_MASKED = -19,
+    WSPY_ERROR_LENGTH_FORM = -20,
+    WSPY_ERROR_LENGTH_RANGE = -21,
+    WSPY_ERROR_CONTROL_LENGTH = -22,
+    WSPY_ERROR_CONTROL_FRAGMENT = -23,
+    WSPY_ERROR_CONTINUATION = -24,
+    WSPY_ERROR_INTERLEAVED = -25,
+    WSPY_ERROR_MESSAGE_SIZE = -26,
+    WSPY_ERROR_FRAGMENT_SIZE = -27,
+    WSPY_ERROR_FRAGMENT_COUNT = -28,
+    WSPY_ERROR_UTF8 = -29,
+    WSPY_ERROR_CLOSE_LENGTH = -30,
+    WSPY_ERROR_CLOSE_CODE = -31,
+    WSPY_ERROR_CLOSE_UTF8 = -32,
+    /* the peer broke HTTP/1.1, or a limit on its request head */
+    WSPY_ERROR_HEAD_SYNTAX = -48,
+    WSPY_ERROR_HEAD_METHOD = -49,     /* over 32 bytes */
+    WSPY_ERROR_HEAD_LINE = -50,       /* the request line is too long */
+    WSPY_ERROR_HEAD_FIELD = -51,      /* a field line is too long */
+    WSPY_ERROR_HEAD_FIELD_COUNT = -52, /* too many field lines */
+    WSPY_ERROR_HEAD_SIZE = -53,
+    WSPY_ERROR_HEAD_TIMEOUT = -54, /* the request line is complete, the head is not */
+    /* why a connection ended, beside the above */
+    WSPY_ERROR_EOF = -64,           /* the peer ended TCP without a Close frame */
+    WSPY_ERROR_RESET = -65,         /* a system call on the connection failed */
+    WSPY_ERROR_OPEN_TIMEOUT = -66,
+    WSPY_ERROR_CLOSE_TIMEOUT = -67,
+    WSPY_ERROR_PING_TIMEOUT = -68,
+    WSPY_ERROR_BACKLOG = -69,       /* more unsent bytes than max_backlog */
+    WSPY_ERROR_ABORTED = -70        /* abort() was called */
+};
+
+int wspy_error_close_code(int error);        /* the code a Close frame for it carries, or 1006 */
+const char *wspy_error_section(int error);   /* "RFC 6455 §5.2" or "" (static) */
+const char *wspy_error_text(int error);      /* a sentence without a full stop (static) */
+
+/* ---- masking (mask.c), RFC 6455 §5.3 ---- */
+
+/* Mask or unmask in place. offset: position of data[0] in the frame's payload. */
+void wspy_mask(uint8_t *data, size_t length, const uint8_t *masking_key, size_t offset);
+/* The same from input to output; the two must be equal or must not overlap. */
+void wspy_mask_into(uint8_t *output, const uint8_t *input, size_t length, const uint8_t *masking_key,
+                    size_t offset);
+/* Tests: 0 scalar, 1 SSE2, 2 AVX2, 3 NEON; -1 the best this CPU has. Returns the one in force (for an absent one,
+ * the next lower). Not thread-safe. */
+int wspy_mask_select(int implementation);
+
+/* ---- UTF-8 (utf8.c), RFC 3629 ---- */
+
+#define WSPY_UTF8_ACCEPT 0
+#define WSPY_UTF8_REJECT 1
+/* Validate the next part of a text. *state starts as WSPY_UTF8_ACCEPT and holds what an unfinished code point
+ * needs; the text is complete when it is WSPY_UTF8_ACCEPT again. Returns how many bytes were accepted: less than
+ * length exactly if the byte at that index can't continue any valid text; *state is then WSPY_UTF8_REJECT and
+ * stays so. */
+size_t wspy_utf8_feed(uint32_t *state, const uint8_t *data, size_t length);
+/* Tests: 0 scalar, 1 the best this CPU has. Returns the one in force. Not thread-safe. */
+int wspy_utf8_select(int implementation);
+
+/* ---- frame headers (frame.c), RFC 6455 §5.2 ---- */
+
+#define WSPY_FIN 0x80
+#define WSPY_RSV1 0x40
+#define WSPY_RSV2 0x20
+#define WSPY_RSV3 0x10
+#define WSPY_MASK_BIT 0x80
+#define WSPY_HEADER_MAX 14
+
+typedef struct {
+    uint64_t length; /* of the payload */
+    uint8_t flags;   /* WSPY_FIN and RSV bits */
+    uint8_t opcode;
+    uint8_t masked;
+    uint8_t masking_key[4];
+} wspy_frame_header;
+
+/* Decode the header at data. Returns its size, 0 if more bytes are needed, or WSPY_ERROR_LENGTH_FORM or
+ * WSPY_ERROR_LENGTH_RANGE. flags, opcode and masked are set as soon as two bytes are there. */
+int wspy_frame_decode(const uint8_t *data, size_t length, wspy_frame_header *header);
+/* Encode into output (WSPY_HEADER_MAX bytes). Returns the size. */
+int wspy_frame_encode(uint8_t *output, const wspy_frame_header *header);
+
+/* ---- events: what the protocol and the loop report ---- */
+
+enum wspy_event_kind {
+    /* below 16: a frame, or a complete message, of that opcode; WSPY_NOT_FINAL and RSV bits are added */
+    WSPY_EVENT_CONTINUATION = 0,
+    WSPY_EVENT_TEXT = 1,
+    WSPY_EVENT_BINARY = 2,
+    WSPY_EVENT_CLOSE = 8, /* payload: as on the wire, checked */
+    WSPY_EVENT_PING = 9,
+    WSPY_EVENT_PONG = 10,
+    WSPY_EVENT_NOT_FINAL = 0x80,
+    WSPY_EVENT_RSV = 0x7000,       /* mask: RSV1 0x4000, RSV2 0x2000, RSV3 0x1000 */
+    WSPY_EVENT_DETACHED = 0x10000, /* payload: wspy_loop_detached(loop, start), not arena[start:end] */
+    /* the loop's own */
+    WSPY_EVENT_HEAD = 16,     /* payload: a complete request head */
+    WSPY_EVENT_BAD_HEAD = 17, /* start: the error, as a positive number; an answer is due */
+    WSPY_EVENT_OPENED = 18,   /* the 101 was handed to the kernel */
+    WSPY_EVENT_SENT = 19,     /* start: how many more marked sends were handed to the kernel */
+    WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, end: error number as a
+                                 positive number, 0 after a closing handshake; extra: errno */
+    WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
+    WSPY_EVENT_ACCEPT_PAUSED = 22 /* start: errno; accepting goes on by itself later */
+};
+
+typedef struct {
+    uint64_t handle;
+    uint32_t kind;
+    uint32_t start; /* of the payload in the arena */
+    uint32_t end;
+    uint32_t extra;
+} wspy_event;
+
+/* ---- the protocol (protocol.c): RFC 6455 §5 to §7 without I/O and without a clock ---- */
+
+enum wspy_role { WSPY_SERVER = 0, WSPY_CLIENT = 1 };
+enum wspy_granularity { WSPY_MESSAGES = 0, WSPY_FRAMES = 1 };
+
+typedef struct {
+    uint64_t max_size;          /* of a reassembled message; UINT64_MAX: no limit */
+    uint64_t max_fragment_size; /* of one data frame; UINT64_MAX: no limit */
+    uint32_t max_fragments;     /* data frames per message; UINT32_MAX: no limit */
+} wspy_limits;
+
+/* A protocol with buffers of its own, for use without the loop. Owned by the caller, until _free. Not
+ * thread-safe. */
+typedef struct wspy_endpoint wspy_endpoint;
+/* rsv: the WSPY_RSV bits, opcodes: bit n for opcode n, that extensions have claimed. NULL without memory. */
+wspy_endpoint *wspy_endpoint_new(int role, int granularity, const wspy_limits *limits, int rsv, int opcodes);
+void wspy_endpoint_free(wspy_endpoint *endpoint);
+/* Feed bytes from the peer. Events and owed replies are added to those not taken yet. Returns the number of
+ * waiting events, or the error: sticky, and after it (as after the peer's Close) input is ignored. */
+int wspy_endpoint_feed(wspy_endpoint *endpoint, const uint8_t *data, size_t length);
+/* The waiting events and the arena their payloads lie in: valid until the next _feed or _clear. DETACHED
+ * payloads: wspy_endpoint_detached. */
+const wspy_event *wspy_endpoint_events(const wspy_endpoint *endpoint);
+uint32_t wspy_endpoint_event_count(const wspy_endpoint *endpoint); /* also after an error */
+const uint8_t *wspy_endpoint_arena(const wspy_endpoint *endpoint);
+const uint8_t *wspy_endpoint_detached(const wspy_endpoint *endpoint, uint32_t index, uint64_t *length);
+/* Pongs owed to the peer, in order; *length: how many bytes. Valid until the next _feed or _clear. */
+const uint8_t *wspy_endpoint_replies(const wspy_endpoint *endpoint, size_t *length);
+/* Drop events and replies that were taken. */
+void wspy_endpoint_clear(wspy_endpoint *endpoint);
+/* Write the Close frame that is owed (the echo, or the failure's code) into output (139 bytes). Returns its
+ * size, or 0 if none is owed. Call it after everything received before was handled and answered. */
+int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output);
+/* Start the closing handshake: write a Close frame with this checked payload (0 or 2 to 125 bytes) into output
+ * (139 bytes). Returns its size, or 0 if a Close was sent or failed before. */
+int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t length, uint8_t *output);
+int wspy_endpoint_error(const wspy_endpoint *endpoint); /* 0, or the sticky error */
+/* Bit 0: our Close was sent; bit 1: the peer's was received. */
+int wspy_endpoint_close_state(const wspy_endpoint *endpoint);
+
+/* 1 if a Close frame may carry this code, RFC 6455 §7.4 and the IANA registry; else 0. */
+int wspy_close_code_valid(int code);
+
+/* ---- the end of a request head (head.c), RFC 9112 §2 to §5 ---- */
+
+typedef struct {
+    uint32_t max_line;   /* the request line, without CRLF */
+    uint32_t max_field;  /* one field line */
+    uint32_t max_size;   /* the head in total */
+    uint32_t max_fields; /* field lines */
+} wspy_head_limits;
+
+typedef struct { /* zero it before the first byte of a head */
+    uint32_t size;       /* bytes of this head so far */
+    uint32_t line;       /* bytes of the current line so far */
+    uint16_t fields;     /* complete field lines */
+    uint8_t state;
+    uint8_t empty_lines; /* before the request line */
+} wspy_head_scanner;
+
+/* Scan the next bytes of a head. Returns how many belong to it once it is complete (scanner->state is then
+ * WSPY_HEAD_COMPLETE), 0 if more are needed, or an error at the first byte that can't belong to any request. */
+#define WSPY_HEAD_COMPLETE 255
+int wspy_head_feed(wspy_head_scanner *scanner, const wspy_head_limits *limits, const uint8_t *data,
+                   uint32_t length);
+/* 1 once the request line is complete. */
+int wspy_head_has_line(const wspy_head_scanner *scanner);
+
+/* ---- the loop (loop.c): epoll, accept, timers, queues; one native call per turn ---- */
+
+#define WSPY_FOREVER 0xffffffff
+
+typedef struct {
+    wspy_limits limits;
+    wspy_head_limits head;
+    uint64_t max_backlog;       /* unsent bytes of a connection, checked before a send */
+    uint32_t notsent_lowat;     /* TCP_NOTSENT_LOWAT; 0: leave it */
+    uint32_t open_timeout_ms;   /* accept to 101; deadlines: WSPY_FOREVER for none */
+    uint32_t close_timeout_ms;
+    uint32_t ping_interval_ms;
+    uint32_t ping_timeout_ms;
+    uint32_t idle_request_ms;   /* between two requests of plain HTTP */
+    uint32_t wants;             /* events below are reported only if wanted */
+} wspy_settings;
+
+#define WSPY_WANT_PING 1
+#define WSPY_WANT_PONG 2
+#define WSPY_WANT_PINGED 4
+
+/* A command is a handle with one of these added, and a payload. */
+#define WSPY_COMMAND_SHIFT 52
+enum wspy_command {
+    WSPY_COMMAND_SEND = 0,      /* complete frames, as on the wire */
+    WSPY_COMMAND_SEND_MARK = 1, /* the same; its last byte handed to the kernel counts in a SENT event */
+    WSPY_COMMAND_SEND_MORE = 2, /* a frame whose end the next command brings */
+    WSPY_COMMAND_ACCEPT = 3,    /* wspy_accept, then the 101 response */
+    WSPY_COMMAND_RESPOND = 4,   /* one byte (1: keep alive, 0: close), then the HTTP response */
+    WSPY_COMMAND_CLOSE = 5,     /* payload of the Close frame */
+    WSPY_COMMAND_ABORT = 6,     /* RST, nothing more is delivered but CLOSED */
+    WSPY_COMMAND_PAUSE = 7,
+    WSPY_COMMAND_RESUME = 8,
+    WSPY_COMMAND_GRANT = 9,     /* uint32_t: so many more messages may be delivered */
+    WSPY_COMMAND_BROADCAST = 10, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
+                                    count WSPY_FOREVER: no handles, every open connection */
+    WSPY_COMMAND_REFUSE = 11    /* handle 0; an HTTP response for every connection whose head is not complete */
+};
+#define WSPY_BROADCAST_MARK 1
+
+typedef struct { /* payload of ACCEPT, before the response */
+    uint32_t credit; /* messages that may be delivered; WSPY_FOREVER: no flow control */
+    uint16_t opcodes;
+    uint8_t rsv;
+    uint8_t granularity;
+} wspy_accept;
+
+typedef struct {
+    uint64_t accepted, opened, closed, refused;
+    uint64_t messages_received, bytes_received, bytes_sent, broadcasts;
+    uint64_t protocol_errors, timeouts, accept_errors, turns;
+    uint64_t connections;        /* now, in every phase */
+    uint64_t handshakes;         /* of these, before the 101 */
+    uint64_t backlog;            /* unsent bytes of all */
+} wspy_stats;
+
+typedef struct wspy_loop wspy_loop;
+
+/* Owned by the caller until _free. NULL with errno set. */
+wspy_loop *wspy_loop_new(const wspy_settings *settings);
+/* Closes every descriptor of the loop but the listeners. No other call may be running. */
+void wspy_loop_free(wspy_loop *loop);
+/* In the child of a fork: closes the copies of the descriptors without touching the parent's epoll set. Every
+ * later call returns WSPY_ERROR_CLOSED. */
+void wspy_loop_abandon(wspy_loop *loop);
+int wspy_loop_fd(const wspy_loop *loop); /* readable when a turn has work */
+
+/* Watch a listening socket; fd stays the caller's, who keeps it open until _unlisten. At most 16. */
+int wspy_loop_listen(wspy_loop *loop, int fd);
+int wspy_loop_unlisten(wspy_loop *loop, int fd);
+/* Turn a connected, non-blocking socket into a connection that awaits its request head. On success the loop
+ * owns fd. */
+int wspy_loop_adopt(wspy_loop *loop, int fd, uint64_t *handle);
+/* End a turn when fd becomes readable, and drain it. At most one; fd stays the caller's; -1 unwatches. */
+int wspy_loop_watch(wspy_loop *loop, int fd);
+
+/* A batch of commands, as Python packs it. Command i (0-based) is number first + i since the loop began; the
+ * core applies every number once and in order, so that overlapping batches of several threads are harmless. */
+typedef struct {
+    uint64_t first;
+    uint32_t count;
+} wspy_batch;
+
+/* Apply commands, wait up to timeout_ms (-1: for ever), read, decode, run timers, accept. keys: count uint64_t
+ * (command and handle); lengths: count uint32_t; joined: the payloads that have no address, one after the
+ * other; addresses: count uint64_t (0: in joined) or NULL if all are. Returns the number of events: their
+ * payloads stay valid until the next turn. The calling thread becomes the loop's. */
+int wspy_loop_turn(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths, const char *joined,
+                   const char *addresses, int timeout_ms);
+/* Only apply commands; from any thread, also while another one waits in a turn. */
+int wspy_loop_submit(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
+                     const char *joined, const char *addresses);
+uint64_t wspy_loop_applied(wspy_loop *loop); /* the number of the next command to apply */
+
+/* Fixed for the life of the loop; contents valid between two turns. */
+const wspy_event *wspy_loop_events(const wspy_loop *loop);
+size_t wspy_loop_event_capacity(const wspy_loop *loop);
+const uint8_t *wspy_loop_arena(const wspy_loop *loop);
+size_t wspy_loop_arena_capacity(const wspy_loop *loop);
+const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length);
+/* Unsent bytes of each slot (handle & WSPY_SLOT_MASK), saturating; fixed for the life of the loop. */
+#define WSPY_SLOT_MASK 0xffffff
+const uint32_t *wspy_loop_backlogs(const wspy_loop *loop);
+size_t wspy_loop_slot_capacity(const wspy_loop *loop);
+
+/* End the running or next wait; from any thread and from a signal handler. */
+int wspy_loop_wake(wspy_loop *loop);
+/* End a wait at this time at the latest (milliseconds of wspy_loop_now_ms; 0: no alarm). Loop thread only. */
+int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms);
+uint64_t wspy_loop_now_ms(const wspy_loop *loop); /* CLOCK_MONOTONIC since the loop began */
+/* The peer's address: 4 or 16 bytes (0 for a Unix socket); returns the size. */
+int wspy_loop_peer(wspy_loop *loop, uint64_t handle, uint8_t *address, uint32_t *port, uint32_t *scope);
+int wspy_loop_stats(wspy_loop *loop, wspy_stats *stats);
+
+/* ---- tests: make the n-th system call or allocation from now on fail (sys.c) ---- */
+
+enum wspy_sys_call {
+    WSPY_SYS_ALLOCATE = 0,
+    WSPY_SYS_RECV = 1,
+    WSPY_SYS_SEND = 2,
+    WSPY_SYS_ACCEPT = 3,
+    WSPY_SYS_EPOLL_CTL = 4,
+    WSPY_SYS_EPOLL_WAIT = 5,
+    WSPY_SYS_CREATE = 6, /* epoll_create1, eventfd, timerfd_create, mmap */
+    WSPY_SYS_TIMER = 7,
+    WSPY_SYS_CALL_COUNT = 8
+};
+/* nth >= 1: calls nth to nth + times - 1 of this kind fail with error; 0: none. short_io > 0: recv and send
+ * move at most so many bytes a call. Returns how many calls of the kind were made since the last time. Not
+ * thread-safe. */
+int wspy_sys_fail(int call, uint32_t nth, uint32_t times, int error, uint32_t short_io);
+
+/* cdef ends */
+
+#endif

@@ -1,0 +1,152 @@
+/* endpoint.c: a protocol with buffers of its own, for those who bring bytes by themselves. */
+#include <stddef.h>
+#include <string.h>
+
+#include "protocol.h"
+#include "sys.h"
+
+/* Events are taken in slices of this many, so that the array can grow between two. */
+enum { SLICE = 64 };
+
+struct wspy_endpoint {
+    wspy_protocol protocol;
+    wspy_limits limits;
+    wspy_bytes arena;  /* payloads of the waiting events, then the incomplete remainder */
+    size_t remainder;  /* where that begins */
+    wspy_event *events;
+    uint32_t event_count, event_capacity;
+    wspy_detached detached;
+    wspy_bytes replies;
+};
+
+wspy_endpoint *wspy_endpoint_new(int role, int granularity, const wspy_limits *limits, int rsv, int opcodes)
+{
+    wspy_endpoint *endpoint = wspy_sys_allocate_zeroed(1, sizeof *endpoint);
+    if (!endpoint)
+        return NULL;
+    endpoint->limits = *limits;
+    wspy_protocol_init(&endpoint->protocol, &endpoint->limits, role, granularity, rsv, opcodes);
+    return endpoint;
+}
+
+void wspy_endpoint_free(wspy_endpoint *endpoint)
+{
+    if (!endpoint)
+        return;
+    wspy_protocol_dispose(&endpoint->protocol);
+    wspy_detached_free(&endpoint->detached);
+    wspy_bytes_free(&endpoint->arena);
+    wspy_bytes_free(&endpoint->replies);
+    wspy_sys_free(endpoint->events);
+    wspy_sys_free(endpoint);
+}
+
+static int reserve_events(wspy_endpoint *endpoint)
+{
+    if (endpoint->event_capacity - endpoint->event_count >= SLICE)
+        return WSPY_OK;
+    uint32_t capacity = endpoint->event_capacity ? endpoint->event_capacity * 2 : SLICE;
+    wspy_event *grown = wspy_sys_resize(endpoint->events, capacity * sizeof *grown);
+    if (!grown)
+        return WSPY_ERROR_NO_MEMORY;
+    endpoint->events = grown;
+    endpoint->event_capacity = capacity;
+    return WSPY_OK;
+}
+
+/* Decodes a slice of what lies behind the remainder mark. Returns whether there may be more. */
+static int decode(wspy_endpoint *endpoint)
+{
+    wspy_sink sink = {
+        .events = endpoint->events,
+        .count = endpoint->event_count,
+        .capacity = endpoint->event_capacity,
+        .arena = endpoint->arena.data,
+        .detached = &endpoint->detached,
+        .replies = &endpoint->replies,
+        .credit = WSPY_FOREVER,
+        .wants = WSPY_WANT_PING | WSPY_WANT_PONG,
+    };
+    size_t waiting = endpoint->arena.length - endpoint->remainder;
+    size_t used = wspy_protocol_feed(&endpoint->protocol, endpoint->arena.data + endpoint->remainder, waiting, &sink);
+    endpoint->event_count = sink.count;
+    endpoint->remainder += used;
+    return used < waiting && sink.count == sink.capacity;
+}
+
+int wspy_endpoint_feed(wspy_endpoint *endpoint, const uint8_t *data, size_t length)
+{
+    wspy_protocol *protocol = &endpoint->protocol;
+    if (!wspy_protocol_running(protocol))
+        return protocol->error ? protocol->error : (int)endpoint->event_count;
+    if (endpoint->arena.length + length > UINT32_MAX)
+        return WSPY_ERROR_ARGUMENT; /* take and clear events more often */
+    if (wspy_bytes_append(&endpoint->arena, data, length) < 0)
+        wspy_protocol_fail(protocol, WSPY_ERROR_NO_MEMORY);
+    do
+        if (reserve_events(endpoint) < 0)
+            wspy_protocol_fail(protocol, WSPY_ERROR_NO_MEMORY);
+    while (wspy_protocol_running(protocol) && decode(endpoint));
+    return protocol->error ? protocol->error : (int)endpoint->event_count;
+}
+
+const wspy_event *wspy_endpoint_events(const wspy_endpoint *endpoint)
+{
+    return endpoint->events;
+}
+
+const uint8_t *wspy_endpoint_arena(const wspy_endpoint *endpoint)
+{
+    return endpoint->arena.data;
+}
+
+const uint8_t *wspy_endpoint_detached(const wspy_endpoint *endpoint, uint32_t index, uint64_t *length)
+{
+    if (index >= endpoint->detached.count)
+        return NULL;
+    *length = endpoint->detached.items[index].length;
+    return endpoint->detached.items[index].data;
+}
+
+const uint8_t *wspy_endpoint_replies(const wspy_endpoint *endpoint, size_t *length)
+{
+    *length = endpoint->replies.length;
+    return endpoint->replies.data;
+}
+
+uint32_t wspy_endpoint_event_count(const wspy_endpoint *endpoint)
+{
+    return endpoint->event_count;
+}
+
+void wspy_endpoint_clear(wspy_endpoint *endpoint)
+{
+    size_t rest = endpoint->arena.length - endpoint->remainder;
+    if (rest)
+        memmove(endpoint->arena.data, endpoint->arena.data + endpoint->remainder, rest);
+    endpoint->arena.length = rest;
+    endpoint->remainder = 0;
+    endpoint->event_count = 0;
+    endpoint->replies.length = 0;
+    wspy_detached_release(&endpoint->detached);
+}
+
+int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output)
+{
+    return wspy_protocol_owed_close(&endpoint->protocol, output);
+}
+
+int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t length, uint8_t *output)
+{
+    return wspy_protocol_close(&endpoint->protocol, payload, length, output);
+}
+
+int wspy_endpoint_error(const wspy_endpoint *endpoint)
+{
+    return endpoint->protocol.error;
+}
+
+int wspy_endpoint_close_state(const wspy_endpoint *endpoint)
+{
+    return endpoint->protocol.close_state & (WSPY_CLOSE_SENT | WSPY_CLOSE_RECEIVED);
+}

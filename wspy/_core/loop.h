@@ -1,0 +1,192 @@
+/* loop.h: the loop and its connections, as loop.c, connection.c and command.c share them. Private to the core.
+ *
+ * Every function here is called with the loop's mutex held. A connection lives in a slot; its handle (slot and
+ * generation) is what epoll and Python know. Phases only go forward, but for HTTP requests on one connection:
+ *
+ *   HEAD -> DECIDING -> OPENING -> OPEN -> ENDING -> LINGER -> FREE
+ *     ^________|
+ */
+#ifndef WSPY_LOOP_H
+#define WSPY_LOOP_H
+
+#include <pthread.h>
+#include <sys/socket.h>
+
+#include "core.h"
+#include "protocol.h"
+#include "queue.h"
+#include "timers.h"
+
+enum phase {
+    FREE,
+    HEAD,     /* reads a request head */
+    DECIDING, /* Python has the head */
+    OPENING,  /* the 101 waits for the kernel */
+    OPEN,
+    ENDING, /* decided: the rest is written, then CLOSED is reported */
+    LINGER  /* our half of TCP is closed; what comes is thrown away */
+};
+
+enum { /* connection.flags */
+    READS = 1,            /* the epoll set has it for reading */
+    WRITES = 2,           /* ... for writing */
+    IN_EPOLL = 4,         /* the epoll set has it at all */
+    PAUSED = 8,           /* by the application */
+    SENDABLE = 16,        /* no Close was sent, and its end was not carried out */
+    AWAITS_PONG = 32,
+    SURFACED = 64,        /* Python knows it: CLOSED is due */
+    REPORT_OPENED = 128,
+    REPORT_CLOSED = 256,
+    LISTED_ENDING = 512,  /* in loop->ending */
+    LISTED_READY = 1024,  /* in loop->ready: has input that can be decoded now */
+    LISTED_REPORT = 2048, /* in loop->report */
+    SAW_EOF = 4096,
+    DONE = 8192,     /* the descriptor is closed; the slot waits for its reports */
+    UPGRADED = 16384 /* the protocol is set up */
+};
+
+/* Bytes that were read and not decoded yet. Owned by the connection. */
+typedef struct {
+    uint32_t start, end, capacity;
+    uint8_t data[];
+} wspy_input;
+
+#define NO_SLOT UINT32_MAX
+
+typedef struct connection {
+    union {
+        wspy_protocol protocol;    /* from OPENING on */
+        wspy_head_scanner scanner; /* in HEAD */
+    };
+    wspy_timer timer;
+    wspy_queue *queue; /* owned; NULL: all is written */
+    wspy_input *input; /* owned; NULL: all is decoded */
+    int fd;
+    uint32_t slot;
+    uint32_t generation;
+    uint32_t next_ending, next_ready, next_report; /* slots */
+    uint32_t credit;
+    uint32_t seen; /* tick of the last byte received */
+    uint32_t ping_at;
+    uint32_t sent_marks; /* not reported yet */
+    int32_t end_errno;
+    int8_t end_error;
+    uint8_t phase;
+    uint16_t flags;
+    uint16_t requests;
+    uint16_t port;
+    uint8_t address_size;
+    uint8_t address[16];
+    uint32_t scope;
+} connection;
+
+enum {
+    CHUNK_CONNECTIONS = 256,
+    CHUNKS_MAX = 1 << 16,
+    LISTENERS_MAX = 16,
+    ARENA_FULL = 1 << 20,            /* a turn ends here ... */
+    READ_MAX = 256 << 10,            /* ... or after so much of one connection */
+    HEAD_MAX = 256 << 10,            /* the most that max_head may allow */
+    HEAD_READ = 16 << 10,
+    ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ,
+    EVENTS_TURN = 4096,
+    EVENTS_SIZE = EVENTS_TURN + 1024, /* reports find room behind a full turn */
+    POLL_MAX = 1024,
+    ACCEPT_TURN = 64,
+    KEPT_MAX = 64 << 10, /* behind a head that waits for its decision */
+    LINGER_MS = 1000,
+    LINGER_BYTES = 1 << 20,
+    LISTEN_PAUSE_MS = 100,
+    REQUESTS_MAX = 1000 /* of plain HTTP on one connection */
+};
+
+typedef struct {
+    int fd; /* borrowed; -1: none */
+    int is_ready, is_watched;
+    uint64_t resume_ms; /* 0: not paused */
+} listener;
+
+struct wspy_loop {
+    pthread_mutex_t mutex;
+    wspy_settings settings;
+    int epoll, event, timer, watched;
+    int closed;
+    int in_turn;
+    int waiting; /* a thread is inside epoll_wait */
+    int woken;   /* the eventfd was signalled and not drained */
+    uint64_t began_ns;
+    uint64_t now_ms;
+    uint32_t tick;
+    uint64_t armed_ms; /* what the timerfd is set to; UINT64_MAX: nothing */
+    uint64_t alarm_ms; /* UINT64_MAX: none */
+    uint64_t applied;
+    listener listeners[LISTENERS_MAX];
+    connection **chunks; /* reserved; chunk i holds slots 256 i to 256 i + 255 */
+    uint32_t slot_count; /* ever used */
+    uint32_t free_slots; /* list through next_ready */
+    uint32_t freed_slots; /* in this turn: reusable from the next on */
+    uint32_t ending, ready, report, report_last; /* lists of slots */
+    uint32_t *backlogs;                          /* reserved; by slot */
+    uint8_t *arena;                              /* reserved */
+    size_t arena_used, arena_touched;
+    uint32_t small_turns; /* in a row, since the arena was large */
+    wspy_event *events; /* reserved */
+    uint32_t heads;     /* surfaced in this turn */
+    wspy_sink sink;
+    wspy_detached detached;
+    wspy_bytes replies;
+    wspy_stats stats;
+    wspy_wheel wheel;
+};
+
+/* ---- loop.c ---- */
+
+connection *wspy_loop_find(wspy_loop *loop, uint64_t handle); /* NULL: gone */
+uint64_t wspy_connection_handle(const connection *conn);
+/* A new connection in HEAD, or NULL; takes fd. */
+connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage *address);
+/* Gives the slot back, once the descriptor is closed and everything is reported. */
+void wspy_loop_release(wspy_loop *loop, connection *conn);
+void wspy_loop_list_report(wspy_loop *loop, connection *conn);
+void wspy_loop_list_ending(wspy_loop *loop, connection *conn);
+void wspy_loop_list_ready(wspy_loop *loop, connection *conn);
+/* Room for one more read into the arena; else the turn is full. */
+int wspy_loop_has_room(const wspy_loop *loop);
+
+/* ---- connection.c ---- */
+
+void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms);
+/* epoll reported something: reads, or finds out that it may not. */
+void wspy_connection_readable(wspy_loop *loop, connection *conn);
+void wspy_connection_writable(wspy_loop *loop, connection *conn);
+void wspy_connection_expired(wspy_loop *loop, connection *conn);
+/* Decodes kept input, as far as credit and the turn allow. */
+void wspy_connection_decode_kept(wspy_loop *loop, connection *conn);
+/* The epoll set follows what the connection may do now. */
+void wspy_connection_poll(wspy_loop *loop, connection *conn);
+
+typedef struct { /* consecutive sends to one connection */
+    struct iovec parts[64];
+    size_t count;
+    size_t length;
+    size_t mark_ends[64]; /* where marked frames end in these parts */
+    uint32_t mark_count;
+} wspy_run;
+void wspy_connection_send(wspy_loop *loop, connection *conn, const wspy_run *run);
+/* *shared is made when it is first needed; the caller releases it. */
+void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_t *frame, size_t length,
+                                 wspy_shared **shared, int is_marked);
+void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length);
+/* Decides that the connection ends; carried out after the next commands, so that replies to what was delivered
+ * still leave. error 0: after a closing handshake, or an HTTP response. */
+void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error);
+void wspy_connection_finish(wspy_loop *loop, connection *conn);
+/* Closes the descriptor and frees what the connection owns. */
+void wspy_connection_drop(wspy_loop *loop, connection *conn);
+
+/* ---- command.c ---- */
+
+int wspy_commands_apply(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
+                        const char *joined, const char *addresses);
+
+#endif

@@ -1,0 +1,256 @@
+/* queue.c: bytes that the kernel did not take yet, in order, with marks at the ends of messages. */
+#include "queue.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "core.h"
+#include "sys.h"
+
+enum { CHUNK_MIN = 4096, CHUNK_ROOM = 65536, PONG_MAX = WSPY_HEADER_MAX + 125, PARTS_MAX = 16 };
+
+/* Owned by the queue. Its bytes are data[start:end], or those of shared. */
+typedef struct chunk {
+    struct chunk *next;
+    wspy_shared *shared; /* one reference, or NULL */
+    size_t start, end, capacity;
+    uint8_t is_control; /* not counted for marks */
+    uint8_t is_touched; /* partly written: nothing may be put in front */
+    uint8_t data[];
+} chunk;
+
+struct wspy_queue {
+    chunk *head, *tail;
+    uint64_t size;
+    uint64_t pushed, written; /* bytes of data since the queue began */
+    uint64_t *marks;          /* a ring of positions in `pushed` */
+    uint32_t mark_start, mark_count, mark_capacity;
+    uint8_t pong_length;
+    uint8_t pong[PONG_MAX];
+};
+
+wspy_shared *wspy_shared_new(const uint8_t *data, size_t length)
+{
+    wspy_shared *shared = wspy_sys_allocate(sizeof *shared + length);
+    if (!shared)
+        return NULL;
+    shared->references = 1;
+    shared->length = length;
+    memcpy(shared->data, data, length);
+    return shared;
+}
+
+void wspy_shared_release(wspy_shared *shared)
+{
+    if (shared && --shared->references == 0)
+        wspy_sys_free(shared);
+}
+
+wspy_queue *wspy_queue_new(void)
+{
+    return wspy_sys_allocate_zeroed(1, sizeof(wspy_queue));
+}
+
+static void free_chunk(chunk *gone)
+{
+    wspy_shared_release(gone->shared);
+    wspy_sys_free(gone);
+}
+
+void wspy_queue_free(wspy_queue *queue)
+{
+    if (!queue)
+        return;
+    while (queue->head) {
+        chunk *gone = queue->head;
+        queue->head = gone->next;
+        free_chunk(gone);
+    }
+    wspy_sys_free(queue->marks);
+    wspy_sys_free(queue);
+}
+
+uint64_t wspy_queue_size(const wspy_queue *queue)
+{
+    return queue ? queue->size + queue->pong_length : 0;
+}
+
+static chunk *new_chunk(size_t capacity)
+{
+    chunk *added = wspy_sys_allocate(sizeof *added + capacity);
+    if (!added)
+        return NULL;
+    memset(added, 0, sizeof *added);
+    added->capacity = capacity;
+    return added;
+}
+
+static void link_chunk(wspy_queue *queue, chunk *added)
+{
+    if (queue->tail)
+        queue->tail->next = added;
+    else
+        queue->head = added;
+    queue->tail = added;
+}
+
+static void copy_parts(uint8_t *output, const struct iovec *parts, size_t count, size_t skip)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (skip >= parts[i].iov_len) {
+            skip -= parts[i].iov_len;
+            continue;
+        }
+        size_t length = parts[i].iov_len - skip;
+        memcpy(output, (const uint8_t *)parts[i].iov_base + skip, length);
+        output += length;
+        skip = 0;
+    }
+}
+
+int wspy_queue_push(wspy_queue *queue, const struct iovec *parts, size_t count, size_t skip)
+{
+    size_t length = 0;
+    for (size_t i = 0; i < count; i++)
+        length += parts[i].iov_len;
+    length -= skip;
+    chunk *tail = queue->tail;
+    if (!tail || tail->is_control || tail->shared || tail->capacity - tail->end < length) {
+        size_t room = queue->size > CHUNK_ROOM ? CHUNK_ROOM : CHUNK_MIN;
+        tail = new_chunk(length > room ? length : room);
+        if (!tail)
+            return WSPY_ERROR_NO_MEMORY;
+        link_chunk(queue, tail);
+    }
+    copy_parts(tail->data + tail->end, parts, count, skip);
+    tail->end += length;
+    queue->size += length;
+    queue->pushed += length;
+    return WSPY_OK;
+}
+
+int wspy_queue_push_shared(wspy_queue *queue, wspy_shared *shared, size_t skip)
+{
+    chunk *added = new_chunk(0);
+    if (!added)
+        return WSPY_ERROR_NO_MEMORY;
+    shared->references++;
+    added->shared = shared;
+    added->start = skip;
+    added->end = shared->length;
+    added->is_touched = skip > 0;
+    link_chunk(queue, added);
+    queue->size += added->end - added->start;
+    queue->pushed += added->end - added->start;
+    return WSPY_OK;
+}
+
+int wspy_queue_mark(wspy_queue *queue, size_t behind)
+{
+    if (queue->mark_count == queue->mark_capacity) {
+        uint32_t capacity = queue->mark_capacity ? queue->mark_capacity * 2 : 16;
+        uint64_t *grown = wspy_sys_allocate(capacity * sizeof *grown);
+        if (!grown)
+            return WSPY_ERROR_NO_MEMORY;
+        for (uint32_t i = 0; i < queue->mark_count; i++)
+            grown[i] = queue->marks[(queue->mark_start + i) % queue->mark_capacity];
+        wspy_sys_free(queue->marks);
+        queue->marks = grown;
+        queue->mark_start = 0;
+        queue->mark_capacity = capacity;
+    }
+    queue->marks[(queue->mark_start + queue->mark_count++) % queue->mark_capacity] = queue->pushed - behind;
+    return WSPY_OK;
+}
+
+void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length)
+{
+    queue->pong_length = (uint8_t)length;
+    memcpy(queue->pong, frame, length);
+}
+
+/* Puts the waiting Pong first, unless a frame is half written. */
+static void place_pong(wspy_queue *queue)
+{
+    if (!queue->pong_length || (queue->head && queue->head->is_touched))
+        return;
+    chunk *added = new_chunk(queue->pong_length);
+    if (!added) /* it is tried again at the next flush */
+        return;
+    memcpy(added->data, queue->pong, queue->pong_length);
+    added->end = queue->pong_length;
+    added->is_control = 1;
+    added->next = queue->head;
+    queue->head = added;
+    if (!queue->tail)
+        queue->tail = added;
+    queue->size += queue->pong_length;
+    queue->pong_length = 0;
+}
+
+static uint8_t *chunk_bytes(chunk *source)
+{
+    return (source->shared ? source->shared->data : source->data) + source->start;
+}
+
+static size_t gather(wspy_queue *queue, struct iovec *parts)
+{
+    size_t count = 0;
+    size_t most = queue->pong_length ? 1 : PARTS_MAX; /* a Pong goes behind the frame that is half written */
+    for (chunk *source = queue->head; source && count < most; source = source->next)
+        parts[count++] = (struct iovec){.iov_base = chunk_bytes(source), .iov_len = source->end - source->start};
+    return count;
+}
+
+static void consume(wspy_queue *queue, size_t length)
+{
+    queue->size -= length;
+    while (length) {
+        chunk *source = queue->head;
+        size_t available = source->end - source->start;
+        size_t used = length < available ? length : available;
+        queue->written += source->is_control ? 0 : used;
+        source->start += used;
+        source->is_touched = 1;
+        length -= used;
+        if (used < available)
+            return;
+        queue->head = source->next;
+        if (!queue->head)
+            queue->tail = NULL;
+        free_chunk(source);
+    }
+}
+
+static uint32_t pass_marks(wspy_queue *queue)
+{
+    uint32_t passed = 0;
+    while (queue->mark_count && queue->marks[queue->mark_start] <= queue->written) {
+        queue->mark_start = (queue->mark_start + 1) % queue->mark_capacity;
+        queue->mark_count--;
+        passed++;
+    }
+    return passed;
+}
+
+int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes)
+{
+    for (;;) {
+        place_pong(queue);
+        struct iovec parts[PARTS_MAX];
+        size_t count = gather(queue, parts);
+        if (count == 0)
+            return queue->pong_length > 0;
+        size_t offered = 0;
+        for (size_t i = 0; i < count; i++)
+            offered += parts[i].iov_len;
+        ssize_t sent = wspy_sys_send(fd, parts, count);
+        if (sent < 0)
+            return errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM ? 1 : -1;
+        consume(queue, (size_t)sent);
+        *marks += pass_marks(queue);
+        *bytes += (uint64_t)sent;
+        if ((size_t)sent < offered)
+            return 1;
+    }
+}

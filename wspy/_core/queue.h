@@ -1,0 +1,39 @@
+/* queue.h: what a connection still has to write. Private to the core. */
+#ifndef WSPY_QUEUE_H
+#define WSPY_QUEUE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* One payload for many queues. Each reference is one share; the last release frees it. */
+typedef struct {
+    uint32_t references;
+    size_t length;
+    uint8_t data[];
+} wspy_shared;
+
+wspy_shared *wspy_shared_new(const uint8_t *data, size_t length); /* with one reference, the caller's */
+void wspy_shared_release(wspy_shared *shared);
+
+/* Bytes in order. Only a connection whose peer does not keep up has a queue: wspy_queue_new when the kernel
+ * refuses the first byte, wspy_queue_free when it has taken the last. Each push ends at the end of a frame, so that
+ * a Pong can go between two. */
+typedef struct wspy_queue wspy_queue;
+
+wspy_queue *wspy_queue_new(void);
+void wspy_queue_free(wspy_queue *queue);
+/* Copies the parts but for their first `skip` bytes. WSPY_OK or WSPY_ERROR_NO_MEMORY (then nothing is queued). */
+int wspy_queue_push(wspy_queue *queue, const struct iovec *parts, size_t count, size_t skip);
+/* Queues shared->data from `skip` on, with a reference of its own. */
+int wspy_queue_push_shared(wspy_queue *queue, wspy_shared *shared, size_t skip);
+/* Counts one mark when all but the last `behind` bytes pushed so far were written. Marks come in order. */
+int wspy_queue_mark(wspy_queue *queue, size_t behind);
+/* The one Pong that waits; a newer one replaces it (RFC 6455 §5.5.2). length: at most 139. */
+void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length);
+/* Writes. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
+ * passed to *marks, the bytes to *bytes. */
+int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes);
+uint64_t wspy_queue_size(const wspy_queue *queue);
+
+#endif

@@ -1,0 +1,78 @@
+"""The exception tree: what is raised, and whose fault it is.
+
+Two sides never share a type: misuse by the caller raises ``ValueError``, ``TypeError`` or ``SocketClosed``; a peer
+that breaks a rule raises ``HandshakeError`` (before the 101) or ``ProtocolError`` (after it), which carry the answer
+that the peer is due.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CoreError",
+    "HandshakeError",
+    "PingError",
+    "ProtocolError",
+    "SSLError",
+    "SocketClosed",
+    "WebSocketError",
+]
+
+
+class WebSocketError(Exception):
+    """Base of every exception that this library defines."""
+
+
+class CoreError(WebSocketError):
+    """The C core reports a failure of its own: out of memory, or misuse of a loop."""
+
+
+class SocketClosed(WebSocketError, ConnectionError):
+    """The connection is closed or closing: nothing can be sent any more.
+
+    Args:
+        initialized: whether this side started the closing handshake.
+        message: a sentence for people.
+    """
+
+    def __init__(self, initialized: bool = False, message: str = "the connection is closed") -> None:
+        super().__init__(message)
+        self.initialized = initialized
+        self.message = message
+
+
+class HandshakeError(WebSocketError):
+    """The opening handshake failed, RFC 6455 §4.
+
+    Args:
+        status: the HTTP status that answers it, such as 400.
+        message: what was wrong, for the log; it is never sent to the peer.
+        headers: extra header fields of the answer, such as ``Allow``.
+    """
+
+    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+
+class ProtocolError(WebSocketError):
+    """The peer broke a rule of RFC 6455 after the opening handshake.
+
+    Args:
+        code: the close code that answers it, such as 1002.
+        message: which rule, with its section.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class PingError(WebSocketError):
+    """A ping can't be sent: its payload is longer than 125 bytes."""
+
+
+class SSLError(WebSocketError):
+    """TLS was asked for too late, after the handshake."""
