@@ -256,15 +256,18 @@ static void apply_one(wspy_loop *loop, const cursor *at)
         apply_to_connection(loop, at, conn);
 }
 
-int wspy_commands_apply(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
-                        const char *joined, const char *addresses)
+int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch)
 {
-    if (batch.first > loop->applied) /* a gap: commands were lost on the way */
+    if (batch->first > loop->applied) /* a gap: commands were lost on the way */
         return WSPY_ERROR_ARGUMENT;
-    cursor at = {.keys = keys, .lengths = lengths, .joined = joined, .addresses = addresses, .count = batch.count};
+    cursor at = {.keys = batch->keys,
+                 .lengths = batch->lengths,
+                 .joined = batch->joined,
+                 .addresses = batch->addresses,
+                 .count = batch->count};
     load(&at);
     /* another thread has applied these already */
-    while (at.index < at.count && batch.first + at.index < loop->applied)
+    while (at.index < at.count && batch->first + at.index < loop->applied)
         advance(&at);
     while (at.index < at.count) {
         if (command_of(at.key) <= WSPY_COMMAND_SEND_MORE) {
@@ -274,7 +277,7 @@ int wspy_commands_apply(wspy_loop *loop, wspy_batch batch, const char *keys, con
         apply_one(loop, &at);
         advance(&at);
     }
-    if (batch.first + batch.count > loop->applied)
-        loop->applied = batch.first + batch.count;
+    if (batch->first + batch->count > loop->applied)
+        loop->applied = batch->first + batch->count;
     return WSPY_OK;
 }

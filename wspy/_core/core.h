@@ -130,8 +130,8 @@ enum wspy_event_kind {
     WSPY_EVENT_BAD_HEAD = 17, /* start: the error, as a positive number; an answer is due */
     WSPY_EVENT_OPENED = 18,   /* the 101 was handed to the kernel */
     WSPY_EVENT_SENT = 19,     /* start: how many more marked sends were handed to the kernel */
-    WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, end: error number as a
-                                 positive number, 0 after a closing handshake; extra: errno */
+    WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, end: error as a positive
+                                 number, 0 after a closing handshake, and errno << 8 */
     WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
     WSPY_EVENT_ACCEPT_PAUSED = 22 /* start: errno; accepting goes on by itself later */
 };
@@ -141,7 +141,7 @@ typedef struct {
     uint32_t kind;
     uint32_t start; /* of the payload in the arena */
     uint32_t end;
-    uint32_t extra;
+    uint32_t unused;
 } wspy_event;
 
 /* ---- the protocol (protocol.c): RFC 6455 §5 to §7 without I/O and without a clock ---- */
@@ -248,6 +248,7 @@ enum wspy_command {
     WSPY_COMMAND_GRANT = 9,     /* uint32_t: so many more messages may be delivered */
     WSPY_COMMAND_BROADCAST = 10, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
                                     count WSPY_FOREVER: no handles, every open connection */
+    WSPY_COMMAND_NOTE = 12,     /* nothing: a place in the order that only Python gives a meaning */
     WSPY_COMMAND_REFUSE = 11    /* handle 0; an HTTP response for every connection whose head is not complete */
 };
 #define WSPY_BROADCAST_MARK 1
@@ -288,21 +289,15 @@ int wspy_loop_adopt(wspy_loop *loop, int fd, uint64_t *handle);
 /* End a turn when fd becomes readable, and drain it. At most one; fd stays the caller's; -1 unwatches. */
 int wspy_loop_watch(wspy_loop *loop, int fd);
 
-/* A batch of commands, as Python packs it. Command i (0-based) is number first + i since the loop began; the
- * core applies every number once and in order, so that overlapping batches of several threads are harmless. */
-typedef struct {
-    uint64_t first;
-    uint32_t count;
-} wspy_batch;
-
-/* Apply commands, wait up to timeout_ms (-1: for ever), read, decode, run timers, accept. keys: count uint64_t
- * (command and handle); lengths: count uint32_t; joined: the payloads that have no address, one after the
- * other; addresses: count uint64_t (0: in joined) or NULL if all are. Returns the number of events: their
- * payloads stay valid until the next turn. The calling thread becomes the loop's. */
-int wspy_loop_turn(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths, const char *joined,
-                   const char *addresses, int timeout_ms);
+/* Apply commands, wait up to timeout_ms (-1: for ever), read, decode, run timers, accept. The batch: command i
+ * (0-based) is number first + i since the loop began; the core applies every number once and in order, so that
+ * overlapping batches of several threads are harmless. keys: count uint64_t (command and handle); lengths: count
+ * uint32_t; joined: the payloads that have no address, one after the other; addresses: count uint64_t (0: in
+ * joined) or NULL if all are. Returns the number of events: their payloads stay valid until the next turn. */
+int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
+                   const char *joined, const char *addresses, int timeout_ms);
 /* Only apply commands; from any thread, also while another one waits in a turn. */
-int wspy_loop_submit(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
+int wspy_loop_submit(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
                      const char *joined, const char *addresses);
 uint64_t wspy_loop_applied(wspy_loop *loop); /* the number of the next command to apply */
 

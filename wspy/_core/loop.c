@@ -210,7 +210,6 @@ static void report(wspy_loop *loop, connection *conn, uint32_t kind, uint32_t st
 {
     wspy_event *event = &loop->events[loop->sink.count++];
     *event = (wspy_event){.handle = wspy_connection_handle(conn), .kind = kind, .start = start, .end = end};
-    event->extra = kind == WSPY_EVENT_CLOSED ? (uint32_t)conn->end_errno : 0;
 }
 
 static uint32_t closed_code(const connection *conn)
@@ -227,7 +226,8 @@ static void publish_one(wspy_loop *loop, connection *conn)
     if (conn->sent_marks)
         report(loop, conn, WSPY_EVENT_SENT, conn->sent_marks, 0);
     if (conn->flags & REPORT_CLOSED)
-        report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn), (uint32_t)-conn->end_error);
+        report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn),
+               (uint32_t)-conn->end_error | (uint32_t)conn->end_errno << 8);
     conn->sent_marks = 0;
     conn->flags &= (uint16_t)~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
     wspy_loop_release(loop, conn);
@@ -464,9 +464,10 @@ static void react(wspy_loop *loop, const struct epoll_event *ready, int count)
     arm_timer(loop);
 }
 
-int wspy_loop_turn(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths, const char *joined,
-                   const char *addresses, int timeout_ms)
+int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
+                   const char *joined, const char *addresses, int timeout_ms)
 {
+    const wspy_batch batch = {first, count, keys, lengths, joined, addresses};
     lock(loop);
     if (loop->closed || loop->in_turn) {
         int error = loop->closed ? WSPY_ERROR_CLOSED : WSPY_ERROR_BUSY;
@@ -475,18 +476,18 @@ int wspy_loop_turn(wspy_loop *loop, wspy_batch batch, const char *keys, const ch
     }
     loop->in_turn = 1;
     begin_turn(loop);
-    int result = wspy_commands_apply(loop, batch, keys, lengths, joined, addresses);
+    int result = wspy_commands_apply(loop, &batch);
     if (result == WSPY_OK) {
         finish_endings(loop);
         decode_ready(loop);
         struct epoll_event ready[POLL_MAX];
-        int count = wait_for_events(loop, ready, timeout_ms);
+        int polled = wait_for_events(loop, ready, timeout_ms);
         int system_error = errno;
         if (loop->closed)
             result = WSPY_ERROR_CLOSED;
         else
-            react(loop, ready, count > 0 ? count : 0);
-        if (count < 0 && system_error != EINTR && loop->sink.count == 0)
+            react(loop, ready, polled > 0 ? polled : 0);
+        if (polled < 0 && system_error != EINTR && loop->sink.count == 0)
             result = WSPY_ERROR_SYSTEM;
         errno = system_error;
     }
@@ -497,14 +498,15 @@ int wspy_loop_turn(wspy_loop *loop, wspy_batch batch, const char *keys, const ch
     return result;
 }
 
-int wspy_loop_submit(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths, const char *joined,
-                     const char *addresses)
+int wspy_loop_submit(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
+                     const char *joined, const char *addresses)
 {
+    const wspy_batch batch = {first, count, keys, lengths, joined, addresses};
     lock(loop);
     int result = loop->closed ? WSPY_ERROR_CLOSED : WSPY_OK;
     if (result == WSPY_OK) {
         read_clock(loop);
-        result = wspy_commands_apply(loop, batch, keys, lengths, joined, addresses);
+        result = wspy_commands_apply(loop, &batch);
         arm_timer(loop);
         /* what came up is for the thread that turns: it may be asleep */
         int has_more = loop->ready != NO_SLOT || loop->report != NO_SLOT || loop->ending != NO_SLOT;

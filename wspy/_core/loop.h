@@ -165,6 +165,13 @@ void wspy_connection_decode_kept(wspy_loop *loop, connection *conn);
 /* The epoll set follows what the connection may do now. */
 void wspy_connection_poll(wspy_loop *loop, connection *conn);
 
+/* A batch as Python packs it: see wspy_loop_turn. */
+typedef struct {
+    uint64_t first;
+    uint32_t count;
+    const char *keys, *lengths, *joined, *addresses;
+} wspy_batch;
+
 typedef struct { /* consecutive sends to one connection */
     struct iovec parts[64];
     size_t count;
@@ -186,7 +193,6 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn);
 
 /* ---- command.c ---- */
 
-int wspy_commands_apply(wspy_loop *loop, wspy_batch batch, const char *keys, const char *lengths,
-                        const char *joined, const char *addresses);
+int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch);
 
 #endif
