@@ -273,7 +273,10 @@ typedef struct wspy_loop wspy_loop;
 
 /* Owned by the caller until _free. NULL with errno set. */
 wspy_loop *wspy_loop_new(const wspy_settings *settings);
-/* Closes every descriptor of the loop but the listeners. No other call may be running. */
+/* Closes every descriptor of the loop but the listeners; later calls return WSPY_ERROR_CLOSED. WSPY_ERROR_BUSY
+ * while a turn is running. */
+int wspy_loop_close(wspy_loop *loop);
+/* Closes and gives the memory back. No other call may be running. */
 void wspy_loop_free(wspy_loop *loop);
 /* In the child of a fork: closes the copies of the descriptors without touching the parent's epoll set. Every
  * later call returns WSPY_ERROR_CLOSED. */
@@ -312,7 +315,7 @@ const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_
 const uint32_t *wspy_loop_backlogs(const wspy_loop *loop);
 size_t wspy_loop_slot_capacity(const wspy_loop *loop);
 
-/* End the running or next wait; from any thread and from a signal handler. */
+/* End the running or next wait; from any thread. */
 int wspy_loop_wake(wspy_loop *loop);
 /* End a wait at this time at the latest (milliseconds of wspy_loop_now_ms; 0: no alarm). Loop thread only. */
 int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms);

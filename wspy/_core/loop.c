@@ -586,18 +586,36 @@ wspy_loop *wspy_loop_new(const wspy_settings *settings)
     return loop;
 }
 
-void wspy_loop_free(wspy_loop *loop)
+static void close_everything(wspy_loop *loop)
 {
-    if (!loop)
+    if (loop->closed)
         return;
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
         connection *conn = slot_at(loop, slot);
         if (conn->phase != FREE)
             wspy_connection_drop(loop, conn);
     }
+    close_descriptors(loop);
+    loop->closed = 1;
+}
+
+int wspy_loop_close(wspy_loop *loop)
+{
+    lock(loop);
+    int result = loop->in_turn ? WSPY_ERROR_BUSY : WSPY_OK;
+    if (result == WSPY_OK)
+        close_everything(loop);
+    unlock(loop);
+    return result;
+}
+
+void wspy_loop_free(wspy_loop *loop)
+{
+    if (!loop)
+        return;
+    close_everything(loop);
     for (uint32_t slot = 0; slot < loop->slot_count; slot += CHUNK_CONNECTIONS)
         wspy_sys_free(loop->chunks[slot / CHUNK_CONNECTIONS]);
-    close_descriptors(loop);
     wspy_detached_free(&loop->detached);
     wspy_bytes_free(&loop->replies);
     wspy_sys_unreserve(loop->chunks, CHUNKS_MAX * sizeof *loop->chunks);
@@ -761,7 +779,10 @@ size_t wspy_loop_slot_capacity(const wspy_loop *loop)
 
 int wspy_loop_wake(wspy_loop *loop)
 {
-    return loop->closed ? WSPY_ERROR_CLOSED : wspy_sys_event_signal(loop->event);
+    lock(loop);
+    int result = loop->closed ? WSPY_ERROR_CLOSED : wspy_sys_event_signal(loop->event);
+    unlock(loop);
+    return result;
 }
 
 int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms)

@@ -1,0 +1,434 @@
+"""The Python face of the C loop: a queue of commands, turns, and what a turn brings.
+
+The queue is one list: ``[number, key, payload, key, payload, ...]``, where ``number`` is that of the first command in
+it since the loop began. Adding is one atomic ``extend``. A batch is a copy; the core applies each number once, so
+overlapping batches of several threads, or one that an exception interrupted, do no harm. What was applied is taken off
+by one slice assignment that also moves ``number``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import weakref
+from array import array
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from ._core import ffi, lib
+from .errors import CoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LARGE", "Loop", "Settings", "close_code", "error_text"]
+
+SHIFT: Final = lib.WSPY_COMMAND_SHIFT
+SEND: Final = lib.WSPY_COMMAND_SEND << SHIFT
+SEND_MARK: Final = lib.WSPY_COMMAND_SEND_MARK << SHIFT
+SEND_MORE: Final = lib.WSPY_COMMAND_SEND_MORE << SHIFT
+ACCEPT: Final = lib.WSPY_COMMAND_ACCEPT << SHIFT
+RESPOND: Final = lib.WSPY_COMMAND_RESPOND << SHIFT
+CLOSE: Final = lib.WSPY_COMMAND_CLOSE << SHIFT
+ABORT: Final = lib.WSPY_COMMAND_ABORT << SHIFT
+PAUSE: Final = lib.WSPY_COMMAND_PAUSE << SHIFT
+RESUME: Final = lib.WSPY_COMMAND_RESUME << SHIFT
+BROADCAST: Final = lib.WSPY_COMMAND_BROADCAST << SHIFT
+BROADCAST_MARK: Final = BROADCAST | lib.WSPY_BROADCAST_MARK
+NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
+REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
+HANDLE: Final = (1 << SHIFT) - 1
+EVERYONE: Final = lib.WSPY_FOREVER
+
+EVENT_TEXT: Final = lib.WSPY_EVENT_TEXT
+EVENT_BINARY: Final = lib.WSPY_EVENT_BINARY
+EVENT_CLOSE: Final = lib.WSPY_EVENT_CLOSE
+EVENT_PING: Final = lib.WSPY_EVENT_PING
+EVENT_PONG: Final = lib.WSPY_EVENT_PONG
+EVENT_NOT_FINAL: Final = lib.WSPY_EVENT_NOT_FINAL
+EVENT_RSV: Final = lib.WSPY_EVENT_RSV
+EVENT_DETACHED: Final = lib.WSPY_EVENT_DETACHED
+EVENT_HEAD: Final = lib.WSPY_EVENT_HEAD
+EVENT_BAD_HEAD: Final = lib.WSPY_EVENT_BAD_HEAD
+EVENT_OPENED: Final = lib.WSPY_EVENT_OPENED
+EVENT_SENT: Final = lib.WSPY_EVENT_SENT
+EVENT_CLOSED: Final = lib.WSPY_EVENT_CLOSED
+EVENT_PINGED: Final = lib.WSPY_EVENT_PINGED
+EVENT_ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
+
+MESSAGES: Final = lib.WSPY_MESSAGES
+FRAMES: Final = lib.WSPY_FRAMES
+
+LARGE: Final = 8192
+"""Payloads above this many bytes go to the core by pointer, not by copy."""
+
+# With more than this waiting, a turn doesn't keep its batch alive while it sleeps.
+HEAVY: Final = 256 << 10
+
+_EVENT: Final = struct.Struct("<QIII4x")
+_ACCEPT: Final = struct.Struct("=IHBB")
+_ONE: Final = struct.Struct("=Q")
+_LENGTH: Final = struct.Struct("=I")
+_CREDIT_UNLIMITED: Final = lib.WSPY_FOREVER
+
+Batch: TypeAlias = tuple[int, int, bytes, bytes, bytes, Any]
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
+
+
+class Settings(NamedTuple):
+    """What a loop needs to know; sizes in bytes, times in seconds, None for no limit or no deadline."""
+
+    max_size: int | None = 1 << 20
+    max_fragments: int = 131_072
+    max_line: int = 8192
+    max_header_line: int = 8192
+    max_head: int = 65_536
+    max_headers: int = 100
+    max_backlog: int = 16 << 20
+    notsent_lowat: int = 131_072
+    open_timeout: float | None = 10.0
+    close_timeout: float | None = 10.0
+    ping_interval: float | None = 20.0
+    ping_timeout: float | None = 20.0
+    idle_request_timeout: float | None = 30.0
+    wants_pings: bool = False
+    wants_pongs: bool = False
+    wants_pinged: bool = False
+
+
+def _milliseconds(seconds: float | None) -> int:
+    if seconds is None:
+        return EVERYONE
+    if not 0 < seconds < (1 << 31) / 1000:
+        raise ValueError("a timeout is a positive number of seconds, or None for never")
+    return max(1, round(seconds * 1000))
+
+
+def _limit(size: int | None) -> int:
+    if size is None:
+        return (1 << 64) - 1
+    if size < 1:
+        raise ValueError("a limit must be at least 1")
+    return size
+
+
+def _c_settings(settings: Settings) -> Any:  # noqa: ANN401 -- a C struct
+    wants = (
+        settings.wants_pings * lib.WSPY_WANT_PING
+        | settings.wants_pongs * lib.WSPY_WANT_PONG
+        | settings.wants_pinged * lib.WSPY_WANT_PINGED
+    )
+    return ffi.new(
+        "wspy_settings *",
+        {
+            "limits": (_limit(settings.max_size), _limit(None), _limit(settings.max_fragments)),
+            "head": (settings.max_line, settings.max_header_line, settings.max_head, settings.max_headers),
+            "max_backlog": _limit(settings.max_backlog),
+            "notsent_lowat": settings.notsent_lowat,
+            "open_timeout_ms": _milliseconds(settings.open_timeout),
+            "close_timeout_ms": _milliseconds(settings.close_timeout),
+            "ping_interval_ms": _milliseconds(settings.ping_interval),
+            "ping_timeout_ms": _milliseconds(settings.ping_timeout),
+            "idle_request_ms": _milliseconds(settings.idle_request_timeout),
+            "wants": wants,
+        },
+    )
+
+
+def close_code(error: int) -> int:
+    """Return the close code that stands for an error of the core, given as a positive number."""
+    return lib.wspy_error_close_code(-error)
+
+
+def error_text(error: int, system_error: int = 0) -> str:
+    """Return a sentence for an error of the core, given as a positive number."""
+    text = ffi.string(lib.wspy_error_text(-error)).decode()
+    section = ffi.string(lib.wspy_error_section(-error)).decode()
+    cause = os.strerror(system_error) if system_error else section
+    return f"{text} ({cause})" if cause else text
+
+
+def _check(result: int) -> int:
+    """Return a result that is none of the negative errors.
+
+    Raises:
+        OSError: a system call failed.
+        CoreError: everything else.
+    """
+    if result >= 0:
+        return result
+    if result == lib.WSPY_ERROR_SYSTEM:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    raise CoreError(error_text(-result))
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _abandon_loops() -> None:
+    for loop in list(_loops):
+        loop.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_loops)
+
+
+class Loop:
+    """One epoll loop. One thread turns it; every other method says if it is for others too.
+
+    Args:
+        settings: limits and deadlines of all its connections.
+
+    Raises:
+        OSError: no descriptors or no memory.
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        c_settings = _c_settings(settings)
+        loop = lib.wspy_loop_new(c_settings)
+        if loop == ffi.NULL:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        # its memory outlives close(): another thread may be about to submit
+        self._loop = ffi.gc(loop, lib.wspy_loop_free)
+        self._queue: list[Any] = [0]
+        self.push = self._queue.extend
+        """Adds commands: alternating keys (a handle and a command) and payloads. Atomic; from any thread."""
+        self.has_large = False
+        """To be set before pushing a payload above LARGE; if it gets lost, the payload is copied, no more."""
+        self.notes: dict[int, Any] | None = None
+        """Where payloads of NOTE commands go, by handle, once the commands before them were applied."""
+        self._trimming = Lock()
+        self._events = ffi.buffer(
+            lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
+        )
+        self.arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
+        """Payloads of the last turn's events; slices of it are bytes."""
+        slots = lib.wspy_loop_slot_capacity(self._loop)
+        self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
+        _loops.add(self)
+
+    # ---- turning ----
+
+    def turn(self, timeout_ms: int) -> int:
+        """Apply the queued commands, wait, and return how many events came up.
+
+        Args:
+            timeout_ms: milliseconds; 0 polls, -1 waits for ever.
+
+        Raises:
+            CoreError: a turn is running already, or the loop was closed.
+            OSError: epoll failed.
+        """
+        batch = self._batch()
+        if len(batch[4]) > HEAVY or batch[5] is not ffi.NULL:
+            self._submit(batch)
+            batch = self._batch()
+        count = lib.wspy_loop_turn(self._loop, *batch, timeout_ms)
+        if batch[1]:
+            self._trim(batch)
+        return count if count >= 0 else _check(count)
+
+    def submit(self) -> None:
+        """Apply the queued commands without waiting. Thread-safe; the calling thread does the writing.
+
+        Raises:
+            CoreError: the loop was closed.
+        """
+        batch = self._batch()
+        if batch[1]:
+            self._submit(batch)
+
+    def _submit(self, batch: Batch) -> None:
+        result = lib.wspy_loop_submit(self._loop, *batch)
+        self._trim(batch)
+        _check(result)
+
+    def _batch(self) -> Batch:
+        """Return a copy of the queue as the core wants it; what payloads need to stay alive is in the queue."""
+        queue = self._queue
+        size = len(queue)
+        if size == 1:
+            return queue[0], 0, b"", b"", b"", ffi.NULL
+        batch = queue[:size]
+        payloads = batch[2::2]
+        if self.notes is not None:
+            payloads = [b"" if key >> SHIFT == NOTE >> SHIFT else payload for key, payload in zip(batch[1::2], payloads)]
+        if size == 3 and not self.has_large:
+            payload = payloads[0]
+            return batch[0], 1, _ONE.pack(batch[1]), _LENGTH.pack(len(payload)), payload, ffi.NULL
+        keys = array("Q", batch[1::2]).tobytes()
+        lengths = array("I", map(len, payloads)).tobytes()
+        addresses = ffi.NULL
+        if self.has_large:
+            self.has_large = False
+            addresses = array("Q", map(_address, payloads)).tobytes()
+            payloads = [payload for payload in payloads if len(payload) <= LARGE]
+        return batch[0], len(keys) >> 3, keys, lengths, b"".join(payloads), addresses
+
+    def _trim(self, batch: Batch) -> None:
+        """Take off the queue what was applied."""
+        queue = self._queue
+        with self._trimming:
+            applied = batch[0] + batch[1]
+            if self.notes is not None:
+                applied = lib.wspy_loop_applied(self._loop)
+            done = applied - queue[0]
+            if done <= 0:
+                return
+            if self.notes is not None:
+                self._take_notes(queue[1 : 1 + 2 * done])
+            queue[: 1 + 2 * done] = [applied]
+
+    def _take_notes(self, commands: list[Any]) -> None:
+        assert self.notes is not None
+        for key, payload in zip(commands[::2], commands[1::2]):
+            if key >> SHIFT == NOTE >> SHIFT and (waiting := self.notes.get(key & HANDLE)) is not None:
+                waiting.append(payload)
+
+    def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """Return the last turn's events: handle, kind, and where its payload is, or what core.h says."""
+        return _EVENT.iter_unpack(self._events[: count * _EVENT.size])  # type: ignore[return-value]
+
+    def payload(self, kind: int, start: int, end: int) -> bytes:
+        """Return the payload of an event of the last turn."""
+        if not kind & EVENT_DETACHED:
+            return self.arena[start:end]
+        length = ffi.new("uint64_t *")
+        data = lib.wspy_loop_detached(self._loop, start, length)
+        return ffi.buffer(data, length[0])[:] if length[0] else b""
+
+    # ---- what it watches ----
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept from a listening socket, which stays the caller's. Thread-safe.
+
+        Raises:
+            OSError: epoll does not take it.
+        """
+        _check(lib.wspy_loop_listen(self._loop, listener.fileno()))
+
+    def unlisten(self, listener: socket.socket) -> None:
+        """Accept no more. Thread-safe; nothing happens if it isn't watched."""
+        lib.wspy_loop_unlisten(self._loop, listener.fileno())
+
+    def adopt(self, fd: int) -> int:
+        """Take over a connected, non-blocking socket, and return its handle. Thread-safe.
+
+        Raises:
+            CoreError: no memory, or the loop was closed; the descriptor is still the caller's.
+        """
+        handle = ffi.new("uint64_t *")
+        _check(lib.wspy_loop_adopt(self._loop, fd, handle))
+        return int(handle[0])
+
+    def watch(self, fd: int) -> None:
+        """End turns when a descriptor becomes readable, and drain it; -1 for none. Thread-safe.
+
+        Raises:
+            OSError: epoll does not take it.
+        """
+        _check(lib.wspy_loop_watch(self._loop, fd))
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a turn has work.
+
+        Raises:
+            CoreError: the loop was closed.
+        """
+        return _check(lib.wspy_loop_fd(self._loop))
+
+    def wake(self) -> None:
+        """End the running or next wait. Thread-safe, and fit for signal handlers."""
+        lib.wspy_loop_wake(self._loop)
+
+    def alarm(self, at_ms: int) -> None:
+        """End a wait at this time of ``now_ms`` at the latest; 0 for none. For the thread that turns."""
+        lib.wspy_loop_alarm(self._loop, at_ms)
+
+    def now_ms(self) -> int:
+        """Return the milliseconds since the loop began, by a clock that never jumps. Thread-safe."""
+        return lib.wspy_loop_now_ms(self._loop)
+
+    # ---- what it knows ----
+
+    def backlog(self, handle: int) -> int:
+        """Return the unsent bytes of a connection. Thread-safe."""
+        return self._backlogs[handle & lib.WSPY_SLOT_MASK]
+
+    def peer(self, handle: int) -> Address | None:
+        """Return the peer's address as ``socket.getpeername`` does; None if it is forgotten. Thread-safe."""
+        address = ffi.new("uint8_t[16]")
+        port = ffi.new("uint32_t *")
+        scope = ffi.new("uint32_t *")
+        size = lib.wspy_loop_peer(self._loop, handle, address, port, scope)
+        if size < 0:
+            return None
+        if size == 0:
+            return ""
+        if size == 4:
+            return socket.inet_ntop(socket.AF_INET, bytes(ffi.buffer(address, 4))), int(port[0])
+        return socket.inet_ntop(socket.AF_INET6, bytes(ffi.buffer(address, 16))), int(port[0]), 0, int(scope[0])
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of core.h's ``wspy_stats``. Thread-safe."""
+        stats = ffi.new("wspy_stats *")
+        _check(lib.wspy_loop_stats(self._loop, stats))
+        return {name: int(getattr(stats, name)) for name in _STATS}
+
+    # ---- ending ----
+
+    def close(self) -> None:
+        """Close every connection at once, without a word; twice is fine. For the thread that turns, or when none does.
+
+        Raises:
+            CoreError: a turn is running.
+        """
+        _check(lib.wspy_loop_close(self._loop))
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, or this is the child of a fork. Thread-safe."""
+        return lib.wspy_loop_fd(self._loop) < 0
+
+    def abandon(self) -> None:
+        """In the child of a fork: let go of everything without touching what the parent goes on using."""
+        lib.wspy_loop_abandon(self._loop)
+
+
+_STATS: Final = (
+    "accepted",
+    "opened",
+    "closed",
+    "refused",
+    "messages_received",
+    "bytes_received",
+    "bytes_sent",
+    "broadcasts",
+    "protocol_errors",
+    "timeouts",
+    "accept_errors",
+    "turns",
+    "connections",
+    "handshakes",
+    "backlog",
+)
+
+
+def _address(payload: bytes) -> int:
+    if len(payload) <= LARGE:
+        return 0
+    return int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", payload)))
+
+
+def acceptance(response: bytes, *, granularity: int) -> bytes:
+    """Return the payload of an ACCEPT command without flow control or extensions."""
+    return _ACCEPT.pack(_CREDIT_UNLIMITED, 0, 0, granularity) + response
+
+
+def broadcast_payload(frame: bytes, handles: list[int] | None) -> bytes:
+    """Return the payload of a BROADCAST command; None for every open connection."""
+    if handles is None:
+        return _LENGTH.pack(EVERYONE) + frame
+    return _LENGTH.pack(len(handles)) + array("Q", handles).tobytes() + frame

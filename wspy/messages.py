@@ -1,0 +1,147 @@
+"""Messages as values: what a handler receives and what it sends (RFC 6455 §5.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from .codes import Opcode
+from .frames import FIN, frame_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BinaryMessage", "Message", "Sendable", "TextMessage", "create_message", "fragments"]
+
+
+class Message:
+    """A whole message. It holds its payload by reference; a plain value, not thread-safe while it is being changed.
+
+    Args:
+        opcode: ``Opcode.TEXT``, ``Opcode.BINARY``, or one that an extension has claimed.
+        payload: a str where the opcode is text, else bytes or a bytearray.
+    """
+
+    __slots__ = ("opcode", "payload")
+
+    opcode: int
+    payload: str | bytes | bytearray
+
+    def __init__(self, opcode: int, payload: str | bytes | bytearray) -> None:
+        self.opcode = opcode
+        self.payload = payload
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a text message."""
+        return self.opcode == Opcode.TEXT
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether this is a binary message."""
+        return self.opcode == Opcode.BINARY
+
+    @property
+    def text(self) -> str:
+        """The payload as a str.
+
+        Raises:
+            UnicodeDecodeError: it is binary and not UTF-8.
+        """
+        return self.payload if isinstance(self.payload, str) else self.payload.decode()
+
+    @property
+    def bytes(self) -> bytes:
+        """The payload as bytes, as on the wire.
+
+        Raises:
+            UnicodeEncodeError: a text has a lone surrogate, which UTF-8 can't hold (RFC 3629 §3).
+        """
+        return self.payload.encode() if isinstance(self.payload, str) else bytes(self.payload)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __bytes__(self) -> bytes:
+        return self.bytes
+
+    def __len__(self) -> int:
+        return len(self.payload)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return self.opcode == other.opcode and self.payload == other.payload
+
+    __hash__ = None  # type: ignore[assignment]  # messages can be changed
+
+    def __repr__(self) -> str:
+        start = self.payload[:30]
+        more = "..." if len(self.payload) > len(start) else ""
+        return f"<{type(self).__name__} {len(self.payload)} {start!r}{more}>"
+
+
+class TextMessage(Message):
+    """A text message; its payload is a str."""
+
+    __slots__ = ()
+
+    opcode = Opcode.TEXT
+    payload: str
+
+    def __init__(self, payload: str) -> None:
+        if not isinstance(payload, str):
+            raise TypeError(f"the payload of a TextMessage is a str, not {type(payload).__name__}")
+        self.payload = payload
+
+
+class BinaryMessage(Message):
+    """A binary message; its payload is bytes or a bytearray, whatever other buffer it is made from."""
+
+    __slots__ = ()
+
+    opcode = Opcode.BINARY
+    payload: bytes | bytearray
+
+    def __init__(self, payload: bytes | bytearray | memoryview) -> None:
+        # memoryview() refuses what bytes() would make zeros or nonsense of: a number, a list, a str
+        self.payload = payload if isinstance(payload, bytes | bytearray) else bytes(memoryview(payload))
+
+
+Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
+
+
+def create_message(message: Sendable) -> Message:
+    """Return what can be sent as a message: a str becomes text, a buffer becomes binary.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if isinstance(message, Message):
+        return message
+    return TextMessage(message) if isinstance(message, str) else BinaryMessage(message)
+
+
+def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Split a payload into the frames of a fragmented message, RFC 6455 §5.4.
+
+    Args:
+        opcode: of the message; later fragments are continuations.
+        payload: of the message. An empty one makes one frame.
+        size: bytes of payload in each frame but the last, at least 1.
+
+    Yields:
+        header and payload of each frame, unmasked.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError("fragment_size must be at least 1")
+    end = max(len(payload), 1)
+    for start in range(0, end, size):
+        part = payload[start : start + size]
+        first = (opcode if start == 0 else Opcode.CONTINUATION) | (FIN if start + size >= end else 0)
+        yield frame_header(first, len(part)), part
