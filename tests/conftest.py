@@ -65,6 +65,12 @@ def no_leaked_descriptors() -> Iterator[None]:
     assert not leaked, f"descriptors left open: {leaked}"
 
 
+@pytest.fixture(scope="session")
+def patience() -> float:
+    """Return the factor for a test's bound of time: 1, and more where everything is slow, as under a sanitizer."""
+    return float(os.environ.get("WSPY_PATIENCE", "1"))
+
+
 def must_run(node: pytest.Item | pytest.Collector) -> bool:
     """Whether a skip is a failure: in CI the peers of the interoperability tests are installed."""
     return bool(os.environ.get("WSPY_CI")) and node.path.is_relative_to(ROOT / "tests" / "interop")
