@@ -5,14 +5,17 @@
 #include "protocol.h"
 #include "sys.h"
 
-/* Events are taken in slices of this many, so that the array can grow between two. */
-enum { SLICE = 64 };
+enum {
+    SLICE = 64,         /* events are taken so many at a time, so that the array can grow in between */
+    KEPT_BYTES = 16384, /* what a burst made larger shrinks to this again: */
+    KEPT_EVENTS = 512,  /* an idle endpoint must not hold the memory of its largest read */
+};
 
 struct wspy_endpoint {
     wspy_protocol protocol;
     wspy_limits limits;
-    wspy_bytes arena;  /* payloads of the waiting events, then the incomplete remainder */
-    size_t remainder;  /* where that begins */
+    wspy_bytes arena; /* payloads of the waiting events, then the incomplete remainder */
+    size_t remainder; /* where that begins */
     wspy_event *events;
     uint32_t event_count, event_capacity;
     wspy_detached detached;
@@ -68,7 +71,8 @@ static int decode(wspy_endpoint *endpoint)
         .wants = WSPY_WANT_PING | WSPY_WANT_PONG,
     };
     size_t waiting = endpoint->arena.length - endpoint->remainder;
-    size_t used = wspy_protocol_feed(&endpoint->protocol, endpoint->arena.data + endpoint->remainder, waiting, &sink);
+    size_t used =
+        wspy_protocol_feed(&endpoint->protocol, endpoint->arena.data + endpoint->remainder, waiting, &sink);
     endpoint->event_count = sink.count;
     endpoint->remainder += used;
     return used < waiting && sink.count == sink.capacity;
@@ -77,7 +81,7 @@ static int decode(wspy_endpoint *endpoint)
 int wspy_endpoint_feed(wspy_endpoint *endpoint, const uint8_t *data, size_t length)
 {
     wspy_protocol *protocol = &endpoint->protocol;
-    if (!wspy_protocol_running(protocol))
+    if (!wspy_protocol_running(protocol) || length == 0)
         return protocol->error ? protocol->error : (int)endpoint->event_count;
     if (endpoint->arena.length + length > UINT32_MAX)
         return WSPY_ERROR_ARGUMENT; /* take and clear events more often */
@@ -119,6 +123,28 @@ uint32_t wspy_endpoint_event_count(const wspy_endpoint *endpoint)
     return endpoint->event_count;
 }
 
+static void shrink(wspy_bytes *bytes)
+{
+    if (bytes->capacity <= KEPT_BYTES || bytes->length > KEPT_BYTES)
+        return;
+    uint8_t *smaller = wspy_sys_resize(bytes->data, KEPT_BYTES);
+    if (!smaller) /* it is tried again at the next clear */
+        return;
+    bytes->data = smaller;
+    bytes->capacity = KEPT_BYTES;
+}
+
+static void shrink_tables(wspy_endpoint *endpoint)
+{
+    if (endpoint->event_capacity > KEPT_EVENTS) {
+        wspy_sys_free(endpoint->events);
+        endpoint->events = NULL;
+        endpoint->event_capacity = 0;
+    }
+    if (endpoint->detached.capacity > KEPT_EVENTS)
+        wspy_detached_free(&endpoint->detached);
+}
+
 void wspy_endpoint_clear(wspy_endpoint *endpoint)
 {
     size_t rest = endpoint->arena.length - endpoint->remainder;
@@ -129,6 +155,9 @@ void wspy_endpoint_clear(wspy_endpoint *endpoint)
     endpoint->event_count = 0;
     endpoint->replies.length = 0;
     wspy_detached_release(&endpoint->detached);
+    shrink(&endpoint->arena);
+    shrink(&endpoint->replies);
+    shrink_tables(endpoint);
 }
 
 int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output)

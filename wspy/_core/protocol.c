@@ -169,8 +169,14 @@ static void add_detached(wspy_protocol *protocol, wspy_sink *sink, uint32_t kind
 
 /* ---- payloads of data frames ---- */
 
+static int ends_delivery(const wspy_protocol *protocol)
+{
+    return protocol->granularity == WSPY_FRAMES || protocol->first & WSPY_FIN;
+}
+
 /* Makes room for count more bytes. Memory follows what has arrived, not what was announced: capacity at most
- * doubles, and never passes the end of the announced frame. */
+ * doubles, and never passes the announced end of what is delivered. A fragment that others follow has no such end:
+ * if its own were one, each of many short ones would move the whole message. */
 static int reserve(wspy_protocol *protocol, uint64_t count)
 {
     uint64_t needed = protocol->length + count;
@@ -180,7 +186,7 @@ static int reserve(wspy_protocol *protocol, uint64_t count)
     uint64_t capacity = protocol->capacity > needed / 2 ? protocol->capacity * 2 : needed;
     if (capacity < 1024)
         capacity = 1024;
-    if (capacity > announced && announced >= needed)
+    if (ends_delivery(protocol) && capacity > announced)
         capacity = announced;
     uint8_t *grown = capacity > SIZE_MAX ? NULL : wspy_sys_resize(protocol->message, (size_t)capacity);
     if (!grown) {
@@ -206,15 +212,10 @@ static int accept_text(wspy_protocol *protocol, const uint8_t *data, size_t leng
 /* At the end of a frame: may it be delivered? */
 static int text_is_whole(wspy_protocol *protocol)
 {
-    if (!(protocol->first & WSPY_FIN) || protocol->utf8 == WSPY_UTF8_ACCEPT)
+    if (!(protocol->first & WSPY_FIN) || protocol->utf8 == WSPY_UTF8_ACCEPT || protocol->rsv)
         return 1;
     wspy_protocol_fail(protocol, WSPY_ERROR_UTF8);
     return 0;
-}
-
-static int ends_delivery(const wspy_protocol *protocol)
-{
-    return protocol->granularity == WSPY_FRAMES || protocol->first & WSPY_FIN;
 }
 
 /* The kind of the event for what is delivered now: the current frame, or the whole message. */
@@ -234,7 +235,8 @@ static void end_frame(wspy_protocol *protocol)
 /* The newest count bytes, at the end of the message buffer, have arrived and are still masked. */
 static void take(wspy_protocol *protocol, size_t count, wspy_sink *sink)
 {
-    uint8_t *data = protocol->message + protocol->length;
+    uint8_t *data =
+        count ? protocol->message + protocol->length : protocol->message; /* NULL + 0 is undefined */
     if (protocol->role == WSPY_SERVER)
         wspy_mask(data, count, protocol->masking_key, protocol->key_offset);
     protocol->key_offset = (uint8_t)((protocol->key_offset + count) & 3);
@@ -314,9 +316,9 @@ static int check_start(const wspy_protocol *protocol, const uint8_t *data)
     if (protocol->role == WSPY_CLIENT && masked)
         return WSPY_ERROR_MASKED;
     if (is_control)
-        return (data[1] & 0x7f) > 125        ? WSPY_ERROR_CONTROL_LENGTH /* §5.5 */
-               : !(data[0] & WSPY_FIN)       ? WSPY_ERROR_CONTROL_FRAGMENT
-                                             : WSPY_OK;
+        return (data[1] & 0x7f) > 125  ? WSPY_ERROR_CONTROL_LENGTH /* §5.5 */
+               : !(data[0] & WSPY_FIN) ? WSPY_ERROR_CONTROL_FRAGMENT
+                                       : WSPY_OK;
     int next = transitions[protocol->state][classify(opcode)];
     return next < 0 ? next : WSPY_OK;
 }
@@ -344,6 +346,9 @@ static void begin_data(wspy_protocol *protocol, int first, const wspy_frame_head
         protocol->size = 0;
         protocol->fragments = 0;
         protocol->utf8 = WSPY_UTF8_ACCEPT;
+    } else {
+        protocol->rsv |=
+            first & 0x70; /* a frame-level extension transforms single frames: check no more of it */
     }
     protocol->first = (uint8_t)first;
     protocol->size += header->length;

@@ -58,7 +58,7 @@ typedef struct {
     uint8_t close_state;
     uint8_t state;  /* enum message_state */
     uint8_t opcode; /* of the unfinished message */
-    uint8_t rsv;    /* of its first frame */
+    uint8_t rsv;    /* of its frames so far */
     uint8_t first;  /* first byte of the current data frame: flags and opcode */
     uint8_t key_offset;
     uint8_t masking_key[4];
