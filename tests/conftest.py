@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -18,15 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTORS = Path("/proc/self/fd")
 
 
-def hide_the_checkout() -> None:
-    """Take the checkout out of sys.path, here and in child processes: its C core isn't compiled."""
-    if any((ROOT / "wspy" / "_core").glob("_wspy*.so")):
-        return
+def prefer_the_installed_package() -> None:
+    """Take the checkout out of sys.path, here and in child processes, unless wspy is installed nowhere else."""
+    everything = sys.path[:]
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-    os.environ["PYTHONSAFEPATH"] = "1"
+    if importlib.util.find_spec("wspy"):
+        os.environ["PYTHONSAFEPATH"] = "1"
+    else:
+        sys.path[:] = everything
 
 
-hide_the_checkout()
+prefer_the_installed_package()
 
 # Tests are repeatable: the same examples in each run, and none remembered. WSPY_EXPLORE=1 looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -37,7 +40,7 @@ hypothesis.settings.load_profile("explore" if os.environ.get("WSPY_EXPLORE") els
 def pytest_report_header() -> str:
     """Say which wspy is tested."""
     try:
-        from wspy import _core  # noqa: PLC0415 -- importable only once the checkout is hidden
+        from wspy import _core  # noqa: PLC0415 -- found only now that sys.path is settled
     except ImportError as error:
         raise pytest.UsageError(f"wspy isn't installed ({error}); install it with: pip install .[test]") from error
     return f"wspy: {Path(_core.__file__).parent.parent}"
