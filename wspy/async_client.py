@@ -1,0 +1,243 @@
+"""A connection of an AsyncServer, as its handlers see it."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
+
+from . import loop as core
+from .codes import Opcode
+from .errors import PingError, SocketClosed
+from .frames import FIN, HEADERS, SHORT, frame_header
+from .http11 import Request
+from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, fragments
+from .protocol import close_payload
+
+if TYPE_CHECKING:
+    from .async_server import AsyncServer
+
+__all__ = ["AsyncClient"]
+
+# AsyncClient._mode: what becomes of its events.
+DELIVER: Final = 0
+HOLD: Final = 1
+DROP: Final = 2
+
+_TEXT: Final = HEADERS[Opcode.TEXT]
+_BINARY: Final = HEADERS[Opcode.BINARY]
+_MAX_PING: Final = 125
+_TICK: Final = struct.Struct(">I")
+
+
+class Rare:
+    """What only some connections need, made when it is first needed."""
+
+    __slots__ = ("close_code", "close_reason", "fragments", "held", "peer", "sent")
+
+    def __init__(self) -> None:
+        self.held: deque[tuple[int, bytes]] = deque()
+        self.sent: deque[Message] = deque()
+        self.fragments: list[bytes] = []
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.peer: core.Address | None = None
+
+
+class AsyncClient:
+    """One client of an ``AsyncServer``; the server makes it.
+
+    Every method may be called from any thread and from every handler, and none blocks. Clients can be compared,
+    hashed and weakly referenced; each stands for one connection only.
+
+    Attributes:
+        server: the server it belongs to.
+        data: free for the application; None at first.
+        subprotocol: the one that was agreed upon, or None (RFC 6455 §1.9).
+    """
+
+    __slots__ = ("__weakref__", "_handle", "_mode", "_rare", "_request", "_state", "data", "server", "subprotocol")
+
+    def __init__(self, server: AsyncServer, handle: int, request: Request, subprotocol: str | None) -> None:
+        self.server = server
+        self.data: Any = None
+        self.subprotocol = subprotocol
+        self._handle = handle
+        self._request: Request | bytes | None = request
+        self._mode = DELIVER
+        # why nothing can be sent: None while something can, else who began to close
+        self._state: SocketClosed | None = None
+        self._rare: Rare | None = None
+
+    # ---- sending ----
+
+    def send(self, message: Sendable, fragment_size: int | None = None) -> None:
+        """Queue a message and return at once; ``onsent`` tells when the kernel has it.
+
+        Args:
+            message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer. It may be changed afterwards.
+            fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
+
+        Raises:
+            SocketClosed: the connection is closed or closing.
+            TypeError: it is no message.
+            ValueError: ``fragment_size`` is below 1, or a text has a lone surrogate (RFC 3629 §3).
+        """
+        kind = type(message)
+        if kind is TextMessage:
+            payload = message.payload.encode()  # type: ignore[union-attr]
+            headers = _TEXT
+        elif kind is BinaryMessage:
+            payload = message.payload  # type: ignore[union-attr]
+            headers = _BINARY
+        else:
+            self.send(create_message(message), fragment_size)
+            return
+        server = self.server
+        length = len(payload)
+        if self._state is None and length < SHORT and fragment_size is None and not server.marks:
+            server.push((self._handle, headers[length] + payload))
+            if get_ident() != server.thread:
+                server.submit()
+            return
+        self._send_frames(message, payload, fragment_size)  # type: ignore[arg-type]
+
+    def _send_frames(self, message: Message, payload: bytes | bytearray, fragment_size: int | None) -> None:
+        if self._state is not None:
+            raise SocketClosed(self._state.initialized, self._state.message)
+        # what the kernel does not take now must not change with the caller's bytearray
+        payload = bytes(payload)
+        frames = [(frame_header(FIN | message.opcode, len(payload)), payload)]
+        if fragment_size is not None:
+            frames = list(fragments(message.opcode, payload, fragment_size))
+        server = self.server
+        commands: list[Any] = []
+        for header, part in frames:
+            if len(part) > core.LARGE:
+                server.loop.has_large = True
+                commands += (self._handle | core.SEND_MORE, header, self._handle, part)
+            else:
+                commands += (self._handle, header + part)
+        if server.marks:
+            commands[-2] |= core.SEND_MARK
+            commands = [self._handle | core.NOTE, message, *commands]
+        server.push(commands)
+        server.flush()
+
+    def send_ping(self, payload: bytes | str = b"") -> None:
+        """Queue a Ping (RFC 6455 §5.5.2); ``onpong`` tells when it was answered, ``onping`` is called now.
+
+        Args:
+            payload: at most 125 bytes; a str is sent as UTF-8.
+
+        Raises:
+            PingError: the payload is too long.
+            SocketClosed: the connection is closed or closing.
+        """
+        data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
+        if len(data) > _MAX_PING:
+            raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
+        if self._state is not None:
+            raise SocketClosed(self._state.initialized, self._state.message)
+        self.server.push((self._handle, HEADERS[Opcode.PING][len(data)] + data))
+        self.server.pinged(self, data)
+        self.server.flush()
+
+    # ---- ending ----
+
+    def close(self, code: int | None = 1000, reason: str = "") -> None:
+        """Begin the closing handshake (RFC 6455 §7.1.2): what was queued before is still sent, then a Close frame.
+
+        Messages go on arriving until the peer's Close, or until ``close_timeout``; then ``onclose`` is called.
+        Nothing happens if the connection is closed or closing.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014 or 3000 to 4999; None for a Close frame without one.
+            reason: at most 123 bytes of UTF-8.
+
+        Raises:
+            TypeError: the reason is not a str, or the code not an int.
+            ValueError: the code may not be sent (RFC 6455 §7.4), or the reason is too long.
+        """
+        payload = close_payload(code, reason)
+        if self._state is not None:
+            return
+        self._state = SocketClosed(True, "this side has closed the connection")
+        self.server.push((self._handle | core.CLOSE, payload))
+        self.server.flush()
+
+    def abort(self) -> None:
+        """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
+        self._mode = DROP
+        if self._state is None:
+            self._state = SocketClosed(True, "this side has aborted the connection")
+        self.server.push((self._handle | core.ABORT, b""))
+        self.server.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more, because either side has closed."""
+        return self._state is not None
+
+    # ---- flow control ----
+
+    def pause_reading(self) -> None:
+        """Deliver no more messages until ``resume_reading``: the peer will have to wait, once buffers are full."""
+        if self._mode == DELIVER:
+            self._mode = HOLD
+            self.server.push((self._handle | core.PAUSE, b""))
+            self.server.flush()
+
+    def resume_reading(self) -> None:
+        """Deliver messages again, first those that had arrived."""
+        if self._mode == HOLD:
+            self.server.call_soon(self.server.deliver_held, self)
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes of queued messages that the kernel has not taken yet."""
+        self.server.submit()
+        return 0 if self._state is not None and self._is_gone() else self.server.loop.backlog(self._handle)
+
+    def _is_gone(self) -> bool:
+        return self not in self.server.clients
+
+    # ---- who it is ----
+
+    @property
+    def request(self) -> Request | None:
+        """The request of the opening handshake, parsed anew at each look; None if it was not kept."""
+        request = self._request
+        return self.server.handshake.read(request) if isinstance(request, bytes) else request
+
+    @property
+    def path(self) -> str | None:
+        """The path with the query that was asked for (RFC 6455 §3); None if the request was not kept."""
+        request = self.request
+        return None if request is None else request.path
+
+    @property
+    def remote_address(self) -> core.Address | None:
+        """The peer's address, as ``socket.getpeername`` has it: (host, port) for IPv4; "" for a Unix socket."""
+        if self._rare is not None and self._rare.peer is not None:
+            return self._rare.peer
+        return self.server.loop.peer(self._handle)
+
+    def rare(self) -> Rare:
+        """Return the part that few connections need."""
+        if self._rare is None:
+            self._rare = Rare()
+        return self._rare
+
+    def __str__(self) -> str:
+        address = self.remote_address
+        if not address:
+            return "unknown" if address is None else "unix"
+        if isinstance(address, str):
+            return address
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self}{' closed' if self.closed else ''}>"

@@ -1,0 +1,792 @@
+"""A server in one thread: an epoll loop that calls handlers and queues what they send."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import threading
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from math import ceil
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from . import loop as core
+from .async_client import DELIVER, DROP, HOLD, AsyncClient, Rare
+from .calls import Call, Calls
+from .codes import CloseCode, Opcode
+from .errors import HandshakeError, SocketClosed
+from .frames import FIN, HEADERS, SHORT, Frame, frame_header
+from .handshake import ServerHandshake
+from .http11 import Request, Response
+from .listening import Address, close_listener, open_listener
+from .loop import Loop, Settings, acceptance, broadcast_payload, error_text
+from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .signals import StopSignals
+from .version import __version__
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable
+
+__all__ = ["AsyncServer", "Clients"]
+
+log = logging.getLogger("wspy.server")
+
+# Queued replies leave before the end of a long batch: looked at after so many events, or after each one while
+# handlers are slow.
+STRIDE: Final = 16
+SUBMIT_SECONDS: Final = 0.001
+
+# In one call of handle_events: then the foreign loop has its turn again.
+ROUNDS: Final = 16
+
+# Descriptors that are left for everything but connections.
+SPARE_DESCRIPTORS: Final = 64
+
+_KEEP_ALIVE: Final = b"\1"
+_LAST: Final = b"\0"
+
+
+class Clients(Collection[AsyncClient]):
+    """The open connections of a server, now. Safe to use from any thread while they come and go."""
+
+    def __init__(self, clients: dict[int, AsyncClient]) -> None:
+        self._clients = clients
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def __iter__(self) -> Iterator[AsyncClient]:
+        return iter(list(self._clients.values()))
+
+    def __contains__(self, client: object) -> bool:
+        return isinstance(client, AsyncClient) and self._clients.get(client._handle) is client  # noqa: SLF001
+
+    def __repr__(self) -> str:
+        return f"<Clients {len(self)}>"
+
+
+class AsyncServer:
+    """A WebSocket server on epoll. Subclass it and override handlers; ``run`` it, or ``start`` it in a thread.
+
+    Handlers are called one at a time in the thread that runs the server. An exception in a handler goes to
+    ``onerror``, and closes that client with 1011; it never stops the server. Sizes are in bytes, times in seconds,
+    None means no limit or never. Methods are for the thread that runs the server, unless they say otherwise.
+
+    Args:
+        address: (host, port), with "" for all interfaces and port 0 for any free one; the path of a Unix socket; or
+            a socket that listens.
+        loglevel: if given, ``logging.basicConfig(level=loglevel)`` is called; else logging is left alone.
+        protocols: the subprotocols that the server speaks.
+        trusted_origins: the origins of pages that may connect; empty for all, or ``"same-origin"``.
+        locations: the paths that are served; empty for all.
+        require_origin: refuse a request without Origin.
+        require_protocol: refuse a client that offers none of ``protocols``.
+        extra_headers: header fields for the 101 response, or a function that returns them for a request.
+        server_header: the value of ``Server`` in responses; None to leave it out.
+        max_size: of a message, after reassembly; over it the connection is closed with 1009.
+        max_fragments: frames of a message; over it 1008.
+        max_line: of the request line; over it status 414.
+        max_header_line: of one header line; over it 431.
+        max_head: of the request head; over it 431; at most 256 KiB.
+        max_headers: header lines; over it 431.
+        max_connections: WebSockets at a time; over it 503. None: as many as there are descriptors, but 64.
+        max_backlog: unsent bytes of a client, looked at before each send; over it the connection is aborted, 1008.
+        notsent_lowat: bytes that the kernel may hold back unsent of each connection (TCP_NOTSENT_LOWAT); 0 for as
+            many as it likes.
+        open_timeout: from the TCP connection to the 101 response.
+        close_timeout: for the closing handshake.
+        ping_interval: without a byte from the client after which it is pinged.
+        ping_timeout: without a byte after a ping, after which the client is dropped.
+        idle_request_timeout: between two plain HTTP requests of a connection.
+        shutdown_timeout: for ``stop`` to deliver what is queued and close all connections.
+        keep_request: keep request heads after ``onopen``, for ``client.request`` and ``client.path``.
+        backlog: connections that the kernel completes before they are accepted.
+        reuse_port: let other processes listen on the same port.
+
+    Raises:
+        OSError: the address can't be had.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is a policy of its own, by name
+        self,
+        address: Address,
+        *,
+        loglevel: int | str | None = None,
+        protocols: Iterable[str] = (),
+        trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
+        locations: Iterable[str] = (),
+        require_origin: bool = False,
+        require_protocol: bool = False,
+        extra_headers: Mapping[str, str]
+        | Iterable[tuple[str, str]]
+        | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]] = (),
+        server_header: str | None = f"wspy/{__version__}",
+        max_size: int | None = 1 << 20,
+        max_fragments: int = 131_072,
+        max_line: int = 8192,
+        max_header_line: int = 8192,
+        max_head: int = 65_536,
+        max_headers: int = 100,
+        max_connections: int | None = None,
+        max_backlog: int = 16 << 20,
+        notsent_lowat: int = 131_072,
+        open_timeout: float | None = 10.0,
+        close_timeout: float | None = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        idle_request_timeout: float | None = 30.0,
+        shutdown_timeout: float = 10.0,
+        keep_request: bool = True,
+        backlog: int = 1024,
+        reuse_port: bool = False,
+    ) -> None:
+        if loglevel is not None:
+            logging.basicConfig(level=loglevel)
+        self.handshake = ServerHandshake(
+            protocols=protocols,
+            trusted_origins=trusted_origins,
+            locations=locations,
+            require_origin=require_origin,
+            require_protocol=require_protocol,
+            extra_headers=extra_headers,
+            server_header=server_header,
+            max_line=max_line,
+            max_header_line=max_header_line,
+            max_head=max_head,
+            max_headers=max_headers,
+        )
+        self._shutdown_timeout = shutdown_timeout
+        self._keep_request = keep_request
+        self._max_connections = max_connections if max_connections is not None else _descriptor_limit()
+        self._begin(
+            Settings(
+                max_size=max_size,
+                max_fragments=max_fragments,
+                max_line=max_line,
+                max_header_line=max_header_line,
+                max_head=max_head,
+                max_headers=max_headers,
+                max_backlog=max_backlog,
+                notsent_lowat=notsent_lowat,
+                open_timeout=open_timeout,
+                close_timeout=close_timeout,
+                ping_interval=ping_interval,
+                ping_timeout=ping_timeout,
+                idle_request_timeout=idle_request_timeout,
+                wants_pings=self._overrides("onpingreceived", "onframe"),
+                wants_pongs=self._overrides("onpong", "onframe"),
+                wants_pinged=self._overrides("onping"),
+            )
+        )
+        self._owns_listener = not isinstance(address, socket.socket)
+        try:
+            self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
+            self.loop.listen(self._listener)
+        except BaseException:
+            self.loop.close()
+            raise
+        self.address = self._listener.getsockname()
+
+    def _begin(self, settings: Settings) -> None:
+        self._clients: dict[int, AsyncClient] = {}
+        self._opening: dict[int, AsyncClient] = {}
+        self._calls = Calls()
+        self._frames = self._overrides("onframe")
+        self._answers = self._overrides("onrequest")
+        self._hears_pings = self._overrides("onping")
+        self._granularity = core.FRAMES if self._frames else core.MESSAGES
+        self._dispatching = False
+        self._stopping: float | None = None
+        self._exit: BaseException | None = None
+        self._ended = threading.Event()
+        self._background: threading.Thread | None = None
+        self.clients = Clients(self._clients)
+        """The open connections; any thread may look at it while they come and go."""
+        # for clients: as few steps as possible on the way of a message
+        self.marks = self._overrides("onsent")
+        self.thread = 0
+        self.loop = Loop(settings)
+        self.push = self.loop.push
+        self.submit = self.loop.submit
+        if self.marks:
+            self.loop.notes = _Notes(self._clients)
+
+    def _overrides(self, *names: str) -> bool:
+        return any(getattr(type(self), name) is not getattr(AsyncServer, name) for name in names)
+
+    # ---- handlers, to be overridden ----
+
+    def onrequest(self, request: Request) -> Response | None:
+        """Answer a request with plain HTTP, or refuse it; None lets the upgrade go on.
+
+        What is no upgrade and not answered gets 426. An exception is answered with 500, a ``HandshakeError`` with its
+        status.
+        """
+
+    def onopen(self, client: AsyncClient) -> None:
+        """Do something when a connection is open: its 101 response was handed to the kernel."""
+
+    def onmessage(self, client: AsyncClient, message: Message) -> None:
+        """Do something with a ``TextMessage`` or ``BinaryMessage`` that arrived."""
+
+    def onping(self, client: AsyncClient, payload: bytes) -> None:
+        """Do something when a Ping *was sent*, by ``send_ping`` or to keep the connection alive."""
+
+    def onpingreceived(self, client: AsyncClient, payload: bytes) -> None:
+        """Do something when a Ping arrived; it was answered already (RFC 6455 §5.5.2)."""
+
+    def onpong(self, client: AsyncClient, payload: bytes) -> None:
+        """Do something when a Pong arrived, asked for or not."""
+
+    def onsent(self, client: AsyncClient, message: Message) -> None:
+        """Do something when the last byte of a message was handed to the kernel; in order, once for each."""
+
+    def onclose(self, client: AsyncClient, code: int, reason: str) -> None:
+        """Do something when a connection is closed: once for each ``onopen``, and last.
+
+        Args:
+            client: the connection.
+            code: of the peer's Close frame; 1005 if it had none; 1006 without a Close frame; or, if the peer broke a
+                rule, the code that it was told.
+            reason: of the peer's Close frame; else a sentence that says what happened.
+        """
+
+    def onerror(self, client: AsyncClient | None, error: BaseException) -> None:
+        """Do something about an exception in a handler; the default logs it.
+
+        Args:
+            client: the connection, which is closed with 1011; None for a function of ``call_soon`` or ``call_later``.
+            error: the exception.
+        """
+        log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
+
+    def onframe(self, client: AsyncClient, frame: Frame) -> None:
+        """Do something with each frame that arrived, before its message is complete."""
+
+    # ---- running ----
+
+    def run(self) -> None:
+        """Serve until ``stop``. In the main thread SIGINT and SIGTERM stop, and a second one ends at once.
+
+        Returns when every connection is closed. A handler's ``SystemExit`` is raised again after an orderly stop.
+
+        Raises:
+            RuntimeError: the server runs already, or was closed.
+        """
+        if self.thread or self.loop.closed:
+            raise RuntimeError("the server was closed" if self.loop.closed else "the server runs already")
+        try:
+            with StopSignals(self.loop.watch) as signals:
+                self._run(signals)
+        finally:
+            self.thread = threading.get_ident()
+            self.close()
+        if isinstance(self._exit, SystemExit):
+            raise self._exit
+
+    def _run(self, signals: StopSignals) -> None:
+        seen = 0
+        while not self._is_done():
+            self._turn(-1)
+            if signals.count > seen:
+                if self._stopping is not None:
+                    log.info("stopping at once")
+                    return
+                seen = signals.count
+                log.info("stopping")
+                self.stop()
+
+    def start(self) -> Self:
+        """Run in a background thread and return; the thread ends with ``stop`` or ``close``. Thread-safe.
+
+        Raises:
+            RuntimeError: the server runs already, or was closed.
+        """
+        if self.thread or self._background or self.loop.closed:
+            raise RuntimeError("the server runs already, or was closed")
+        self._background = threading.Thread(target=self.run, name=f"wspy {self.address}", daemon=True)
+        self._background.start()
+        return self
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the server has ended, and return whether it has. Thread-safe, but not for handlers."""
+        ended = self._ended.wait(timeout)
+        if ended and self._background is not None:
+            self._background.join(timeout)
+        return ended
+
+    def stop(self) -> None:
+        """Stop gracefully, and return at once; twice is fine. Thread-safe, also from handlers.
+
+        New connections and handshakes under way are refused with 503. What was queued is delivered, every client is
+        told 1001, and ``onclose`` is called once for each. After ``shutdown_timeout`` the rest is aborted.
+        """
+        if self._stopping is None:
+            self._stopping = monotonic() + self._shutdown_timeout
+            self.call_soon(self._stop)
+
+    def _stop(self) -> None:
+        self._release_listener()
+        refusal = HandshakeError(503, "the server is stopping")
+        self.push((core.REFUSE, self.handshake.refuse(refusal)))
+        for client in (*self._opening.values(), *self._clients.values()):
+            client.close(CloseCode.GOING_AWAY)
+        self.call_later(self._shutdown_timeout, self._abort_all)
+
+    def _abort_all(self) -> None:
+        for client in (*self._opening.values(), *self._clients.values()):
+            client.abort()
+
+    def _is_done(self) -> bool:
+        """Whether a stop has come to its end: nothing is open, and the peers have read what was sent."""
+        if self._stopping is None or self._clients or self._opening or self._calls.pending:
+            return False
+        return monotonic() > self._stopping or not self.loop.stats()["connections"]
+
+    def close(self) -> None:
+        """End at once: connections are reset without ``onclose``. Twice is fine.
+
+        From another thread than the running one this asks for it; ``join`` waits.
+        """
+        if self.thread not in {0, threading.get_ident()}:
+            self._shutdown_timeout = 0.0
+            self._stopping = monotonic()
+            self.call_soon(self._stop)
+            return
+        if self._dispatching:
+            self._stopping = monotonic()
+            self._abort_all()
+            return
+        self._release_listener()
+        self.loop.close()
+        self._clients.clear()
+        self._opening.clear()
+        self.thread = 0
+        self._ended.set()
+
+    def _release_listener(self) -> None:
+        if self._listener.fileno() < 0:
+            return
+        self.loop.unlisten(self._listener)
+        if self._owns_listener:
+            close_listener(self._listener)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._background is None:
+            self.close()
+            return
+        self.stop()
+        self.join()
+
+    def __del__(self) -> None:
+        loop = getattr(self, "loop", None)
+        if loop is not None and not loop.closed:
+            warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=1)
+            self.thread = 0
+            self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that a foreign loop polls for reading, to call ``handle_events`` then."""
+        return self.loop.fileno()
+
+    def handle_events(self, timeout: float | None = 0) -> int:
+        """Take what has come up, call handlers, and send what they queued.
+
+        Args:
+            timeout: seconds to wait for something; 0 only looks, None waits for ever.
+
+        Returns:
+            How many events were handled.
+
+        Raises:
+            RuntimeError: it was called from a handler.
+        """
+        if self._dispatching:
+            raise RuntimeError("handle_events was called from a handler")
+        handled = count = self._turn(-1 if timeout is None else ceil(timeout * 1000))
+        for _ in range(ROUNDS):
+            if not count and not self._calls.pending:
+                break
+            count = self._turn(0)
+            handled += count
+        else:
+            self.loop.wake()
+        return handled
+
+    # ---- calls and broadcasts ----
+
+    def call_soon(self, function: Callable[..., object], *arguments: Any) -> Call:
+        """Call a function in the server's thread, in the next turn. Thread-safe."""
+        return self.call_later(0, function, *arguments)
+
+    def call_later(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
+        """Call a function in the server's thread after ``delay`` seconds. Thread-safe.
+
+        Returns:
+            The call, which can be cancelled.
+        """
+        call = self._calls.add(delay, function, arguments)
+        if threading.get_ident() != self.thread:
+            self.loop.wake()
+        return call
+
+    def broadcast(self, message: Sendable, clients: Iterable[AsyncClient] | None = None) -> None:
+        """Send a message to many clients; it is encoded once. Thread-safe, and never blocks.
+
+        Args:
+            message: as for ``client.send``.
+            clients: None for all that are open. Clients that are closed are passed over.
+
+        Raises:
+            TypeError: it is no message.
+            ValueError: a text has a lone surrogate.
+        """
+        whole = create_message(message)
+        payload = whole.bytes
+        headers = HEADERS.get(whole.opcode)
+        length = len(payload)
+        short = headers is not None and length < SHORT
+        frame = (headers[length] if short else frame_header(FIN | whole.opcode, length)) + payload  # type: ignore[index]
+        if self.marks:
+            self._broadcast_marked(whole, frame, self.clients if clients is None else clients)
+            return
+        handles = None if clients is None else [client._handle for client in clients]  # noqa: SLF001
+        self.push((core.BROADCAST, broadcast_payload(frame, handles)))
+        self.flush()
+
+    def _broadcast_marked(self, message: Message, frame: bytes, clients: Iterable[AsyncClient]) -> None:
+        handles = [client._handle for client in clients if not client.closed]  # noqa: SLF001
+        commands: list[Any] = [item for handle in handles for item in (handle | core.NOTE, message)]
+        self.push((*commands, core.BROADCAST_MARK, broadcast_payload(frame, handles)))
+        self.flush()
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the server was made, and ``clients``, the connections that are open. Thread-safe."""
+        return {"clients": len(self._clients), **self.loop.stats()}
+
+    # ---- turns ----
+
+    def flush(self) -> None:
+        """Write what was queued, if this is not the thread that is going to do so anyway. Thread-safe."""
+        if threading.get_ident() != self.thread:
+            self.loop.submit()
+
+    def _turn(self, timeout_ms: int) -> int:
+        self.thread = threading.get_ident()
+        if self._calls.pending or self._calls.next_at() is not None:
+            timeout_ms = self._run_calls(timeout_ms)
+        count = self.loop.turn(timeout_ms)
+        if count:
+            self._dispatching = True
+            try:
+                self._dispatch(count)
+            finally:
+                self._dispatching = False
+        return count
+
+    def _run_calls(self, timeout_ms: int) -> int:
+        self._dispatching = True
+        try:
+            for call in self._calls.due():
+                try:
+                    call()
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+                    self._handler_failed(None, error)
+        finally:
+            self._dispatching = False
+        if self._calls.pending:
+            return 0
+        at = self._calls.next_at()
+        self.loop.alarm(0 if at is None else self.loop.now_ms() + max(ceil((at - monotonic()) * 1000), 1))
+        return timeout_ms
+
+    def _dispatch(self, count: int) -> None:
+        """Call the handlers for a turn's events: the one loop of Python that every message passes."""
+        events = self.loop.events(count)
+        arena = self.loop.arena
+        find = self._clients.get
+        new = object.__new__
+        onmessage = self.onmessage
+        other = self._other_event
+        submitted = monotonic()
+        stride = STRIDE
+        while count > 0:
+            for handle, kind, start, end in islice(events, stride):
+                if kind > 2 or (client := find(handle)) is None or client._mode or self._frames:  # noqa: SLF001
+                    other(handle, kind, start, end)
+                    continue
+                message: Message
+                if kind == 1:
+                    message = new(TextMessage)
+                    message.payload = str(arena[start:end], "utf-8")
+                else:
+                    message = new(BinaryMessage)
+                    message.payload = arena[start:end]
+                try:
+                    onmessage(client, message)
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+                    self._handler_failed(client, error)
+            count -= stride
+            now = monotonic()
+            if now - submitted > SUBMIT_SECONDS or self.loop.has_large:
+                stride = 1 if now - submitted > SUBMIT_SECONDS * STRIDE else STRIDE
+                self.loop.submit()
+                submitted = monotonic()
+
+    def _other_event(self, handle: int, kind: int, start: int, end: int) -> None:
+        handler = _RARE_EVENTS.get(kind)
+        if handler is not None:
+            handler(self, handle, start, end)
+            return
+        client = self._clients.get(handle)
+        if client is None or client._mode == DROP:  # noqa: SLF001
+            return
+        payload = self.loop.payload(kind, start, end)
+        kind &= ~core.EVENT_DETACHED
+        if kind == core.EVENT_CLOSE:
+            self._peer_closes(client, payload)
+        if client._mode == HOLD:  # noqa: SLF001
+            client.rare().held.append((kind, payload))
+            return
+        self._deliver(client, kind, payload)
+
+    def _deliver(self, client: AsyncClient, kind: int, payload: bytes) -> None:
+        """Call the handlers for one message, or one frame."""
+        if self._frames:
+            self._guarded(client, self.onframe, client, _frame(kind, payload))
+            if client._mode == DROP:  # noqa: SLF001
+                return
+        if kind == core.EVENT_PING:
+            self._guarded(client, self.onpingreceived, client, payload)
+        elif kind == core.EVENT_PONG:
+            self._guarded(client, self.onpong, client, payload)
+        elif kind != core.EVENT_CLOSE:
+            self._deliver_data(client, kind, payload)
+
+    def _deliver_data(self, client: AsyncClient, kind: int, payload: bytes) -> None:
+        opcode = kind & 0x0F
+        if kind & core.EVENT_NOT_FINAL or opcode == Opcode.CONTINUATION:
+            parts = client.rare().fragments
+            parts.append(payload if parts else bytes([opcode]) + payload)
+            if kind & core.EVENT_NOT_FINAL:
+                return
+            whole = b"".join(parts)
+            parts.clear()
+            opcode, payload = whole[0], whole[1:]
+        message: Message
+        if opcode == Opcode.TEXT:
+            message = TextMessage(str(payload, "utf-8"))
+        else:
+            message = BinaryMessage(payload)
+        self._guarded(client, self.onmessage, client, message)
+
+    def deliver_held(self, client: AsyncClient) -> None:
+        """Deliver what arrived before a pause, then read on; in the server's thread."""
+        held = client.rare().held
+        if client._mode == HOLD:  # noqa: SLF001
+            client._mode = DELIVER  # noqa: SLF001
+        while held and client._mode == DELIVER:  # noqa: SLF001
+            self._deliver(client, *held.popleft())
+        if client._mode == DELIVER:  # noqa: SLF001
+            self.push((client._handle | core.RESUME, b""))  # noqa: SLF001
+            self.flush()
+
+    # ---- failing handlers ----
+
+    def _guarded(self, client: AsyncClient | None, handler: Callable[..., object], *arguments: Any) -> None:
+        try:
+            handler(*arguments)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+            self._handler_failed(client, error)
+
+    def _handler_failed(self, client: AsyncClient | None, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            self._exit = error
+            self.stop()
+            return
+        try:
+            self.onerror(client, error)
+        except Exception:
+            log.exception("exception in onerror")
+        if client is not None:
+            client._mode = DROP  # noqa: SLF001
+            client.close(CloseCode.INTERNAL_ERROR)
+
+    # ---- the opening handshake ----
+
+    def _on_head(self, handle: int, start: int, end: int) -> None:
+        head = self.loop.arena[start:end]
+        try:
+            request = self.handshake.read(head)
+            if self._answers and self._answer(handle, request):
+                return
+            self._accept(handle, request)
+        except HandshakeError as error:
+            self._refuse(handle, error, head)
+        except Exception as error:
+            log.exception("exception while answering a request", exc_info=error)
+            self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server stops in order
+            self._handler_failed(None, error)
+            self._refuse(handle, HandshakeError(503, "the server is stopping"), head)
+
+    def _answer(self, handle: int, request: Request) -> bool:
+        request.remote_address = self.loop.peer(handle)
+        response = self.onrequest(request)
+        if response is None:
+            return False
+        keep_alive = request.keep_alive and self._stopping is None
+        encoded = response.encode(keep_alive=keep_alive, head_only=request.method == "HEAD")
+        self.push((handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
+        return True
+
+    def _accept(self, handle: int, request: Request) -> None:
+        accepted = self.handshake.accept(request)
+        if self._stopping is not None:
+            raise HandshakeError(503, "the server is stopping")
+        if len(self._clients) + len(self._opening) >= self._max_connections:
+            raise HandshakeError(503, "there are max_connections already")
+        self._opening[handle] = AsyncClient(self, handle, request, accepted.subprotocol)
+        self.push((handle | core.ACCEPT, acceptance(accepted.response, granularity=self._granularity)))
+
+    def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
+        try:
+            response = self.handshake.refuse(error, head)
+        except ValueError:
+            log.exception("a HandshakeError can't be sent")
+            response = self.handshake.refuse(HandshakeError(500, ""), head)
+        log.info("refused a request from %s with %d: %s", self._name(handle), error.status, error.message)
+        self.push((handle | core.RESPOND, _LAST + response))
+
+    def _on_bad_head(self, handle: int, start: int, _: int) -> None:
+        log.info("refused a request from %s: %s", self._name(handle), error_text(start))
+        self.push((handle | core.RESPOND, _LAST + self.handshake.refuse_core(start)))
+
+    def _name(self, handle: int) -> str:
+        address = self.loop.peer(handle)
+        return "unix" if not address else str(address[0]) if isinstance(address, tuple) else address
+
+    def _on_opened(self, handle: int, _start: int, _end: int) -> None:
+        client = self._opening.pop(handle, None)
+        if client is None:
+            return
+        self._clients[handle] = client
+        self._guarded(client, self.onopen, client)
+        request = client._request  # noqa: SLF001
+        client._request = request.head if self._keep_request and isinstance(request, Request) else None  # noqa: SLF001
+
+    # ---- what else happens to a connection ----
+
+    def pinged(self, client: AsyncClient, payload: bytes) -> None:
+        """Call ``onping`` in the server's thread."""
+        if not self._hears_pings:
+            return
+        if threading.get_ident() == self.thread:
+            self._guarded(client, self.onping, client, payload)
+        else:
+            self.call_soon(self._guarded, client, self.onping, client, payload)
+
+    def _on_pinged(self, handle: int, start: int, _: int) -> None:
+        client = self._clients.get(handle)
+        if client is not None and client._mode != DROP:  # noqa: SLF001
+            self._guarded(client, self.onping, client, start.to_bytes(4, "big"))
+
+    def _on_sent(self, handle: int, start: int, _: int) -> None:
+        client = self._clients.get(handle)
+        if client is None:
+            return
+        sent = client.rare().sent
+        for _ in range(start):
+            message = sent.popleft()
+            if client._mode != DROP:  # noqa: SLF001
+                self._guarded(client, self.onsent, client, message)
+
+    def _peer_closes(self, client: AsyncClient, payload: bytes) -> None:
+        rare = client.rare()
+        rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
+        rare.close_reason = str(payload[2:], "utf-8")
+        if client._state is None:  # noqa: SLF001
+            client._state = SocketClosed(False, "the peer has closed the connection")  # noqa: SLF001
+
+    def _on_closed(self, handle: int, start: int, end: int) -> None:
+        opening = self._opening.pop(handle, None)
+        if opening is not None:
+            log.info("%s went away before its handshake was answered", opening)
+        client = self._clients.get(handle)
+        if client is None:
+            return
+        rare = client.rare()
+        while rare.held and client._mode != DROP:  # noqa: SLF001
+            self._deliver(client, *rare.held.popleft())
+        del self._clients[handle]
+        rare.peer = self.loop.peer(handle)
+        code, reason = _verdict(rare, start, end)
+        if client._state is None:  # noqa: SLF001
+            client._state = SocketClosed(False, f"the connection is closed: {reason}")  # noqa: SLF001
+        log.debug("%s closed: %d %r", client, code, reason)
+        try:
+            self.onclose(client, code, reason)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+            self._handler_failed(client, error)
+
+    def _on_accept_paused(self, _handle: int, start: int, _end: int) -> None:
+        now = monotonic()
+        if now - self._accept_warned >= 1:
+            self._accept_warned = now
+            log.warning("can't accept connections for now: %s", error_text(2, start))
+
+    _accept_warned = float("-inf")
+
+
+_RARE_EVENTS: Final[dict[int, Callable[[AsyncServer, int, int, int], None]]] = {
+    core.EVENT_HEAD: AsyncServer._on_head,  # noqa: SLF001
+    core.EVENT_BAD_HEAD: AsyncServer._on_bad_head,  # noqa: SLF001
+    core.EVENT_OPENED: AsyncServer._on_opened,  # noqa: SLF001
+    core.EVENT_SENT: AsyncServer._on_sent,  # noqa: SLF001
+    core.EVENT_CLOSED: AsyncServer._on_closed,  # noqa: SLF001
+    core.EVENT_PINGED: AsyncServer._on_pinged,  # noqa: SLF001
+    core.EVENT_ACCEPT_PAUSED: AsyncServer._on_accept_paused,  # noqa: SLF001
+}
+
+
+class _Notes(dict[int, Any]):
+    """Finds the deque of messages that a connection waits to see sent."""
+
+    def __init__(self, clients: dict[int, AsyncClient]) -> None:
+        super().__init__()
+        self._clients = clients
+
+    def get(self, handle: int, default: Any = None) -> Any:
+        client = self._clients.get(handle)
+        return default if client is None else client.rare().sent
+
+
+def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:
+    """Return what onclose is told: the peer's word if it said one, else what happened."""
+    if rare.close_code is not None:
+        return rare.close_code, rare.close_reason
+    return code, error_text(error & 0xFF, error >> 8)
+
+
+def _frame(kind: int, payload: bytes) -> Frame:
+    return Frame(
+        kind & 0x0F,
+        payload,
+        final=not kind & core.EVENT_NOT_FINAL,
+        rsv1=bool(kind & 0x4000),
+        rsv2=bool(kind & 0x2000),
+        rsv3=bool(kind & 0x1000),
+    )
+
+
+def _descriptor_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft - SPARE_DESCRIPTORS, 1)
