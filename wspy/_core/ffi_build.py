@@ -33,7 +33,9 @@ def sanitize() -> list[str]:
     names = os.environ.get("WSPY_SANITIZE", "")
     if not names:
         return []
-    return [f"-fsanitize={names}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"]
+    # Python's own flags have -fwrapv, under which an overflow is no fault.
+    flags = ["-fno-wrapv", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1", "-UNDEBUG"]
+    return [f"-fsanitize={names}", *flags]
 
 
 ffi = FFI()
