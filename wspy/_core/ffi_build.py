@@ -44,7 +44,7 @@ ffi.set_source(
     "wspy._core._wspy",
     '#include "core.h"',
     sources=sorted(str(source) for source in CORE.glob("*.c")),
-    depends=sorted(str(header) for header in CORE.glob("*.h")),
+    depends=[*sorted(str(header) for header in CORE.glob("*.h")), str(CORE / "ffi_build.py")],
     include_dirs=[str(CORE)],
     extra_compile_args=COMPILE + sanitize(),
     extra_link_args=LINK + sanitize(),
