@@ -113,7 +113,7 @@ static void apply_accept(wspy_loop *loop, connection *conn, const uint8_t *paylo
                        accept.opcodes);
     conn->credit = accept.credit;
     conn->phase = OPENING;
-    conn->flags |= SENDABLE;
+    conn->flags |= SENDABLE | UPGRADED;
     /* the mark at its end is what makes the connection OPEN: nothing can be written before the 101 */
     push_marked(loop, conn, payload + sizeof accept, length - sizeof accept);
 }
