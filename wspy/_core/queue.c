@@ -122,6 +122,7 @@ int wspy_queue_push(wspy_queue *queue, const struct iovec *parts, size_t count, 
             return WSPY_ERROR_NO_MEMORY;
         link_chunk(queue, tail);
     }
+    tail->is_touched |= skip > 0; /* its frame began with what is skipped */
     copy_parts(tail->data + tail->end, parts, count, skip);
     tail->end += length;
     queue->size += length;
@@ -169,22 +170,25 @@ void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length)
     memcpy(queue->pong, frame, length);
 }
 
-/* Puts the waiting Pong first, unless a frame is half written. */
+/* Puts the waiting Pong first, unless a frame is half written. It takes the place of one that the kernel refused. */
 static void place_pong(wspy_queue *queue)
 {
-    if (!queue->pong_length || (queue->head && queue->head->is_touched))
+    chunk *first = queue->head;
+    if (!queue->pong_length || (first && first->is_touched))
         return;
-    chunk *added = new_chunk(queue->pong_length);
-    if (!added) /* it is tried again at the next flush */
-        return;
-    memcpy(added->data, queue->pong, queue->pong_length);
-    added->end = queue->pong_length;
-    added->is_control = 1;
-    added->next = queue->head;
-    queue->head = added;
-    if (!queue->tail)
-        queue->tail = added;
-    queue->size += queue->pong_length;
+    if (!first || !first->is_control) {
+        first = new_chunk(PONG_MAX);
+        if (!first) /* it is tried again at the next flush */
+            return;
+        first->is_control = 1;
+        first->next = queue->head;
+        queue->head = first;
+        if (!queue->tail)
+            queue->tail = first;
+    }
+    memcpy(first->data, queue->pong, queue->pong_length);
+    queue->size += queue->pong_length - first->end;
+    first->end = queue->pong_length;
     queue->pong_length = 0;
 }
 
@@ -198,7 +202,8 @@ static size_t gather(wspy_queue *queue, struct iovec *parts)
     size_t count = 0;
     size_t most = queue->pong_length ? 1 : PARTS_MAX; /* a Pong goes behind the frame that is half written */
     for (chunk *source = queue->head; source && count < most; source = source->next)
-        parts[count++] = (struct iovec){.iov_base = chunk_bytes(source), .iov_len = source->end - source->start};
+        parts[count++] =
+            (struct iovec){.iov_base = chunk_bytes(source), .iov_len = source->end - source->start};
     return count;
 }
 
