@@ -72,7 +72,7 @@ class Event(NamedTuple):
         return self.end >> 8
 
 
-def settings(**changes: Any) -> Any:  # noqa: ANN401 -- a C struct
+def settings(**changes: Any) -> Any:
     """Return settings without deadlines, but for those given; names as in ``wspy_settings``, ``limits`` or ``head``."""
     values: dict[str, Any] = {
         "max_size": 1 << 20,
@@ -99,7 +99,9 @@ def settings(**changes: Any) -> Any:  # noqa: ANN401 -- a C struct
     return ffi.new("wspy_settings *", {**values, "limits": limits, "head": head})
 
 
-def accept(response: bytes = RESPONSE, *, credit: int = FOREVER, opcodes: int = 0, rsv: int = 0, granularity: int = 0) -> bytes:
+def accept(
+    response: bytes = RESPONSE, *, credit: int = FOREVER, opcodes: int = 0, rsv: int = 0, granularity: int = 0
+) -> bytes:
     """Return the payload of an ACCEPT command."""
     return struct.pack("=IHBB", credit, opcodes, rsv, granularity) + response
 
@@ -141,7 +143,7 @@ def server_frames(data: bytes) -> list[tuple[int, bytes]]:
 class Turns:
     """A loop and the commands that wait for its next turn."""
 
-    def __init__(self, **changes: Any) -> None:  # noqa: ANN401 -- as settings() takes them
+    def __init__(self, **changes: Any) -> None:
         self.loop = lib.wspy_loop_new(settings(**changes))
         assert self.loop != ffi.NULL
         self._commands: list[tuple[int, bytes]] = []
@@ -226,7 +228,7 @@ class Turns:
 
     def adopt(self, sock: socket.socket) -> int:
         """Give a connected socket to the loop; return its handle."""
-        sock.setblocking(False)
+        sock.settimeout(0)
         handle = ffi.new("uint64_t *")
         result = lib.wspy_loop_adopt(self.loop, sock.fileno(), handle)
         assert result == lib.WSPY_OK, result
@@ -235,7 +237,7 @@ class Turns:
 
     def listen(self, listener: socket.socket) -> None:
         """Accept from a listening socket."""
-        listener.setblocking(False)
+        listener.settimeout(0)
         assert lib.wspy_loop_listen(self.loop, listener.fileno()) == lib.WSPY_OK
 
     def awaiting(self, pair: tuple[socket.socket, socket.socket], request: bytes = REQUEST) -> int:
@@ -245,7 +247,7 @@ class Turns:
         self.until(HEAD, handle)
         return handle
 
-    def opened(self, pair: tuple[socket.socket, socket.socket], **options: Any) -> int:  # noqa: ANN401
+    def opened(self, pair: tuple[socket.socket, socket.socket], **options: Any) -> int:
         """The same, with the request accepted and the response received."""
         handle = self.awaiting(pair)
         self.push(ACCEPT, handle, accept(**options))
@@ -299,7 +301,7 @@ def exactly(sock: socket.socket, size: int) -> bytes:
 
 def received(sock: socket.socket) -> bytes:
     """Receive what is there, without waiting."""
-    sock.setblocking(False)
+    sock.settimeout(0)
     data = b""
     with contextlib.suppress(BlockingIOError):
         while more := sock.recv(1 << 20):
@@ -309,7 +311,7 @@ def received(sock: socket.socket) -> bytes:
 
 def to_the_end(sock: socket.socket, turns: Turns) -> bytes:
     """Receive to the end of the connection while the loop turns."""
-    sock.setblocking(False)
+    sock.settimeout(0)
     data = b""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:

@@ -17,8 +17,9 @@ void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms)
         wspy_wheel_cancel(&loop->wheel, &conn->timer);
         return;
     }
+    uint64_t now = loop->now_ms / WSPY_TICK_MS;
     uint64_t at = (loop->now_ms + delay_ms + WSPY_TICK_MS - 1) / WSPY_TICK_MS;
-    wspy_wheel_set(&loop->wheel, &conn->timer, at > loop->tick ? (uint32_t)at : loop->tick + 1);
+    wspy_wheel_set(&loop->wheel, &conn->timer, at > now ? at : now + 1);
 }
 
 /* ---- the epoll set ---- */
@@ -797,7 +798,7 @@ static int pong_is_overdue(const wspy_loop *loop, connection *conn)
     if (!(conn->flags & AWAITS_PONG) || loop->settings.ping_timeout_ms == WSPY_FOREVER)
         return 0;
     conn->flags &= (uint16_t)~AWAITS_PONG;
-    if (conn->seen >= conn->ping_at) /* any byte since then is life */
+    if (conn->seen - conn->ping_at <= INT32_MAX) /* any byte since then is life; ticks wrap */
         return 0;
     /* what we did not read ourselves can't count against the peer */
     return may_read(conn) && !conn->input && wspy_sys_peek(conn->fd) <= 0;

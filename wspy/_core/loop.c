@@ -247,8 +247,8 @@ static void publish(wspy_loop *loop)
 static uint64_t earliest_deadline(const wspy_loop *loop)
 {
     uint64_t at = loop->alarm_ms;
-    if (loop->wheel.earliest != UINT32_MAX && (uint64_t)loop->wheel.earliest * WSPY_TICK_MS < at)
-        at = (uint64_t)loop->wheel.earliest * WSPY_TICK_MS;
+    if (loop->wheel.earliest != UINT64_MAX && loop->wheel.earliest * WSPY_TICK_MS < at)
+        at = loop->wheel.earliest * WSPY_TICK_MS;
     for (int i = 0; i < LISTENERS_MAX; i++)
         if (loop->listeners[i].resume_ms && loop->listeners[i].resume_ms < at)
             at = loop->listeners[i].resume_ms;
@@ -268,7 +268,7 @@ static void arm_timer(wspy_loop *loop)
 static void expire(wspy_loop *loop)
 {
     wspy_timer *timer;
-    while ((timer = wspy_wheel_expire(&loop->wheel, loop->tick)) != NULL) {
+    while ((timer = wspy_wheel_expire(&loop->wheel, loop->now_ms / WSPY_TICK_MS)) != NULL) {
         connection *conn = (connection *)((char *)timer - offsetof(connection, timer));
         wspy_connection_expired(loop, conn);
     }

@@ -116,7 +116,7 @@ struct wspy_loop {
     int woken;   /* the eventfd was signalled and not drained */
     uint64_t began_ns;
     uint64_t now_ms;
-    uint32_t tick;
+    uint32_t tick; /* of now_ms, modulo 2^32 */
     uint64_t armed_ms; /* what the timerfd is set to; UINT64_MAX: nothing */
     uint64_t alarm_ms; /* UINT64_MAX: none */
     uint64_t applied;

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#define SLOT(tick) ((tick) % WSPY_WHEEL_SLOTS)
+#define SLOT(tick) ((uint32_t)((tick) % WSPY_WHEEL_SLOTS))
 
 void wspy_wheel_init(wspy_wheel *wheel)
 {
@@ -12,7 +12,7 @@ void wspy_wheel_init(wspy_wheel *wheel)
     for (int i = 0; i < WSPY_WHEEL_SLOTS; i++)
         wheel->slots[i].previous = wheel->slots[i].next = &wheel->slots[i];
     wheel->now = 0;
-    wheel->earliest = UINT32_MAX;
+    wheel->earliest = UINT64_MAX;
 }
 
 void wspy_wheel_cancel(wspy_wheel *wheel, wspy_timer *timer)
@@ -27,12 +27,12 @@ void wspy_wheel_cancel(wspy_wheel *wheel, wspy_timer *timer)
         wheel->occupied[slot / 64] &= ~(UINT64_C(1) << slot % 64);
 }
 
-void wspy_wheel_set(wspy_wheel *wheel, wspy_timer *timer, uint32_t at)
+void wspy_wheel_set(wspy_wheel *wheel, wspy_timer *timer, uint64_t at)
 {
     wspy_wheel_cancel(wheel, timer);
     if (at <= wheel->now)
         at = wheel->now + 1;
-    timer->at = at;
+    timer->at = (uint32_t)at;
     uint32_t slot = SLOT(at);
     wspy_timer *head = &wheel->slots[slot];
     timer->previous = head->previous;
@@ -44,24 +44,24 @@ void wspy_wheel_set(wspy_wheel *wheel, wspy_timer *timer, uint32_t at)
         wheel->earliest = at;
 }
 
-static wspy_timer *due_in_slot(wspy_wheel *wheel, uint32_t slot, uint32_t now)
+static wspy_timer *due_in_slot(wspy_wheel *wheel, uint32_t slot, uint64_t now)
 {
     wspy_timer *head = &wheel->slots[slot];
     for (wspy_timer *timer = head->next; timer != head; timer = timer->next)
-        if (timer->at <= now)
+        if ((uint32_t)now - timer->at <= INT32_MAX)
             return timer;
     return NULL;
 }
 
-wspy_timer *wspy_wheel_expire(wspy_wheel *wheel, uint32_t now)
+wspy_timer *wspy_wheel_expire(wspy_wheel *wheel, uint64_t now)
 {
     if (now < wheel->earliest)
         return NULL;
-    uint32_t from = wheel->earliest > wheel->now ? wheel->earliest : wheel->now;
+    uint64_t from = wheel->earliest > wheel->now ? wheel->earliest : wheel->now;
     /* after a pause of more than a lap one round over all slots finds everything */
     if (now - from >= WSPY_WHEEL_SLOTS)
         from = now - (WSPY_WHEEL_SLOTS - 1);
-    for (uint32_t tick = from; tick <= now; tick++) {
+    for (uint64_t tick = from; tick <= now; tick++) {
         uint32_t slot = SLOT(tick);
         if (!(wheel->occupied[slot / 64] >> slot % 64 & 1))
             continue;
@@ -77,7 +77,7 @@ wspy_timer *wspy_wheel_expire(wspy_wheel *wheel, uint32_t now)
     return NULL;
 }
 
-uint32_t wspy_wheel_next(wspy_wheel *wheel)
+uint64_t wspy_wheel_next(wspy_wheel *wheel)
 {
     for (uint32_t ahead = 1; ahead <= WSPY_WHEEL_SLOTS; ahead++) {
         uint32_t slot = SLOT(wheel->now + ahead);
@@ -90,6 +90,6 @@ uint32_t wspy_wheel_next(wspy_wheel *wheel)
             return wheel->earliest;
         }
     }
-    wheel->earliest = UINT32_MAX;
-    return UINT32_MAX;
+    wheel->earliest = UINT64_MAX;
+    return UINT64_MAX;
 }
