@@ -345,13 +345,11 @@ static inline size_t open_code_point(const uint8_t *data, size_t i)
     return i;
 }
 
-SIMD static size_t feed_simd(uint32_t *state, const uint8_t *data, size_t length)
+SIMD static size_t feed_windows(uint32_t *state, const uint8_t *data, size_t length)
 {
-    size_t i = *state == ACCEPT && length >= WIDTH ? ascii_run(data, length) : 0;
+    size_t i = *state == ACCEPT ? ascii_run(data, length) : 0;
     if (i == length)
         return length;
-    if (length < WIDTH + BEFORE)
-        return feed_scalar(state, data, length);
     while (i < BEFORE || *state != ACCEPT) {
         i = run(state, data, i, i + 1);
         if (*state == REJECT)
@@ -359,6 +357,15 @@ SIMD static size_t feed_simd(uint32_t *state, const uint8_t *data, size_t length
     }
     i = clean_run(data, i, length);
     return run(state, data, open_code_point(data, i), length);
+}
+
+/* Not itself SIMD: GCC 12 forgets to clean the vector registers before a function that it jumps to, and all SSE
+ * code after that is slow. */
+static size_t feed_simd(uint32_t *state, const uint8_t *data, size_t length)
+{
+    if (length < WIDTH + BEFORE)
+        return feed_scalar(state, data, length);
+    return feed_windows(state, data, length);
 }
 
 #endif
