@@ -7,7 +7,7 @@ the list of hostile inputs that they come from, where there is one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reference import CLOSE_CODES, masked
 
@@ -48,7 +48,7 @@ class Vector(NamedTuple):
     frames: tuple[EventFields, ...]
     pongs: tuple[bytes, ...]
     error: str | None
-    options: Mapping[str, int | None]
+    options: Mapping[str, Any]
     header_size: int
 
     @property
@@ -102,7 +102,7 @@ def rule(
     pongs: Iterable[bytes] = (),
     error: str | None = None,
     roles: Iterable[Role] = (SERVER, CLIENT),
-    **options: int | None,
+    **options: Any,
 ) -> Iterator[Vector]:
     """Make a vector for each role. frames: the events in frame granularity, if they differ."""
     events = tuple(events)
