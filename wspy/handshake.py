@@ -1,0 +1,350 @@
+"""The opening handshake of a server, RFC 6455 §4.2, without I/O: request heads in, response heads out.
+
+``read`` says whether a head is a request at all, ``accept`` whether this server takes it, ``refuse`` how a failure is
+answered. An answer never holds anything that the peer sent: the bodies of refusals are fixed, and the chosen
+subprotocol is the server's own spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import b2a_base64
+from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
+from functools import lru_cache
+from hashlib import sha1
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from .errors import HandshakeError
+from .headers import Headers, is_token, parse_extensions, parse_host, parse_token_list
+from .http11 import (
+    ALLOW_GET,
+    MAX_HEAD,
+    MAX_HEADER_LINE,
+    MAX_HEADERS,
+    MAX_LINE,
+    UPGRADE_HEADERS,
+    Request,
+    Response,
+    offers_websocket,
+    parse_request,
+    reason_phrase,
+)
+
+__all__ = ["HEAD_STATUSES", "Acceptance", "HeadError", "ServerHandshake"]
+
+_T = TypeVar("_T")
+Fields: TypeAlias = Headers | Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+class HeadError(IntEnum):
+    """What the core finds wrong with a request head: its ``WSPY_ERROR_HEAD_*`` numbers, as positive ones."""
+
+    SYNTAX = 48
+    METHOD = 49
+    LINE = 50
+    FIELD = 51
+    FIELD_COUNT = 52
+    SIZE = 53
+    TIMEOUT = 54
+
+
+HEAD_STATUSES: dict[int, int] = {
+    HeadError.SYNTAX: 400,
+    HeadError.METHOD: 501,
+    HeadError.LINE: 414,
+    HeadError.FIELD: 431,
+    HeadError.FIELD_COUNT: 431,
+    HeadError.SIZE: 431,
+    HeadError.TIMEOUT: 408,
+}
+
+# Without these the answer would not be complete: RFC 9110 §15.5.6 and §15.5.22, and the way out of §15.6.4.
+_STATUS_HEADERS = {405: ALLOW_GET, 426: UPGRADE_HEADERS, 503: (("Retry-After", "5"),)}
+_EXPLANATIONS = {426: "426 Upgrade Required: this address speaks WebSocket\n"}
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+_VERSION_HEADERS = (("Sec-WebSocket-Version", "13"),)
+# 16 octets in base64; bits that stand for nothing are not looked at (RFC 4648 §3.5), nor does the accept value.
+_KEY = re.compile(r"[0-9A-Za-z+/]{22}==")
+_VERSIONS = re.compile(r"[0-9]++(?:[ \t]*+,[ \t]*+[0-9]++)*")
+_LOCATION = re.compile(r"/[!\"$->@-~]*")
+_SAME_ORIGIN = "same-origin"
+_ORIGIN = re.compile(r"(https?)://([^/]*+)")
+_ORIGIN_PORTS = {"http": 80, "https": 443}
+# accept() writes these.
+_OWN_HEADERS = frozenset(
+    [
+        "connection",
+        "content-length",
+        "sec-websocket-accept",
+        "sec-websocket-extensions",
+        "sec-websocket-protocol",
+        "transfer-encoding",
+        "upgrade",
+    ],
+)
+_ACCEPT_START = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+)
+
+
+class Acceptance(NamedTuple):
+    """How a request is accepted.
+
+    Args:
+        response: the complete head of the 101 response.
+        subprotocol: the one that was chosen, or None.
+    """
+
+    response: bytes
+    subprotocol: str | None
+
+
+class ServerHandshake:
+    """The policy of a server on opening handshakes. Thread-safe: nothing changes after it was made.
+
+    Args:
+        protocols: the subprotocols that the server speaks; the first one a client offers among them is chosen.
+        trusted_origins: the origins of pages that may connect: strings, compiled patterns (the whole origin must
+            match), ``"same-origin"`` (host and port as in ``Host``), and None for a request without an origin. That
+            is also fine unless ``require_origin``. Empty: any origin. ``"same-origin"`` may stand alone.
+        locations: the paths that are served, without a query; a slash at the end makes no difference. Empty: all.
+        require_origin: refuse a request without ``Origin``, which no browser sends; None in ``trusted_origins`` wins.
+        require_protocol: refuse a client that offers none of ``protocols``.
+        extra_headers: header fields for the 101 response, or a function that returns them for a request.
+        server_header: the value of ``Server`` in 101 responses and refusals; None to leave it out.
+        max_line: limit of the request line, in bytes without CRLF.
+        max_header_line: limit of one header line, in bytes without CRLF.
+        max_head: limit of a request head, in bytes.
+        max_headers: limit of the number of header lines.
+
+    Raises:
+        ValueError: a subprotocol, a location, a header or a limit can never be right.
+        TypeError: a str stands where a collection of them is due.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a policy of its own, by name
+        self,
+        *,
+        protocols: Iterable[str] = (),
+        trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
+        locations: Iterable[str] = (),
+        require_origin: bool = False,
+        require_protocol: bool = False,
+        extra_headers: Fields | Callable[[Request], Fields] = (),
+        server_header: str | None = None,
+        max_line: int = MAX_LINE,
+        max_header_line: int = MAX_HEADER_LINE,
+        max_head: int = MAX_HEAD,
+        max_headers: int = MAX_HEADERS,
+    ) -> None:
+        self._protocols = _protocol_lines(protocols)
+        self._origins = _Origins(trusted_origins, required=require_origin)
+        self._locations = frozenset(map(_checked_location, _collection(locations)))
+        self._require_protocol = require_protocol
+        self._server = Headers([("Server", server_header)] if server_header is not None else ())
+        self._extra_headers = extra_headers if callable(extra_headers) else None
+        # The end of every 101 response, if it is always the same.
+        self._end = b"" if callable(extra_headers) else self._response_end(extra_headers)
+        if min(max_line, max_header_line, max_head, max_headers) < 1:
+            raise ValueError("a limit must be at least 1")
+        self._max_line = max_line
+        self._max_header_line = max_header_line
+        self._max_head = max_head
+        self._max_headers = max_headers
+
+    def read(self, head: bytes) -> Request:
+        """Parse a complete request head within the limits.
+
+        Raises:
+            HandshakeError: it is not a request that this server could answer otherwise.
+        """
+        return parse_request(
+            head,
+            max_line=self._max_line,
+            max_header_line=self._max_header_line,
+            max_head=self._max_head,
+            max_headers=self._max_headers,
+        )
+
+    def accept(self, request: Request) -> Acceptance:
+        """Accept a request to switch to WebSocket, RFC 6455 §4.2.2.
+
+        Raises:
+            HandshakeError: it doesn't ask for that rightly (400, 405, 426), or the server's policy is against it
+                (400, 403, 404).
+            Exception: what a function given as ``extra_headers`` raises, and ``ValueError`` or ``TypeError`` for
+                what it returns: answer with 500.
+        """
+        if self._locations and _location(request.path) not in self._locations:
+            raise HandshakeError(404, "the location is not served")
+        if not request.is_websocket:
+            raise _no_upgrade(request)
+        headers = request.headers
+        _check_version(headers)
+        key = _check_key(headers)
+        self._origins.check(headers)
+        subprotocol, line = self._choose_protocol(headers)
+        extensions = headers.get("sec-websocket-extensions")
+        if extensions is not None:
+            _check_extensions(extensions)
+        end = self._end if self._extra_headers is None else self._response_end(self._extra_headers(request))
+        accept = b2a_base64(sha1(key.encode() + _GUID, usedforsecurity=False).digest(), newline=False)
+        return Acceptance(_ACCEPT_START + accept + line + end, subprotocol)
+
+    def _choose_protocol(self, headers: Headers) -> tuple[str | None, bytes]:
+        """Choose what the client prefers, RFC 6455 §4.2.2 /subprotocol/, and the field line that says so."""
+        value = headers.get("sec-websocket-protocol")
+        for name in _offered_protocols(value) if value is not None else ():
+            if name in self._protocols:
+                return name, self._protocols[name]
+        if self._require_protocol:
+            raise HandshakeError(400, "no offered subprotocol is supported")
+        return None, b""
+
+    def _response_end(self, extra_headers: Fields) -> bytes:
+        extra = Headers(extra_headers)
+        if any(name.lower() in _OWN_HEADERS for name in extra):
+            raise ValueError("an extra header is one that the handshake itself writes")
+        server = b"" if "server" in extra else self._server.encode()
+        return b"\r\n" + server + extra.encode() + b"\r\n"
+
+    def refuse(self, error: HandshakeError, head: bytes = b"") -> bytes:
+        """Return the complete response that answers a failure; the connection closes after it.
+
+        Args:
+            error: status and headers; its message is not sent.
+            head: the request head, if there is one: an answer to HEAD has no content.
+
+        Raises:
+            ValueError: the error is of the application's making, and its status or headers can't be sent.
+        """
+        headers = Headers(error.headers)
+        for name, value in (*self._server.items(), *_STATUS_HEADERS.get(error.status, ())):
+            if name not in headers:
+                headers.add(name, value)
+        text = _EXPLANATIONS.get(error.status) or f"{error.status} {reason_phrase(error.status)}\n"
+        response = Response(error.status, None, headers, text)
+        return response.encode(keep_alive=False, head_only=head.lstrip(b"\r\n").startswith(b"HEAD "))
+
+    def refuse_core(self, error_number: int) -> bytes:
+        """Return the response for a head that the core found wrong.
+
+        Raises:
+            KeyError: the number is none of ``HeadError``: no answer is due.
+        """
+        return self.refuse(HandshakeError(HEAD_STATUSES[error_number], "the core refused the request head"))
+
+
+class _Origins:
+    """Which origins may connect, RFC 6455 §10.2."""
+
+    __slots__ = ("_any", "_exact", "_may_miss", "_patterns", "_same")
+
+    def __init__(self, trusted: Iterable[str | re.Pattern[str] | None], *, required: bool) -> None:
+        origins = [_SAME_ORIGIN] if trusted == _SAME_ORIGIN else list(_collection(trusted))
+        self._any = not origins
+        self._same = _SAME_ORIGIN in origins
+        self._may_miss = None in origins or not required
+        self._exact = frozenset(origin for origin in origins if isinstance(origin, str)) - {_SAME_ORIGIN}
+        self._patterns = [origin for origin in origins if isinstance(origin, re.Pattern)]
+        if not all(origin is None or isinstance(origin, str | re.Pattern) for origin in origins):
+            raise TypeError("a trusted origin is a str, a compiled pattern or None")
+        if not all(isinstance(pattern.pattern, str) for pattern in self._patterns):
+            raise TypeError("the pattern of a trusted origin must be one for str")
+
+    def check(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is None:
+            if not self._may_miss:
+                raise HandshakeError(403, "Origin is missing")
+        elif not self._any and not self._trusts(origin, headers["host"]):
+            raise HandshakeError(403, "the origin is not trusted")
+
+    def _trusts(self, origin: str, host: str) -> bool:
+        if origin in self._exact or any(pattern.fullmatch(origin) for pattern in self._patterns):
+            return True
+        return self._same and _is_same_origin(origin, host)
+
+
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Compare host and port of an origin with ``Host``; the port that a scheme implies may be left out."""
+    match = _ORIGIN.fullmatch(origin)
+    if match is None:
+        return False
+    default = _ORIGIN_PORTS[match[1]]
+    try:
+        name, port = parse_host(match[2])
+    except ValueError:
+        return False
+    own_name, own_port = parse_host(host)
+    return (name, port or default) == (own_name, own_port or default)
+
+
+def _collection(values: Iterable[_T]) -> Iterable[_T]:
+    if isinstance(values, str):
+        raise TypeError("a str stands where a collection of them is due")
+    return values
+
+
+def _protocol_lines(protocols: Iterable[str]) -> dict[str, bytes]:
+    names = list(_collection(protocols))
+    if not all(map(is_token, names)) or len(set(names)) != len(names):
+        raise ValueError("subprotocols must be tokens without repetition, RFC 6455 §4.1")
+    return {name: f"\r\nSec-WebSocket-Protocol: {name}".encode() for name in names}
+
+
+def _checked_location(location: str) -> str:
+    if not _LOCATION.fullmatch(location):
+        raise ValueError("a location is a path as in a request: it begins with a slash and has no query")
+    return _location(location)
+
+
+def _location(path: str) -> str:
+    return path.partition("?")[0].removesuffix("/")
+
+
+def _no_upgrade(request: Request) -> HandshakeError:
+    if request.method != "GET":
+        return HandshakeError(405, "a WebSocket request is a GET, RFC 6455 §4.2.1", ALLOW_GET)
+    if offers_websocket(request.headers):
+        return HandshakeError(400, "Connection does not list upgrade, RFC 6455 §4.2.1")
+    return HandshakeError(426, "Upgrade does not list websocket, RFC 6455 §4.2.1", UPGRADE_HEADERS)
+
+
+def _check_version(headers: Headers) -> None:
+    version = headers.get("sec-websocket-version", "")
+    if version == "13":
+        return
+    # RFC 6455 §4.4: a version that is well-formed and not spoken is told which one is.
+    if _VERSIONS.fullmatch(version):
+        raise HandshakeError(426, "the version is not 13", UPGRADE_HEADERS)
+    raise HandshakeError(400, "Sec-WebSocket-Version is missing or malformed", _VERSION_HEADERS)
+
+
+def _check_key(headers: Headers) -> str:
+    key = headers.get("sec-websocket-key", "")
+    if not _KEY.fullmatch(key):
+        raise HandshakeError(400, "Sec-WebSocket-Key is missing or malformed")
+    return key
+
+
+def _offered_protocols(value: str) -> list[str]:
+    """Parse ``Sec-WebSocket-Protocol``, RFC 6455 §4.1 item 10: one or more different tokens."""
+    try:
+        names = parse_token_list(value)
+    except ValueError:
+        raise HandshakeError(400, "Sec-WebSocket-Protocol is malformed") from None
+    if not names or len(set(names)) != len(names):
+        raise HandshakeError(400, "Sec-WebSocket-Protocol is empty or repeats a subprotocol")
+    return names
+
+
+# Browsers send one of a few values for ever; what a peer can make this keep is bounded.
+@lru_cache(maxsize=64)
+def _check_extensions(value: str) -> None:
+    try:
+        parse_extensions(value)
+    except ValueError:
+        raise HandshakeError(400, "Sec-WebSocket-Extensions is malformed, RFC 6455 §9.1") from None
