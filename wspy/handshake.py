@@ -308,6 +308,8 @@ def _location(path: str) -> str:
 def _no_upgrade(request: Request) -> HandshakeError:
     if request.method != "GET":
         return HandshakeError(405, "a WebSocket request is a GET, RFC 6455 §4.2.1", ALLOW_GET)
+    # A request that asks for WebSocket and lost its Connection on the way, at a proxy as a rule, is broken (400); one
+    # that doesn't ask is told how to (426).
     if offers_websocket(request.headers):
         return HandshakeError(400, "Connection does not list upgrade, RFC 6455 §4.2.1")
     return HandshakeError(426, "Upgrade does not list websocket, RFC 6455 §4.2.1", UPGRADE_HEADERS)

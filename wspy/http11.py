@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from .errors import HandshakeError
@@ -82,6 +82,8 @@ class Request:
         headers: the header fields.
         is_websocket: whether this asks to switch to WebSocket: ``Upgrade`` and ``Connection`` say so.
         keep_alive: whether the client may send another request, RFC 9112 §9.3.
+
+    ``remote_address`` is for whoever owns the socket to set; the head doesn't tell it.
     """
 
     head: bytes
@@ -92,7 +94,7 @@ class Request:
     headers: Headers
     is_websocket: bool
     keep_alive: bool
-    remote_address: object = field(default=None, init=False)
+    remote_address: tuple[Any, ...] | str | None = field(default=None, init=False)
     _query: dict[str, str] | None = field(default=None, init=False)
 
     @property
