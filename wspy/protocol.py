@@ -31,7 +31,9 @@ _PIECE = 1 << 16
 # The most that the endpoint keeps for later of what it was fed: an incomplete header or control frame.
 _REMAINDER = _MAX_CONTROL_FRAME
 
-_EVENT = Struct("=8xIII4x")  # of wspy_event: kind, start, end
+# Of wspy_event: kind, start, end.
+_KIND_AT = ffi.offsetof("wspy_event", "kind")
+_EVENT = Struct(f"={_KIND_AT}xIII{ffi.sizeof('wspy_event') - _KIND_AT - 12}x")
 _NOT_FINAL = lib.WSPY_EVENT_NOT_FINAL
 _DETACHED = lib.WSPY_EVENT_DETACHED
 _OPCODES: tuple[int, ...] = tuple(Opcode(n) if n in list(Opcode) else n for n in range(16))
@@ -211,8 +213,8 @@ class Protocol:
         arena = ffi.buffer(lib.wspy_endpoint_arena(endpoint), reach)
         records = ffi.buffer(lib.wspy_endpoint_events(endpoint), count * _EVENT.size)
         pinged = False
-        for kind, start, end in _EVENT.iter_unpack(records):
-            payload = self._detached(endpoint, start) if kind & _DETACHED else arena[start:end]
+        for kind, start, length in _EVENT.iter_unpack(records):
+            payload = self._detached(endpoint, start) if kind & _DETACHED else arena[start : start + length]
             opcode = _OPCODES[kind & 0x0F]
             pinged = pinged or opcode is Opcode.PING
             events.append(_new(Event, (opcode, payload, not kind & _NOT_FINAL, kind >> 8 & _RSV_BITS)))
