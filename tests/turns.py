@@ -49,7 +49,7 @@ RESPONSE: Final = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 DEADLINE_S: Final = 20.0
 """No loop of a test goes on for longer, so that a defect is a failure and not a hang."""
 
-_EVENT: Final = struct.Struct("<QIII4x")
+_EVENT: Final = struct.Struct("=IIII")
 
 
 class Event(NamedTuple):
@@ -194,16 +194,20 @@ class Turns:
     def events(self, count: int) -> list[Event]:
         """Return the events of the last turn."""
         raw = ffi.buffer(lib.wspy_loop_events(self.loop), count * _EVENT.size)
-        return [Event(*fields, self._payload(*fields[1:])) for fields in _EVENT.iter_unpack(raw)]
+        return [
+            Event(lib.wspy_loop_handle(self.loop, slot), *fields, self._payload(*fields))
+            for slot, *fields in _EVENT.iter_unpack(raw)
+        ]
 
-    def _payload(self, kind: int, start: int, end: int) -> bytes:
+    def _payload(self, kind: int, start: int, length: int) -> bytes:
         if kind & lib.WSPY_EVENT_DETACHED:
-            length = ffi.new("uint64_t *")
-            data = lib.wspy_loop_detached(self.loop, start, length)
-            return ffi.buffer(data, length[0])[:] if length[0] else b""
+            size = ffi.new("uint64_t *")
+            data = lib.wspy_loop_detached(self.loop, start, size)
+            return ffi.buffer(data, size[0])[:] if size[0] else b""
         if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED}:
             return b""
-        return ffi.buffer(lib.wspy_loop_arena(self.loop), lib.wspy_loop_arena_capacity(self.loop))[start:end]
+        memory = lib.wspy_loop_arena if kind & lib.WSPY_EVENT_APART else lib.wspy_loop_packed
+        return ffi.buffer(memory(self.loop) + start, length)[:]
 
     def until(self, kind: int, handle: int | None = None) -> list[Event]:
         """Turn until an event of that kind (of that connection) came up; return all events up to that turn's end."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
 from .codes import Opcode
 from .errors import PingError, SocketClosed
-from .frames import FIN, HEADERS, SHORT, frame_header
+from .frames import FIN, HEADERS, frame_header
 from .http11 import Request
-from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, fragments
+from .messages import (
+    BinaryMessage,
+    Message,
+    ReceivedBinary,
+    ReceivedText,
+    Sendable,
+    TextMessage,
+    create_message,
+    fragments,
+)
 from .protocol import close_payload
 
 if TYPE_CHECKING:
@@ -20,15 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient"]
 
+_COMMANDS: Final = {Opcode.TEXT: core.TEXT, Opcode.BINARY: core.BINARY}
+
 # AsyncClient._mode: what becomes of its events.
 DELIVER: Final = 0
 HOLD: Final = 1
 DROP: Final = 2
 
-_TEXT: Final = HEADERS[Opcode.TEXT]
-_BINARY: Final = HEADERS[Opcode.BINARY]
 _MAX_PING: Final = 125
-_TICK: Final = struct.Struct(">I")
 
 
 class Rare:
@@ -85,45 +91,45 @@ class AsyncClient:
             ValueError: ``fragment_size`` is below 1, or a text has a lone surrogate (RFC 3629 §3).
         """
         kind = type(message)
-        if kind is TextMessage:
-            payload = message.payload.encode()  # type: ignore[union-attr]
-            headers = _TEXT
-        elif kind is BinaryMessage:
+        if kind is ReceivedBinary or kind is BinaryMessage:
             payload = message.payload  # type: ignore[union-attr]
-            headers = _BINARY
+            key = self._handle
+        elif kind is ReceivedText or kind is TextMessage:
+            payload = message.payload.encode()  # type: ignore[union-attr]
+            key = self._handle | core.TEXT
         else:
             self.send(create_message(message), fragment_size)
             return
-        server = self.server
-        length = len(payload)
-        if self._state is None and length < SHORT and fragment_size is None and not server.marks:
-            server.push((self._handle, headers[length] + payload))
-            if get_ident() != server.thread:
-                server.submit()
+        # both are None most of the time; nothing but immutable bytes may wait in the queue
+        if self._state is fragment_size and type(payload) is bytes and len(payload) <= core.LARGE:
+            server = self.server
+            server.push((key, payload))
+            if not server.alone:
+                server.flush()
             return
-        self._send_frames(message, payload, fragment_size)  # type: ignore[arg-type]
+        self._send_otherwise(message, bytes(payload), fragment_size)  # type: ignore[arg-type]
 
-    def _send_frames(self, message: Message, payload: bytes | bytearray, fragment_size: int | None) -> None:
+    def _send_otherwise(self, message: Message, payload: bytes, fragment_size: int | None) -> None:
+        self._check_open()
+        if len(payload) > core.LARGE:
+            self.server.loop.has_large = True
+        self.server.push(self._commands(message, payload, fragment_size))
+        self.server.flush()
+
+    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> list[Any]:
+        """Return what to queue for a message: keys and payloads."""
+        if fragment_size is None and message.opcode in _COMMANDS:
+            return [self._handle | _COMMANDS[message.opcode], payload]
+        if fragment_size is None:
+            return [self._handle | core.SEND, frame_header(FIN | message.opcode, len(payload)) + payload]
+        commands: list[Any] = []
+        for header, part in fragments(message.opcode, payload, fragment_size):
+            commands += (self._handle | core.SEND, header + part)
+        return commands
+
+    def _check_open(self) -> None:
         if self._state is not None:
             raise SocketClosed(self._state.initialized, self._state.message)
-        # what the kernel does not take now must not change with the caller's bytearray
-        payload = bytes(payload)
-        frames = [(frame_header(FIN | message.opcode, len(payload)), payload)]
-        if fragment_size is not None:
-            frames = list(fragments(message.opcode, payload, fragment_size))
-        server = self.server
-        commands: list[Any] = []
-        for header, part in frames:
-            if len(part) > core.LARGE:
-                server.loop.has_large = True
-                commands += (self._handle | core.SEND_MORE, header, self._handle, part)
-            else:
-                commands += (self._handle, header + part)
-        if server.marks:
-            commands[-2] |= core.SEND_MARK
-            commands = [self._handle | core.NOTE, message, *commands]
-        server.push(commands)
-        server.flush()
 
     def send_ping(self, payload: bytes | str = b"") -> None:
         """Queue a Ping (RFC 6455 §5.5.2); ``onpong`` tells when it was answered, ``onping`` is called now.
@@ -138,9 +144,8 @@ class AsyncClient:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
         if len(data) > _MAX_PING:
             raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
-        if self._state is not None:
-            raise SocketClosed(self._state.initialized, self._state.message)
-        self.server.push((self._handle, HEADERS[Opcode.PING][len(data)] + data))
+        self._check_open()
+        self.server.push((self._handle | core.SEND, HEADERS[Opcode.PING][len(data)] + data))
         self.server.pinged(self, data)
         self.server.flush()
 
@@ -197,7 +202,7 @@ class AsyncClient:
     @property
     def buffered_amount(self) -> int:
         """Bytes of queued messages that the kernel has not taken yet."""
-        self.server.submit()
+        self.server.loop.submit()
         return 0 if self._state is not None and self._is_gone() else self.server.loop.backlog(self._handle)
 
     def _is_gone(self) -> bool:
@@ -241,3 +246,19 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self}{' closed' if self.closed else ''}>"
+
+
+class MarkingClient(AsyncClient):
+    """A client of a server that overrides ``onsent``: every message leaves a note of itself in the queue."""
+
+    __slots__ = ()
+
+    def send(self, message: Sendable, fragment_size: int | None = None) -> None:
+        """See ``AsyncClient.send``."""
+        whole = create_message(message)
+        self._send_otherwise(whole, whole.bytes, fragment_size)
+
+    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> list[Any]:
+        commands = super()._commands(message, payload, fragment_size)
+        commands[-2] |= core.MARK
+        return [self._handle | core.NOTE, message, *commands]

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import loop as core
-from .async_client import DELIVER, DROP, HOLD, AsyncClient, Rare
+from .async_client import DELIVER, DROP, HOLD, AsyncClient, MarkingClient, Rare
 from .calls import Call, Calls
 from .codes import CloseCode, Opcode
 from .errors import HandshakeError, SocketClosed
@@ -23,7 +23,7 @@ from .handshake import ServerHandshake
 from .http11 import Request, Response
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text
-from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .messages import BinaryMessage, Message, ReceivedBinary, ReceivedText, Sendable, TextMessage, create_message
 from .signals import StopSignals
 from .version import __version__
 
@@ -53,20 +53,34 @@ _LAST: Final = b"\0"
 class Clients(Collection[AsyncClient]):
     """The open connections of a server, now. Safe to use from any thread while they come and go."""
 
-    def __init__(self, clients: dict[int, AsyncClient]) -> None:
-        self._clients = clients
+    def __init__(self) -> None:
+        self._slots: list[AsyncClient | None] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._clients)
+        return self._count
 
     def __iter__(self) -> Iterator[AsyncClient]:
-        return iter(list(self._clients.values()))
+        return iter([client for client in self._slots.copy() if client is not None])
 
     def __contains__(self, client: object) -> bool:
-        return isinstance(client, AsyncClient) and self._clients.get(client._handle) is client  # noqa: SLF001
+        return isinstance(client, AsyncClient) and self._find(client._handle & core.SLOT) is client  # noqa: SLF001
 
     def __repr__(self) -> str:
         return f"<Clients {len(self)}>"
+
+    def _find(self, slot: int) -> AsyncClient | None:
+        return self._slots[slot] if slot < len(self._slots) else None
+
+    def _add(self, slot: int, client: AsyncClient) -> None:
+        if slot >= len(self._slots):
+            self._slots += [None] * (slot + 1 - len(self._slots))
+        self._slots[slot] = client
+        self._count += 1
+
+    def _remove(self, slot: int) -> None:
+        self._slots[slot] = None
+        self._count -= 1
 
 
 class AsyncServer:
@@ -193,7 +207,6 @@ class AsyncServer:
         self.address = self._listener.getsockname()
 
     def _begin(self, settings: Settings) -> None:
-        self._clients: dict[int, AsyncClient] = {}
         self._opening: dict[int, AsyncClient] = {}
         self._calls = Calls()
         self._frames = self._overrides("onframe")
@@ -205,16 +218,18 @@ class AsyncServer:
         self._exit: BaseException | None = None
         self._ended = threading.Event()
         self._background: threading.Thread | None = None
-        self.clients = Clients(self._clients)
+        self.clients = Clients()
         """The open connections; any thread may look at it while they come and go."""
-        # for clients: as few steps as possible on the way of a message
-        self.marks = self._overrides("onsent")
+        self._marks = self._overrides("onsent")
+        self._make_client = MarkingClient if self._marks else AsyncClient
+        self._shared = False
         self.thread = 0
         self.loop = Loop(settings)
+        # for clients: as few steps as possible on the way of a message
         self.push = self.loop.push
-        self.submit = self.loop.submit
-        if self.marks:
-            self.loop.notes = _Notes(self._clients)
+        self.alone = False
+        if self._marks:
+            self.loop.notes = _Notes(self.clients)
 
     def _overrides(self, *names: str) -> bool:
         return any(getattr(type(self), name) is not getattr(AsyncServer, name) for name in names)
@@ -334,17 +349,17 @@ class AsyncServer:
         self._release_listener()
         refusal = HandshakeError(503, "the server is stopping")
         self.push((core.REFUSE, self.handshake.refuse(refusal)))
-        for client in (*self._opening.values(), *self._clients.values()):
+        for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
         self.call_later(self._shutdown_timeout, self._abort_all)
 
     def _abort_all(self) -> None:
-        for client in (*self._opening.values(), *self._clients.values()):
+        for client in (*self._opening.values(), *self.clients):
             client.abort()
 
     def _is_done(self) -> bool:
         """Whether a stop has come to its end: nothing is open, and the peers have read what was sent."""
-        if self._stopping is None or self._clients or self._opening or self._calls.pending:
+        if self._stopping is None or self.clients or self._opening or self._calls.pending:
             return False
         return monotonic() > self._stopping or not self.loop.stats()["connections"]
 
@@ -364,7 +379,7 @@ class AsyncServer:
             return
         self._release_listener()
         self.loop.close()
-        self._clients.clear()
+        self.clients.__init__()  # type: ignore[misc]
         self._opening.clear()
         self.thread = 0
         self._ended.set()
@@ -455,7 +470,7 @@ class AsyncServer:
         length = len(payload)
         short = headers is not None and length < SHORT
         frame = (headers[length] if short else frame_header(FIN | whole.opcode, length)) + payload  # type: ignore[index]
-        if self.marks:
+        if self._marks:
             self._broadcast_marked(whole, frame, self.clients if clients is None else clients)
             return
         handles = None if clients is None else [client._handle for client in clients]  # noqa: SLF001
@@ -470,14 +485,17 @@ class AsyncServer:
 
     def stats(self) -> dict[str, int]:
         """Return counters since the server was made, and ``clients``, the connections that are open. Thread-safe."""
-        return {"clients": len(self._clients), **self.loop.stats()}
+        return {"clients": len(self.clients), **self.loop.stats()}
 
     # ---- turns ----
 
     def flush(self) -> None:
         """Write what was queued, if this is not the thread that is going to do so anyway. Thread-safe."""
         if threading.get_ident() != self.thread:
+            self._shared = True
             self.loop.submit()
+        elif not self._dispatching:  # a signal handler: the loop may be about to sleep
+            self.loop.wake()
 
     def _turn(self, timeout_ms: int) -> int:
         self.thread = threading.get_ident()
@@ -486,10 +504,12 @@ class AsyncServer:
         count = self.loop.turn(timeout_ms)
         if count:
             self._dispatching = True
+            # once another thread has sent, each send has to find out whose thread it is in
+            self.alone = not self._shared
             try:
                 self._dispatch(count)
             finally:
-                self._dispatching = False
+                self.alone = self._dispatching = False
         return count
 
     def _run_calls(self, timeout_ms: int) -> int:
@@ -511,25 +531,25 @@ class AsyncServer:
     def _dispatch(self, count: int) -> None:
         """Call the handlers for a turn's events: the one loop of Python that every message passes."""
         events = self.loop.events(count)
-        arena = self.loop.arena
-        find = self._clients.get
-        new = object.__new__
+        read = self.loop.packed()
+        clients = self.clients._slots  # noqa: SLF001
         onmessage = self.onmessage
         other = self._other_event
+        messages = -1 if self._frames else core.EVENT_BINARY
         submitted = monotonic()
         stride = STRIDE
         while count > 0:
-            for handle, kind, start, end in islice(events, stride):
-                if kind > 2 or (client := find(handle)) is None or client._mode or self._frames:  # noqa: SLF001
-                    other(handle, kind, start, end)
+            for slot, kind, start, length in islice(events, stride):
+                if kind > messages or (client := clients[slot]) is None or client._mode:  # noqa: SLF001
+                    other(slot, kind, start, length, read)
                     continue
                 message: Message
-                if kind == 1:
-                    message = new(TextMessage)
-                    message.payload = str(arena[start:end], "utf-8")
+                if kind == core.EVENT_TEXT:
+                    message = ReceivedText()
+                    message.payload = read(length).decode()
                 else:
-                    message = new(BinaryMessage)
-                    message.payload = arena[start:end]
+                    message = ReceivedBinary()
+                    message.payload = read(length)
                 try:
                     onmessage(client, message)
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
@@ -541,16 +561,19 @@ class AsyncServer:
                 self.loop.submit()
                 submitted = monotonic()
 
-    def _other_event(self, handle: int, kind: int, start: int, end: int) -> None:
-        handler = _RARE_EVENTS.get(kind)
+    def _other_event(self, slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
+        handler = _RARE_EVENTS.get(kind & 0xFF)
         if handler is not None:
-            handler(self, handle, start, end)
+            handler(self, slot, start, length)
             return
-        client = self._clients.get(handle)
+        if kind & (core.EVENT_APART | core.EVENT_DETACHED):
+            payload = self.loop.payload(kind, start, length)
+        else:
+            payload = read(length)
+        client = self.clients._find(slot)  # noqa: SLF001
         if client is None or client._mode == DROP:  # noqa: SLF001
             return
-        payload = self.loop.payload(kind, start, end)
-        kind &= ~core.EVENT_DETACHED
+        kind &= ~(core.EVENT_APART | core.EVENT_DETACHED)
         if kind == core.EVENT_CLOSE:
             self._peer_closes(client, payload)
         if client._mode == HOLD:  # noqa: SLF001
@@ -622,8 +645,9 @@ class AsyncServer:
 
     # ---- the opening handshake ----
 
-    def _on_head(self, handle: int, start: int, end: int) -> None:
-        head = self.loop.arena[start:end]
+    def _on_head(self, slot: int, start: int, length: int) -> None:
+        handle = self.loop.handle(slot)
+        head = self.loop.payload(core.EVENT_APART, start, length)
         try:
             request = self.handshake.read(head)
             if self._answers and self._answer(handle, request):
@@ -652,9 +676,9 @@ class AsyncServer:
         accepted = self.handshake.accept(request)
         if self._stopping is not None:
             raise HandshakeError(503, "the server is stopping")
-        if len(self._clients) + len(self._opening) >= self._max_connections:
+        if len(self.clients) + len(self._opening) >= self._max_connections:
             raise HandshakeError(503, "there are max_connections already")
-        self._opening[handle] = AsyncClient(self, handle, request, accepted.subprotocol)
+        self._opening[handle & core.SLOT] = self._make_client(self, handle, request, accepted.subprotocol)
         self.push((handle | core.ACCEPT, acceptance(accepted.response, granularity=self._granularity)))
 
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
@@ -666,7 +690,8 @@ class AsyncServer:
         log.info("refused a request from %s with %d: %s", self._name(handle), error.status, error.message)
         self.push((handle | core.RESPOND, _LAST + response))
 
-    def _on_bad_head(self, handle: int, start: int, _: int) -> None:
+    def _on_bad_head(self, slot: int, start: int, _: int) -> None:
+        handle = self.loop.handle(slot)
         log.info("refused a request from %s: %s", self._name(handle), error_text(start))
         self.push((handle | core.RESPOND, _LAST + self.handshake.refuse_core(start)))
 
@@ -674,11 +699,11 @@ class AsyncServer:
         address = self.loop.peer(handle)
         return "unix" if not address else str(address[0]) if isinstance(address, tuple) else address
 
-    def _on_opened(self, handle: int, _start: int, _end: int) -> None:
-        client = self._opening.pop(handle, None)
+    def _on_opened(self, slot: int, _start: int, _length: int) -> None:
+        client = self._opening.pop(slot, None)
         if client is None:
             return
-        self._clients[handle] = client
+        self.clients._add(slot, client)  # noqa: SLF001
         self._guarded(client, self.onopen, client)
         request = client._request  # noqa: SLF001
         client._request = request.head if self._keep_request and isinstance(request, Request) else None  # noqa: SLF001
@@ -694,13 +719,13 @@ class AsyncServer:
         else:
             self.call_soon(self._guarded, client, self.onping, client, payload)
 
-    def _on_pinged(self, handle: int, start: int, _: int) -> None:
-        client = self._clients.get(handle)
+    def _on_pinged(self, slot: int, start: int, _: int) -> None:
+        client = self.clients._find(slot)  # noqa: SLF001
         if client is not None and client._mode != DROP:  # noqa: SLF001
             self._guarded(client, self.onping, client, start.to_bytes(4, "big"))
 
-    def _on_sent(self, handle: int, start: int, _: int) -> None:
-        client = self._clients.get(handle)
+    def _on_sent(self, slot: int, start: int, _: int) -> None:
+        client = self.clients._find(slot)  # noqa: SLF001
         if client is None:
             return
         sent = client.rare().sent
@@ -716,19 +741,19 @@ class AsyncServer:
         if client._state is None:  # noqa: SLF001
             client._state = SocketClosed(False, "the peer has closed the connection")  # noqa: SLF001
 
-    def _on_closed(self, handle: int, start: int, end: int) -> None:
-        opening = self._opening.pop(handle, None)
+    def _on_closed(self, slot: int, start: int, error: int) -> None:
+        opening = self._opening.pop(slot, None)
         if opening is not None:
             log.info("%s went away before its handshake was answered", opening)
-        client = self._clients.get(handle)
+        client = self.clients._find(slot)  # noqa: SLF001
         if client is None:
             return
         rare = client.rare()
         while rare.held and client._mode != DROP:  # noqa: SLF001
             self._deliver(client, *rare.held.popleft())
-        del self._clients[handle]
-        rare.peer = self.loop.peer(handle)
-        code, reason = _verdict(rare, start, end)
+        self.clients._remove(slot)  # noqa: SLF001
+        rare.peer = self.loop.peer(client._handle)  # noqa: SLF001
+        code, reason = _verdict(rare, start, error)
         if client._state is None:  # noqa: SLF001
             client._state = SocketClosed(False, f"the connection is closed: {reason}")  # noqa: SLF001
         log.debug("%s closed: %d %r", client, code, reason)
@@ -737,7 +762,7 @@ class AsyncServer:
         except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
             self._handler_failed(client, error)
 
-    def _on_accept_paused(self, _handle: int, start: int, _end: int) -> None:
+    def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:
         now = monotonic()
         if now - self._accept_warned >= 1:
             self._accept_warned = now
@@ -760,13 +785,13 @@ _RARE_EVENTS: Final[dict[int, Callable[[AsyncServer, int, int, int], None]]] = {
 class _Notes(dict[int, Any]):
     """Finds the deque of messages that a connection waits to see sent."""
 
-    def __init__(self, clients: dict[int, AsyncClient]) -> None:
+    def __init__(self, clients: Clients) -> None:
         super().__init__()
         self._clients = clients
 
     def get(self, handle: int, default: Any = None) -> Any:
-        client = self._clients.get(handle)
-        return default if client is None else client.rare().sent
+        client = self._clients._find(handle & core.SLOT)  # noqa: SLF001
+        return default if client is None or client._handle != handle else client.rare().sent  # noqa: SLF001
 
 
 def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:

@@ -13,6 +13,7 @@ import socket
 import struct
 import weakref
 from array import array
+from io import BytesIO
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -20,14 +21,15 @@ from ._core import ffi, lib
 from .errors import CoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["LARGE", "Loop", "Settings", "close_code", "error_text"]
+__all__ = ["LARGE", "SLOT", "Loop", "Settings", "acceptance", "broadcast_payload", "close_code", "error_text"]
 
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
+BINARY: Final = lib.WSPY_COMMAND_BINARY << SHIFT
+TEXT: Final = lib.WSPY_COMMAND_TEXT << SHIFT
 SEND: Final = lib.WSPY_COMMAND_SEND << SHIFT
-SEND_MARK: Final = lib.WSPY_COMMAND_SEND_MARK << SHIFT
-SEND_MORE: Final = lib.WSPY_COMMAND_SEND_MORE << SHIFT
+MARK: Final = lib.WSPY_COMMAND_MARK << SHIFT
 ACCEPT: Final = lib.WSPY_COMMAND_ACCEPT << SHIFT
 RESPOND: Final = lib.WSPY_COMMAND_RESPOND << SHIFT
 CLOSE: Final = lib.WSPY_COMMAND_CLOSE << SHIFT
@@ -39,6 +41,7 @@ BROADCAST_MARK: Final = BROADCAST | lib.WSPY_BROADCAST_MARK
 NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
 REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
 HANDLE: Final = (1 << SHIFT) - 1
+SLOT: Final = lib.WSPY_SLOT_MASK
 EVERYONE: Final = lib.WSPY_FOREVER
 
 EVENT_TEXT: Final = lib.WSPY_EVENT_TEXT
@@ -48,6 +51,7 @@ EVENT_PING: Final = lib.WSPY_EVENT_PING
 EVENT_PONG: Final = lib.WSPY_EVENT_PONG
 EVENT_NOT_FINAL: Final = lib.WSPY_EVENT_NOT_FINAL
 EVENT_RSV: Final = lib.WSPY_EVENT_RSV
+EVENT_APART: Final = lib.WSPY_EVENT_APART
 EVENT_DETACHED: Final = lib.WSPY_EVENT_DETACHED
 EVENT_HEAD: Final = lib.WSPY_EVENT_HEAD
 EVENT_BAD_HEAD: Final = lib.WSPY_EVENT_BAD_HEAD
@@ -66,7 +70,7 @@ LARGE: Final = 8192
 # With more than this waiting, a turn doesn't keep its batch alive while it sleeps.
 HEAVY: Final = 256 << 10
 
-_EVENT: Final = struct.Struct("<QIII4x")
+_EVENT_SIZE: Final = 16  # four uint32_t
 _ACCEPT: Final = struct.Struct("=IHBB")
 _ONE: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
@@ -201,10 +205,12 @@ class Loop:
         """Where payloads of NOTE commands go, by handle, once the commands before them were applied."""
         self._trimming = Lock()
         self._events = ffi.buffer(
-            lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
+            lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT_SIZE
         )
-        self.arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
-        """Payloads of the last turn's events; slices of it are bytes."""
+        self._arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
+        self._packed = ffi.buffer(lib.wspy_loop_packed(self._loop), lib.wspy_loop_arena_capacity(self._loop))
+        length = ffi.buffer(lib.wspy_loop_packed_length(self._loop), ffi.sizeof("size_t"))
+        self._packed_length = memoryview(length).cast("B").cast("N")
         slots = lib.wspy_loop_slot_capacity(self._loop)
         self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
         _loops.add(self)
@@ -288,16 +294,28 @@ class Loop:
                 waiting.append(payload)
 
     def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """Return the last turn's events: handle, kind, and where its payload is, or what core.h says."""
-        return _EVENT.iter_unpack(self._events[: count * _EVENT.size])  # type: ignore[return-value]
+        """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
+        fields = iter(array("i", self._events[: count * _EVENT_SIZE]))
+        return zip(fields, fields, fields, fields)
 
-    def payload(self, kind: int, start: int, end: int) -> bytes:
-        """Return the payload of an event of the last turn."""
-        if not kind & EVENT_DETACHED:
-            return self.arena[start:end]
+    def packed(self) -> Callable[[int], bytes]:
+        """Return a function that reads the short payloads of the last turn's events, by their lengths, in order."""
+        return BytesIO(self._packed[: self._packed_length[0]]).read
+
+    def payload(self, kind: int, start: int, length: int) -> bytes:
+        """Return the payload of an event of the last turn, wherever it lies. ``packed`` does not notice."""
+        if kind & EVENT_DETACHED:
+            return self._detached(start)
+        return (self._arena if kind & EVENT_APART else self._packed)[start : start + length]
+
+    def _detached(self, index: int) -> bytes:
         length = ffi.new("uint64_t *")
-        data = lib.wspy_loop_detached(self._loop, start, length)
+        data = lib.wspy_loop_detached(self._loop, index, length)
         return ffi.buffer(data, length[0])[:] if length[0] else b""
+
+    def handle(self, slot: int) -> int:
+        """Return the handle of the connection that an event of the last turn is about."""
+        return lib.wspy_loop_handle(self._loop, slot)
 
     # ---- what it watches ----
 

@@ -10,7 +10,16 @@ from .frames import FIN, frame_header
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["BinaryMessage", "Message", "Sendable", "TextMessage", "create_message", "fragments"]
+__all__ = [
+    "BinaryMessage",
+    "Message",
+    "ReceivedBinary",
+    "ReceivedText",
+    "Sendable",
+    "TextMessage",
+    "create_message",
+    "fragments",
+]
 
 
 class Message:
@@ -109,6 +118,24 @@ class BinaryMessage(Message):
         # memoryview() refuses what bytes() would make zeros or nonsense of: a number, a list, a str
         self.payload = payload if isinstance(payload, bytes | bytearray) else bytes(memoryview(payload))
 
+
+class ReceivedText(TextMessage):
+    """A TextMessage that a loop made: without a call of __init__, which would cost more than all the rest."""
+
+    __slots__ = ()
+    __init__ = object.__init__  # type: ignore[assignment]
+
+
+class ReceivedBinary(BinaryMessage):
+    """A BinaryMessage that a loop made."""
+
+    __slots__ = ()
+    __init__ = object.__init__  # type: ignore[assignment]
+
+
+# What people see in reprs and logs is what they have to know.
+ReceivedText.__name__ = ReceivedText.__qualname__ = "TextMessage"
+ReceivedBinary.__name__ = ReceivedBinary.__qualname__ = "BinaryMessage"
 
 Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
 

@@ -63,29 +63,51 @@ static void add_part(wspy_run *run, const uint8_t *payload, size_t length)
     run->parts[run->count++] = (struct iovec){.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
 }
 
-/* A run ends behind a frame, so that what is queued of it does too; a frame has at most two parts. */
-static int run_must_end(const wspy_run *run, int command)
+/* Short frames are put together in the scratch; the payload of a long one is sent from where it lies. */
+enum { SHORT_PAYLOAD = 8192 };
+
+static void add_message(wspy_run *run, uint8_t **scratch, int opcode, const uint8_t *payload, size_t length)
+{
+    const wspy_frame_header header = {.flags = WSPY_FIN, .opcode = (uint8_t)opcode, .length = length};
+    size_t size = (size_t)wspy_frame_encode(*scratch, &header);
+    uint8_t *frame = *scratch;
+    *scratch += size;
+    if (length > SHORT_PAYLOAD) {
+        add_part(run, frame, size);
+        add_part(run, payload, length);
+        return;
+    }
+    memcpy(*scratch, payload, length);
+    *scratch += length;
+    add_part(run, frame, size + length);
+}
+
+/* A run ends behind a frame, so that what is queued of it does too. */
+static int is_full(const wspy_loop *loop, const wspy_run *run, const uint8_t *scratch)
 {
     enum { PARTS = sizeof run->parts / sizeof *run->parts };
-    if (run->count == PARTS || run->mark_count == PARTS)
-        return 1;
-    return command != WSPY_COMMAND_SEND_MORE && run->count > PARTS - 2;
+    return run->count > PARTS - 2 || run->mark_count == PARTS ||
+           scratch > loop->scratch + SCRATCH_SIZE - SHORT_PAYLOAD - WSPY_HEADER_MAX;
 }
 
 static void apply_sends(wspy_loop *loop, cursor *at)
 {
     uint64_t handle = handle_of(at->key);
     connection *conn = wspy_loop_find(loop, handle);
+    uint8_t *scratch = loop->scratch;
     wspy_run run;
     run.count = run.length = run.mark_count = 0;
-    while (at->index < at->count && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_MORE) {
-        int command = command_of(at->key);
-        add_part(&run, at->payload, at->length);
-        if (command == WSPY_COMMAND_SEND_MARK)
+    while (at->index < at->count && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_LAST &&
+           !is_full(loop, &run, scratch)) {
+        int command = command_of(at->key) & ~WSPY_COMMAND_MARK;
+        if (command == WSPY_COMMAND_SEND)
+            add_part(&run, at->payload, at->length);
+        else
+            add_message(&run, &scratch, command == WSPY_COMMAND_TEXT ? WSPY_EVENT_TEXT : WSPY_EVENT_BINARY,
+                        at->payload, at->length);
+        if (command_of(at->key) & WSPY_COMMAND_MARK)
             run.mark_ends[run.mark_count++] = run.length;
         advance(at);
-        if (run_must_end(&run, command))
-            break;
     }
     if (conn && run.length)
         wspy_connection_send(loop, conn, &run);
@@ -270,7 +292,7 @@ int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch)
     while (at.index < at.count && batch->first + at.index < loop->applied)
         advance(&at);
     while (at.index < at.count) {
-        if (command_of(at.key) <= WSPY_COMMAND_SEND_MORE) {
+        if (command_of(at.key) <= WSPY_COMMAND_SEND_LAST) {
             apply_sends(loop, &at);
             continue;
         }

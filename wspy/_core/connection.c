@@ -458,7 +458,7 @@ static void send_replies(wspy_loop *loop, connection *conn)
 static wspy_event *add_event(wspy_loop *loop, const connection *conn, uint32_t kind)
 {
     wspy_event *event = &loop->events[loop->sink.count++];
-    *event = (wspy_event){.handle = wspy_connection_handle(conn), .kind = kind};
+    *event = (wspy_event){.slot = conn->slot, .kind = kind};
     return event;
 }
 
@@ -474,7 +474,7 @@ static void report_opened(wspy_loop *loop, connection *conn)
 static void begin_decoding(wspy_loop *loop, connection *conn)
 {
     report_opened(loop, conn);
-    loop->sink.handle = wspy_connection_handle(conn);
+    loop->sink.slot = conn->slot;
     loop->sink.credit = conn->credit;
 }
 
@@ -490,14 +490,14 @@ static void end_decoding(wspy_loop *loop, connection *conn)
     wspy_connection_end(loop, conn, conn->protocol.error, 0);
 }
 
-/* Feeds bytes that lie at the arena's end and keeps what is not consumed. Payloads of events stay where they are,
- * so the arena grows if there were any. */
+/* Feeds bytes that lie at the arena's end. Payloads that are not short stay where they are, so the arena grows if
+ * there were any. */
 static size_t feed_arena(wspy_loop *loop, connection *conn, size_t length)
 {
     uint8_t *data = loop->arena + loop->arena_used;
-    uint32_t before = loop->sink.count;
+    uint32_t before = loop->sink.apart;
     size_t used = wspy_protocol_feed(&conn->protocol, data, length, &loop->sink);
-    if (loop->sink.count > before)
+    if (loop->sink.apart != before)
         loop->arena_used += length;
     return used;
 }
@@ -648,9 +648,9 @@ static void surface_head(wspy_loop *loop, connection *conn, const uint8_t *data,
     surface(loop, conn);
     if (conn->requests < UINT16_MAX)
         conn->requests++;
-    wspy_event *event = add_event(loop, conn, WSPY_EVENT_HEAD);
+    wspy_event *event = add_event(loop, conn, WSPY_EVENT_HEAD | WSPY_EVENT_APART);
     event->start = (uint32_t)(head - loop->arena);
-    event->end = event->start + kept + (uint32_t)length;
+    event->length = kept + (uint32_t)length;
     keep(loop, conn, data + length, behind);
 }
 

@@ -124,24 +124,24 @@ enum wspy_event_kind {
     WSPY_EVENT_PONG = 10,
     WSPY_EVENT_NOT_FINAL = 0x80,
     WSPY_EVENT_RSV = 0x7000,       /* mask: RSV1 0x4000, RSV2 0x2000, RSV3 0x1000 */
-    WSPY_EVENT_DETACHED = 0x10000, /* payload: wspy_loop_detached(loop, start), not arena[start:end] */
+    WSPY_EVENT_APART = 0x10000,    /* payload: in the arena, not in wspy_loop_packed */
+    WSPY_EVENT_DETACHED = 0x20000, /* payload: wspy_loop_detached(loop, start), in neither */
     /* the loop's own */
     WSPY_EVENT_HEAD = 16,     /* payload: a complete request head */
     WSPY_EVENT_BAD_HEAD = 17, /* start: the error, as a positive number; an answer is due */
     WSPY_EVENT_OPENED = 18,   /* the 101 was handed to the kernel */
     WSPY_EVENT_SENT = 19,     /* start: how many more marked sends were handed to the kernel */
-    WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, end: error as a positive
+    WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, length: error as a positive
                                  number, 0 after a closing handshake, and errno << 8 */
     WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
     WSPY_EVENT_ACCEPT_PAUSED = 22 /* start: errno; accepting goes on by itself later */
 };
 
 typedef struct {
-    uint64_t handle;
+    uint32_t slot; /* of the connection; wspy_loop_handle tells its handle. No slot is used again in a turn */
     uint32_t kind;
-    uint32_t start; /* of the payload in the arena */
-    uint32_t end;
-    uint32_t unused;
+    uint32_t start; /* of the payload */
+    uint32_t length;
 } wspy_event;
 
 /* ---- the protocol (protocol.c): RFC 6455 §5 to §7 without I/O and without a clock ---- */
@@ -236,20 +236,24 @@ typedef struct {
 /* A command is a handle with one of these added, and a payload. */
 #define WSPY_COMMAND_SHIFT 52
 enum wspy_command {
-    WSPY_COMMAND_SEND = 0,      /* complete frames, as on the wire */
-    WSPY_COMMAND_SEND_MARK = 1, /* the same; its last byte handed to the kernel counts in a SENT event */
-    WSPY_COMMAND_SEND_MORE = 2, /* a frame whose end the next command brings */
-    WSPY_COMMAND_ACCEPT = 3,    /* wspy_accept, then the 101 response */
-    WSPY_COMMAND_RESPOND = 4,   /* one byte (1: keep alive, 0: close), then the HTTP response */
-    WSPY_COMMAND_CLOSE = 5,     /* payload of the Close frame */
-    WSPY_COMMAND_ABORT = 6,     /* RST, nothing more is delivered but CLOSED */
-    WSPY_COMMAND_PAUSE = 7,
-    WSPY_COMMAND_RESUME = 8,
-    WSPY_COMMAND_GRANT = 9,     /* uint32_t: so many more messages may be delivered */
-    WSPY_COMMAND_BROADCAST = 10, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
+    /* the sends; with WSPY_COMMAND_MARK, its last byte handed to the kernel counts in a SENT event */
+    WSPY_COMMAND_BINARY = 0, /* the payload of an unfragmented binary message */
+    WSPY_COMMAND_MARK = 1,
+    WSPY_COMMAND_TEXT = 2, /* ... of a text message, valid UTF-8 */
+    WSPY_COMMAND_SEND = 4, /* complete frames, as on the wire */
+    WSPY_COMMAND_SEND_LAST = 5,
+    /* the others */
+    WSPY_COMMAND_ACCEPT = 8,  /* wspy_accept, then the 101 response */
+    WSPY_COMMAND_RESPOND = 9, /* one byte (1: keep alive, 0: close), then the HTTP response */
+    WSPY_COMMAND_CLOSE = 10,  /* payload of the Close frame */
+    WSPY_COMMAND_ABORT = 11,  /* RST, nothing more is delivered but CLOSED */
+    WSPY_COMMAND_PAUSE = 12,
+    WSPY_COMMAND_RESUME = 13,
+    WSPY_COMMAND_GRANT = 14,     /* uint32_t: so many more messages may be delivered */
+    WSPY_COMMAND_BROADCAST = 15, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
                                     count WSPY_FOREVER: no handles, every open connection */
-    WSPY_COMMAND_NOTE = 12,     /* nothing: a place in the order that only Python gives a meaning */
-    WSPY_COMMAND_REFUSE = 11    /* handle 0; an HTTP response for every connection whose head is not complete */
+    WSPY_COMMAND_NOTE = 16,      /* nothing: a place in the order that only Python gives a meaning */
+    WSPY_COMMAND_REFUSE = 17     /* handle 0; an HTTP response for every connection whose head is not complete */
 };
 #define WSPY_BROADCAST_MARK 1
 
@@ -309,7 +313,12 @@ const wspy_event *wspy_loop_events(const wspy_loop *loop);
 size_t wspy_loop_event_capacity(const wspy_loop *loop);
 const uint8_t *wspy_loop_arena(const wspy_loop *loop);
 size_t wspy_loop_arena_capacity(const wspy_loop *loop);
+/* Short payloads, one behind the other in the order of the events: to be read off like a file. */
+const uint8_t *wspy_loop_packed(const wspy_loop *loop);
+const size_t *wspy_loop_packed_length(const wspy_loop *loop); /* where to look it up; fixed, too */
 const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length);
+/* The handle of the connection that an event of the last turn is about. */
+uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot);
 /* Unsent bytes of each slot (handle & WSPY_SLOT_MASK), saturating; fixed for the life of the loop. */
 #define WSPY_SLOT_MASK 0xffffff
 const uint32_t *wspy_loop_backlogs(const wspy_loop *loop);

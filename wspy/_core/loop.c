@@ -206,10 +206,10 @@ static void decode_ready(wspy_loop *loop)
     }
 }
 
-static void report(wspy_loop *loop, connection *conn, uint32_t kind, uint32_t start, uint32_t end)
+static void report(wspy_loop *loop, connection *conn, uint32_t kind, uint32_t start, uint32_t length)
 {
     wspy_event *event = &loop->events[loop->sink.count++];
-    *event = (wspy_event){.handle = wspy_connection_handle(conn), .kind = kind, .start = start, .end = end};
+    *event = (wspy_event){.slot = conn->slot, .kind = kind, .start = start, .length = length};
 }
 
 static uint32_t closed_code(const connection *conn)
@@ -356,16 +356,18 @@ static void accept_ready(wspy_loop *loop)
 
 int wspy_loop_has_room(const wspy_loop *loop)
 {
-    return loop->sink.count < EVENTS_TURN && loop->arena_used <= ARENA_FULL;
+    return loop->sink.count < EVENTS_TURN && loop->arena_used <= ARENA_FULL &&
+           loop->sink.packed_length <= ARENA_FULL;
 }
 
 /* Gives pages back when the arena has been much larger than it needs to be. */
 static void shrink_arena(wspy_loop *loop)
 {
     const size_t kept = 256 << 10;
-    if (loop->arena_used > loop->arena_touched)
-        loop->arena_touched = loop->arena_used;
-    if (loop->arena_touched <= kept || loop->arena_used > kept / 4) {
+    size_t used = loop->arena_used > loop->sink.packed_length ? loop->arena_used : loop->sink.packed_length;
+    if (used > loop->arena_touched)
+        loop->arena_touched = used;
+    if (loop->arena_touched <= kept || used > kept / 4) {
         loop->small_turns = 0;
         return;
     }
@@ -373,6 +375,7 @@ static void shrink_arena(wspy_loop *loop)
         return;
     loop->small_turns = 0;
     wspy_sys_discard(loop->arena + kept, ARENA_SIZE - kept);
+    wspy_sys_discard(loop->packed + kept, PACKED_SIZE - kept);
     loop->arena_touched = kept;
 }
 
@@ -384,6 +387,7 @@ static void begin_turn(wspy_loop *loop)
     loop->arena_used = 0;
     loop->heads = 0;
     loop->sink.count = 0;
+    loop->sink.packed_length = 0;
     loop->stats.turns++;
     read_clock(loop);
 }
@@ -543,8 +547,10 @@ static int make_memory(wspy_loop *loop)
     loop->chunks = wspy_sys_reserve(CHUNKS_MAX * sizeof *loop->chunks);
     loop->backlogs = wspy_sys_reserve((size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     loop->arena = wspy_sys_reserve(ARENA_SIZE);
+    loop->packed = wspy_sys_reserve(PACKED_SIZE);
+    loop->scratch = wspy_sys_reserve(SCRATCH_SIZE);
     loop->events = wspy_sys_reserve(EVENTS_SIZE * sizeof *loop->events);
-    return loop->chunks && loop->backlogs && loop->arena && loop->events;
+    return loop->chunks && loop->backlogs && loop->arena && loop->packed && loop->scratch && loop->events;
 }
 
 static void close_descriptors(wspy_loop *loop)
@@ -580,6 +586,7 @@ wspy_loop *wspy_loop_new(const wspy_settings *settings)
     loop->sink = (wspy_sink){.events = loop->events,
                              .capacity = EVENTS_TURN,
                              .arena = loop->arena,
+                             .packed = loop->packed,
                              .detached = &loop->detached,
                              .replies = &loop->replies,
                              .wants = settings->wants};
@@ -621,6 +628,8 @@ void wspy_loop_free(wspy_loop *loop)
     wspy_sys_unreserve(loop->chunks, CHUNKS_MAX * sizeof *loop->chunks);
     wspy_sys_unreserve(loop->backlogs, (size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     wspy_sys_unreserve(loop->arena, ARENA_SIZE);
+    wspy_sys_unreserve(loop->packed, PACKED_SIZE);
+    wspy_sys_unreserve(loop->scratch, SCRATCH_SIZE);
     wspy_sys_unreserve(loop->events, EVENTS_SIZE * sizeof *loop->events);
     pthread_mutex_destroy(&loop->mutex);
     wspy_sys_free(loop);
@@ -758,6 +767,16 @@ size_t wspy_loop_arena_capacity(const wspy_loop *loop)
     return ARENA_SIZE;
 }
 
+const uint8_t *wspy_loop_packed(const wspy_loop *loop)
+{
+    return loop->packed;
+}
+
+const size_t *wspy_loop_packed_length(const wspy_loop *loop)
+{
+    return &loop->sink.packed_length;
+}
+
 const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length)
 {
     if (index >= loop->detached.count)
@@ -798,6 +817,22 @@ int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms)
 uint64_t wspy_loop_now_ms(const wspy_loop *loop)
 {
     return (wspy_sys_now_ns() - loop->began_ns) / 1000000u;
+}
+
+/* The generation a slot had when its last event came up: it may have been given back in the same turn. */
+static uint32_t last_generation(const connection *conn)
+{
+    return (conn->generation - (conn->phase == FREE)) & GENERATION_MASK;
+}
+
+uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot)
+{
+    lock(loop);
+    uint64_t handle = 0;
+    if (slot < loop->slot_count)
+        handle = (uint64_t)last_generation(slot_at(loop, slot)) << GENERATION_SHIFT | slot;
+    unlock(loop);
+    return handle;
 }
 
 int wspy_loop_peer(wspy_loop *loop, uint64_t handle, uint8_t *address, uint32_t *port, uint32_t *scope)

@@ -88,6 +88,8 @@ enum {
     READ_MAX = 256 << 10,            /* ... or after so much of one connection */
     HEAD_MAX = 256 << 10,            /* the most that max_head may allow */
     HEAD_READ = 16 << 10,
+    PACKED_SIZE = ARENA_FULL + READ_MAX + HEAD_READ,
+    SCRATCH_SIZE = 64 << 10,
     ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ,
     EVENTS_TURN = 4096,
     EVENTS_SIZE = EVENTS_TURN + 1024, /* reports find room behind a full turn */
@@ -127,7 +129,8 @@ struct wspy_loop {
     uint32_t freed_slots; /* in this turn: reusable from the next on */
     uint32_t ending, ready, report, report_last; /* lists of slots */
     uint32_t *backlogs;                          /* reserved; by slot */
-    uint8_t *arena;                              /* reserved */
+    uint8_t *arena, *packed;                     /* reserved */
+    uint8_t *scratch;                            /* reserved: frames of the run that is being sent */
     size_t arena_used, arena_touched;
     uint32_t small_turns; /* in a row, since the arena was large */
     wspy_event *events; /* reserved */

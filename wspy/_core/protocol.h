@@ -31,9 +31,12 @@ typedef struct {
     wspy_event *events;
     uint32_t count, capacity;
     const uint8_t *arena; /* input given to wspy_protocol_feed must lie within 4 GiB behind it */
+    uint8_t *packed;      /* short payloads are moved here, one behind the other; NULL: they stay in the arena */
+    size_t packed_length; /* always less than the memory there by the length of the input */
     wspy_detached *detached;
     wspy_bytes *replies; /* pongs owed to the peer */
-    uint64_t handle;
+    uint32_t slot;
+    uint32_t apart; /* counts events whose payload stayed in the arena */
     uint32_t credit; /* messages that may be delivered; WSPY_FOREVER: no flow control */
     uint32_t wants;  /* WSPY_WANT_PING, WSPY_WANT_PONG */
     uint64_t messages; /* delivered, counted on */
