@@ -58,9 +58,8 @@ class Endpoint:
         return (kind & 15, payload, not kind & lib.WSPY_EVENT_NOT_FINAL, (kind & lib.WSPY_EVENT_RSV) >> 8)
 
     def _in_arena(self, event: CData) -> bytes:
-        assert event.start <= event.end
-        length = event.end - event.start
-        return ffi.buffer(lib.wspy_endpoint_arena(self.pointer) + event.start, length)[:] if length else b""
+        start = lib.wspy_endpoint_arena(self.pointer) + event.start
+        return ffi.buffer(start, event.length)[:] if event.length else b""
 
     def detached(self, index: int) -> bytes | None:
         length = ffi.new("uint64_t *")
