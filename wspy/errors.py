@@ -2,10 +2,12 @@
 
 Two sides never share a type: misuse by the caller raises ``ValueError``, ``TypeError`` or ``SocketClosed``; a peer
 that breaks a rule raises ``HandshakeError`` (before the 101) or ``ProtocolError`` (after it), which carry the answer
-that the peer is due.
+that the peer is due. Every exception can be copied and pickled.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 __all__ = [
     "CoreError",
@@ -39,6 +41,9 @@ class SocketClosed(WebSocketError, ConnectionError):
         self.initialized = initialized
         self.message = message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.initialized, self.message), self.__dict__
+
 
 class HandshakeError(WebSocketError):
     """The opening handshake failed, RFC 6455 §4.
@@ -55,6 +60,9 @@ class HandshakeError(WebSocketError):
         self.message = message
         self.headers = headers
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.message, self.headers), self.__dict__
+
 
 class ProtocolError(WebSocketError):
     """The peer broke a rule of RFC 6455 after the opening handshake.
@@ -69,9 +77,12 @@ class ProtocolError(WebSocketError):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, self.message), self.__dict__
+
 
 class PingError(WebSocketError):
-    """A ping can't be sent: its payload is longer than 125 bytes."""
+    """A ping can't be sent: its payload is longer than 125 bytes (RFC 6455 §5.5)."""
 
 
 class SSLError(WebSocketError):

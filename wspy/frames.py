@@ -6,14 +6,15 @@ from typing import Final
 
 from .codes import Opcode
 
-__all__ = ["CONTROL_HEADERS", "HEADERS", "Frame", "frame_header"]
+__all__ = ["FIN", "HEADERS", "SHORT", "Frame", "frame_header"]
 
 FIN: Final = 0x80
 SHORT: Final = 126  # payloads below this have their length in the second byte
 
-# The headers of short, unfragmented frames of a server: HEADERS[opcode][length of the payload].
-HEADERS: Final = {opcode: tuple(bytes((FIN | opcode, length)) for length in range(SHORT)) for opcode in Opcode}
-CONTROL_HEADERS: Final = {opcode: HEADERS[opcode] for opcode in (Opcode.CLOSE, Opcode.PING, Opcode.PONG)}
+# The headers of short, unfragmented, unmasked frames, as a server sends them: HEADERS[opcode][length of the payload].
+HEADERS: Final[dict[int, tuple[bytes, ...]]] = {
+    opcode: tuple(bytes((FIN | opcode, length)) for length in range(SHORT)) for opcode in Opcode
+}
 
 
 def frame_header(first: int, length: int) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from .codes import Opcode
 from .frames import FIN, frame_header
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Iterator
 
 __all__ = [
@@ -21,21 +22,31 @@ __all__ = [
     "fragments",
 ]
 
+Payload: TypeAlias = str | bytes | bytearray
+
 
 class Message:
     """A whole message. It holds its payload by reference; a plain value, not thread-safe while it is being changed.
 
     Args:
-        opcode: ``Opcode.TEXT``, ``Opcode.BINARY``, or one that an extension has claimed.
+        opcode: ``Opcode.TEXT``, ``Opcode.BINARY``, or one from 3 to 7 that an extension has claimed.
         payload: a str where the opcode is text, else bytes or a bytearray.
+
+    Raises:
+        TypeError: the payload doesn't go with the opcode.
+        ValueError: messages don't have this opcode (RFC 6455 §5.6).
     """
 
     __slots__ = ("opcode", "payload")
 
     opcode: int
-    payload: str | bytes | bytearray
+    payload: Payload
 
-    def __init__(self, opcode: int, payload: str | bytes | bytearray) -> None:
+    def __init__(self, opcode: int, payload: Payload) -> None:
+        if not Opcode.TEXT <= opcode < Opcode.CLOSE:
+            raise ValueError(f"a message has an opcode from 1 to 7, not {opcode}")
+        if not isinstance(payload, str if opcode == Opcode.TEXT else bytes | bytearray):
+            raise TypeError(f"the payload of opcode {opcode} can't be of type {type(payload).__name__}")
         self.opcode = opcode
         self.payload = payload
 
@@ -59,7 +70,7 @@ class Message:
         return self.payload if isinstance(self.payload, str) else self.payload.decode()
 
     @property
-    def bytes(self) -> bytes:
+    def bytes(self) -> builtins.bytes:
         """The payload as bytes, as on the wire.
 
         Raises:
@@ -70,7 +81,7 @@ class Message:
     def __str__(self) -> str:
         return self.text
 
-    def __bytes__(self) -> bytes:
+    def __bytes__(self) -> builtins.bytes:
         return self.bytes
 
     def __len__(self) -> int:
@@ -85,6 +96,12 @@ class Message:
         return self.opcode == other.opcode and self.payload == other.payload
 
     __hash__ = None  # type: ignore[assignment]  # messages can be changed
+
+    def __getstate__(self) -> object:
+        attributes, slots = cast("tuple[object, dict[str, object]]", super().__getstate__())
+        if isinstance(self, TextMessage | BinaryMessage):
+            del slots["opcode"]  # their class has it, and a copy couldn't set it
+        return attributes, slots
 
     def __repr__(self) -> str:
         start = self.payload[:30]
@@ -123,14 +140,20 @@ class ReceivedText(TextMessage):
     """A TextMessage that a loop made: without a call of __init__, which would cost more than all the rest."""
 
     __slots__ = ()
-    __init__ = object.__init__  # type: ignore[assignment]
+    __init__ = object.__init__
+
+    def __reduce__(self) -> tuple[type[TextMessage], tuple[str]]:
+        return TextMessage, (self.payload,)
 
 
 class ReceivedBinary(BinaryMessage):
     """A BinaryMessage that a loop made."""
 
     __slots__ = ()
-    __init__ = object.__init__  # type: ignore[assignment]
+    __init__ = object.__init__
+
+    def __reduce__(self) -> tuple[type[BinaryMessage], tuple[builtins.bytes | bytearray]]:
+        return BinaryMessage, (self.payload,)
 
 
 # What people see in reprs and logs is what they have to know.
