@@ -209,6 +209,7 @@ class AsyncServer:
     def _begin(self, settings: Settings) -> None:
         self._opening: dict[int, AsyncClient] = {}
         self._calls = Calls()
+        self._call_at: float | None = None  # when the earliest call of later is due
         self._frames = self._overrides("onframe")
         self._answers = self._overrides("onrequest")
         self._hears_pings = self._overrides("onping")
@@ -305,6 +306,7 @@ class AsyncServer:
             raise self._exit
 
     def _run(self, signals: StopSignals) -> None:
+        self.thread = threading.get_ident()
         seen = 0
         while not self._is_done():
             self._turn(-1)
@@ -426,6 +428,7 @@ class AsyncServer:
         """
         if self._dispatching:
             raise RuntimeError("handle_events was called from a handler")
+        self.thread = threading.get_ident()
         handled = count = self._turn(-1 if timeout is None else ceil(timeout * 1000))
         for _ in range(ROUNDS):
             if not count and not self._calls.pending:
@@ -498,8 +501,7 @@ class AsyncServer:
             self.loop.wake()
 
     def _turn(self, timeout_ms: int) -> int:
-        self.thread = threading.get_ident()
-        if self._calls.pending or self._calls.next_at() is not None:
+        if self._calls.pending or self._call_at is not None:
             timeout_ms = self._run_calls(timeout_ms)
         count = self.loop.turn(timeout_ms)
         if count:
@@ -524,7 +526,7 @@ class AsyncServer:
             self._dispatching = False
         if self._calls.pending:
             return 0
-        at = self._calls.next_at()
+        at = self._call_at = self._calls.next_at()
         self.loop.alarm(0 if at is None else self.loop.now_ms() + max(ceil((at - monotonic()) * 1000), 1))
         return timeout_ms
 
@@ -536,9 +538,9 @@ class AsyncServer:
         onmessage = self.onmessage
         other = self._other_event
         messages = -1 if self._frames else core.EVENT_BINARY
-        submitted = monotonic()
+        submitted = monotonic() if count > STRIDE else 0.0
         stride = STRIDE
-        while count > 0:
+        while True:
             for slot, kind, start, length in islice(events, stride):
                 if kind > messages or (client := clients[slot]) is None or client._mode:  # noqa: SLF001
                     other(slot, kind, start, length, read)
@@ -555,6 +557,8 @@ class AsyncServer:
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
                     self._handler_failed(client, error)
             count -= stride
+            if count <= 0:
+                return
             now = monotonic()
             if now - submitted > SUBMIT_SECONDS or self.loop.has_large:
                 stride = 1 if now - submitted > SUBMIT_SECONDS * STRIDE else STRIDE

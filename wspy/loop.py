@@ -72,6 +72,7 @@ HEAVY: Final = 256 << 10
 
 _EVENT_SIZE: Final = 16  # four uint32_t
 _ACCEPT: Final = struct.Struct("=IHBB")
+_NULL: Final = ffi.NULL
 _ONE: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
 _CREDIT_UNLIMITED: Final = lib.WSPY_FOREVER
@@ -227,13 +228,16 @@ class Loop:
             CoreError: a turn is running already, or the loop was closed.
             OSError: epoll failed.
         """
+        queue = self._queue
+        if len(queue) == 1:
+            count = lib.wspy_loop_turn(self._loop, queue[0], 0, b"", b"", b"", _NULL, timeout_ms)
+            return count if count >= 0 else _check(count)
         batch = self._batch()
-        if len(batch[4]) > HEAVY or batch[5] is not ffi.NULL:
+        if len(batch[4]) > HEAVY or batch[5] is not _NULL:
             self._submit(batch)
-            batch = self._batch()
+            return self.turn(timeout_ms)
         count = lib.wspy_loop_turn(self._loop, *batch, timeout_ms)
-        if batch[1]:
-            self._trim(batch)
+        self._trim(batch[0] + batch[1])
         return count if count >= 0 else _check(count)
 
     def submit(self) -> None:
@@ -242,50 +246,44 @@ class Loop:
         Raises:
             CoreError: the loop was closed.
         """
-        batch = self._batch()
-        if batch[1]:
-            self._submit(batch)
+        if len(self._queue) > 1:
+            self._submit(self._batch())
 
     def _submit(self, batch: Batch) -> None:
         result = lib.wspy_loop_submit(self._loop, *batch)
-        self._trim(batch)
+        self._trim(batch[0] + batch[1])
         _check(result)
 
     def _batch(self) -> Batch:
         """Return a copy of the queue as the core wants it; what payloads need to stay alive is in the queue."""
         queue = self._queue
         size = len(queue)
-        if size == 1:
-            return queue[0], 0, b"", b"", b"", ffi.NULL
         batch = queue[:size]
+        if size == 3 and not self.has_large and self.notes is None:
+            first, key, payload = batch
+            return first, 1, _ONE.pack(key), _LENGTH.pack(len(payload)), payload, _NULL
         payloads = batch[2::2]
         if self.notes is not None:
             payloads = [b"" if key >> SHIFT == NOTE >> SHIFT else payload for key, payload in zip(batch[1::2], payloads)]
-        if size == 3 and not self.has_large:
-            payload = payloads[0]
-            return batch[0], 1, _ONE.pack(batch[1]), _LENGTH.pack(len(payload)), payload, ffi.NULL
         keys = array("Q", batch[1::2]).tobytes()
         lengths = array("I", map(len, payloads)).tobytes()
-        addresses = ffi.NULL
+        addresses = _NULL
         if self.has_large:
             self.has_large = False
             addresses = array("Q", map(_address, payloads)).tobytes()
             payloads = [payload for payload in payloads if len(payload) <= LARGE]
         return batch[0], len(keys) >> 3, keys, lengths, b"".join(payloads), addresses
 
-    def _trim(self, batch: Batch) -> None:
-        """Take off the queue what was applied."""
+    def _trim(self, applied: int) -> None:
+        """Take off the queue what comes before the command of this number."""
         queue = self._queue
         with self._trimming:
-            applied = batch[0] + batch[1]
             if self.notes is not None:
                 applied = lib.wspy_loop_applied(self._loop)
+                self._take_notes(queue[1 : 1 + 2 * max(applied - queue[0], 0)])
             done = applied - queue[0]
-            if done <= 0:
-                return
-            if self.notes is not None:
-                self._take_notes(queue[1 : 1 + 2 * done])
-            queue[: 1 + 2 * done] = [applied]
+            if done > 0:
+                queue[: 1 + 2 * done] = [applied]
 
     def _take_notes(self, commands: list[Any]) -> None:
         assert self.notes is not None

@@ -249,7 +249,7 @@ static uint64_t earliest_deadline(const wspy_loop *loop)
     uint64_t at = loop->alarm_ms;
     if (loop->wheel.earliest != UINT64_MAX && loop->wheel.earliest * WSPY_TICK_MS < at)
         at = loop->wheel.earliest * WSPY_TICK_MS;
-    for (int i = 0; i < LISTENERS_MAX; i++)
+    for (uint32_t i = 0; i < loop->listener_count; i++)
         if (loop->listeners[i].resume_ms && loop->listeners[i].resume_ms < at)
             at = loop->listeners[i].resume_ms;
     return at;
@@ -304,7 +304,7 @@ static void pause_listener(wspy_loop *loop, listener *from, int error)
 
 static void resume_listeners(wspy_loop *loop)
 {
-    for (uint64_t i = 0; i < LISTENERS_MAX; i++) {
+    for (uint64_t i = 0; i < loop->listener_count; i++) {
         listener *to = &loop->listeners[i];
         if (to->fd < 0 || !to->resume_ms || to->resume_ms > loop->now_ms)
             continue;
@@ -344,7 +344,7 @@ static void accept_from(wspy_loop *loop, listener *from)
 
 static void accept_ready(wspy_loop *loop)
 {
-    for (int i = 0; i < LISTENERS_MAX; i++) {
+    for (uint32_t i = 0; i < loop->listener_count; i++) {
         listener *from = &loop->listeners[i];
         if (from->is_ready && from->fd >= 0)
             accept_from(loop, from);
@@ -673,6 +673,8 @@ static int add_listener(wspy_loop *loop, int fd)
         if (watch(loop, fd, SOURCE_LISTENER + i, EPOLLIN) < 0)
             return WSPY_ERROR_SYSTEM;
         *entry = (listener){.fd = fd, .is_watched = 1};
+        if (i >= loop->listener_count)
+            loop->listener_count = (uint32_t)i + 1;
         return WSPY_OK;
     }
     return WSPY_ERROR_ARGUMENT;

@@ -123,6 +123,7 @@ struct wspy_loop {
     uint64_t alarm_ms; /* UINT64_MAX: none */
     uint64_t applied;
     listener listeners[LISTENERS_MAX];
+    uint32_t listener_count; /* entries that were ever used */
     connection **chunks; /* reserved; chunk i holds slots 256 i to 256 i + 255 */
     uint32_t slot_count; /* ever used */
     uint32_t free_slots; /* list through next_ready */
