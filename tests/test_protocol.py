@@ -364,9 +364,10 @@ def test_section_9_1_a_claimed_bit_on_a_continuation_is_for_extensions_that_see_
 
 @ROLES
 def test_section_8_1_the_message_after_a_transformed_one_is_checked(role: Role) -> None:
-    wires = [Wire(TEXT, b"\xc3"), Wire(FIN | RSV1 | CONTINUATION, b"?"), Wire(FIN | TEXT, b"\xff")]
+    cut_off = [Wire(TEXT, b"\xc3"), Wire(FIN | RSV1 | CONTINUATION, b"?")]
+    wires = [*cut_off, Wire(FIN | BINARY, b"\xff"), *cut_off, Wire(FIN | TEXT, b"fine"), Wire(FIN | TEXT, b"\xff")]
     seen = outcome(Protocol(role, rsv=RSV1, frames=True), [wire(role, *wires)])
-    assert (len(seen.events), seen.error) == (2, "UTF8")
+    assert (len(seen.events), seen.error) == (6, "UTF8")
 
 
 @ROLES
