@@ -70,7 +70,9 @@ LARGE: Final = 8192
 # With more than this waiting, a turn doesn't keep its batch alive while it sleeps.
 HEAVY: Final = 256 << 10
 
-_EVENT_SIZE: Final = 16  # four uint32_t
+_EVENT: Final = struct.Struct("=IIII")
+# From so many events on, the quicker of two ways to read them is the one that takes longer to set up.
+MANY: Final = 16
 _ACCEPT: Final = struct.Struct("=IHBB")
 _NULL: Final = ffi.NULL
 _ONE: Final = struct.Struct("=Q")
@@ -206,7 +208,7 @@ class Loop:
         """Where payloads of NOTE commands go, by handle, once the commands before them were applied."""
         self._trimming = Lock()
         self._events = ffi.buffer(
-            lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT_SIZE
+            lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
         )
         self._arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
         self._packed = ffi.buffer(lib.wspy_loop_packed(self._loop), lib.wspy_loop_arena_capacity(self._loop))
@@ -232,12 +234,18 @@ class Loop:
         if len(queue) == 1:
             count = lib.wspy_loop_turn(self._loop, queue[0], 0, b"", b"", b"", _NULL, timeout_ms)
             return count if count >= 0 else _check(count)
-        batch = self._batch()
-        if len(batch[4]) > HEAVY or batch[5] is not _NULL:
+        if len(queue) == 3 and not self.has_large and self.notes is None:
+            number, key, payload = queue[:3]
+            length = _LENGTH.pack(len(payload))
+            count = lib.wspy_loop_turn(self._loop, number, 1, _ONE.pack(key), length, payload, _NULL, timeout_ms)
+            self._trim(number + 1)
+            return count if count >= 0 else _check(count)
+        number, size, keys, lengths, joined, addresses = batch = self._batch()
+        if len(joined) > HEAVY or addresses is not _NULL:
             self._submit(batch)
             return self.turn(timeout_ms)
-        count = lib.wspy_loop_turn(self._loop, *batch, timeout_ms)
-        self._trim(batch[0] + batch[1])
+        count = lib.wspy_loop_turn(self._loop, number, size, keys, lengths, joined, addresses, timeout_ms)
+        self._trim(number + size)
         return count if count >= 0 else _check(count)
 
     def submit(self) -> None:
@@ -259,9 +267,6 @@ class Loop:
         queue = self._queue
         size = len(queue)
         batch = queue[:size]
-        if size == 3 and not self.has_large and self.notes is None:
-            first, key, payload = batch
-            return first, 1, _ONE.pack(key), _LENGTH.pack(len(payload)), payload, _NULL
         payloads = batch[2::2]
         if self.notes is not None:
             payloads = [b"" if key >> SHIFT == NOTE >> SHIFT else payload for key, payload in zip(batch[1::2], payloads)]
@@ -281,9 +286,8 @@ class Loop:
             if self.notes is not None:
                 applied = lib.wspy_loop_applied(self._loop)
                 self._take_notes(queue[1 : 1 + 2 * max(applied - queue[0], 0)])
-            done = applied - queue[0]
-            if done > 0:
-                queue[: 1 + 2 * done] = [applied]
+            if applied > queue[0]:
+                queue[: 1 + 2 * (applied - queue[0])] = (applied,)
 
     def _take_notes(self, commands: list[Any]) -> None:
         assert self.notes is not None
@@ -293,7 +297,10 @@ class Loop:
 
     def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
-        fields = iter(array("i", self._events[: count * _EVENT_SIZE]))
+        records = self._events[: count * _EVENT.size]
+        if count < MANY:
+            return _EVENT.iter_unpack(records)  # type: ignore[return-value]
+        fields = iter(array("i", records))
         return zip(fields, fields, fields, fields)
 
     def packed(self) -> Callable[[int], bytes]:

@@ -2,44 +2,275 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import struct
+import time
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from turns import (
+    ABORT,
+    ACCEPT,
+    BAD_HEAD,
     CLOSE,
     CLOSE_RECEIVED,
     CLOSED,
+    FOREVER,
+    GRANT,
+    HEAD,
+    OPENED,
+    PAUSE,
+    PINGED,
+    PONG,
+    REQUEST,
+    RESPOND,
+    RESPONSE,
+    RESUME,
+    SEND,
+    SEND_MARK,
+    SENT,
+    TEXT,
+    Event,
     Turns,
+    accept,
+    exactly,
+    faults,
     frame,
     received,
+    reset,
     server_frames,
+    tcp_pair,
+    to_the_end,
 )
 
+from wspy._core import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Pair: TypeAlias = tuple[socket.socket, socket.socket]
+
 CLOSE_FRAME = 8
+PING_FRAME = 9
+PONG_FRAME = 10
 NORMAL = b"\x03\xe8"
+PROTOCOL_ERROR = b"\x03\xea"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+KEEP_ALIVE = b"\x01"
+CLOSE_AFTER = b"\x00"
+REFUSED = [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM]
 
 
 @pytest.fixture
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair() -> Iterator[Pair]:
     ours, peer = socket.socketpair()
-    return ours, peer
+    yield ours, peer
+    ours.close()
+    peer.close()
+
+
+def kinds(events: list[Event]) -> list[int]:
+    return [event.kind & 0xFF for event in events]
+
+
+def fill(turns: Turns, handle: int, size: int = 1 << 20) -> bytes:
+    """Send more than the kernel takes; return the frame."""
+    message = frame(2, bytes(i % 251 for i in range(4096)) * (size // 4096), key=None)
+    turns.push(SEND, handle, message)
+    turns.turn()
+    assert turns.backlog(handle) > 0
+    return message
+
+
+# ---- opening ----
+
+
+def test_nothing_is_written_before_the_response_is(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EAGAIN):
+            turns.push(ACCEPT, handle, accept())
+            turns.push(SEND_MARK, handle, frame(1, b"hello", key=None))
+            turns.submit()
+        assert received(peer) == b""
+        assert kinds(turns.settle()) == [OPENED, SENT]
+        assert received(peer) == RESPONSE + frame(1, b"hello", key=None)
+
+
+@pytest.mark.parametrize("size", range(1, len(RESPONSE)))
+def test_c22_a_response_in_parts_is_completed_before_any_frame(pair: Pair, size: int) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        message = frame(1, b"hello", key=None)
+        with faults(lib.WSPY_SYS_SEND, short_io=size):
+            turns.push(ACCEPT, handle, accept())
+            turns.push(SEND_MARK, handle, message)
+            events = turns.until(SENT)
+        assert kinds(events) == [OPENED, SENT]
+        assert received(peer) == RESPONSE + message
+
+
+def test_c20_frames_behind_the_head_are_handled_after_the_response(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair, REQUEST + frame(1, b"one"))
+        peer.sendall(frame(1, b"two") + frame(PING_FRAME, b"three"))
+        assert turns.settle() == []
+        turns.push(ACCEPT, handle, accept())
+        events = turns.settle()
+        assert [(event.kind, event.payload) for event in events] == [(OPENED, b""), (TEXT, b"one"), (TEXT, b"two")]
+        assert received(peer) == RESPONSE + frame(PONG_FRAME, b"three", key=None)
+
+
+def test_c20_what_is_kept_behind_a_head_is_bounded(pair: Pair) -> None:
+    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    frames = frame(2, bytes(1000)) * 400
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        peer.settimeout(0)
+        sent = peer.send(frames)
+        assert sent > 3 * 65536, "the kernel keeps enough for this test"
+        turns.settle()
+        assert turns.stats()["bytes_received"] <= len(REQUEST) + 65536
+        turns.push(ACCEPT, handle, accept())
+        assert len([event for event in turns.settle() if event.kind == 2]) == sent // 1008
+
+
+def test_c21_a_peer_that_goes_before_the_answer(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.awaiting(pair)
+        pair[1].close()
+        turns.push(ACCEPT, handle, accept())
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert turns.stats()["connections"] == 0
+
+
+def test_i1_a_reset_before_the_answer() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns:
+        handle = turns.awaiting((ours, peer))
+        reset(peer)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error, events[0].system_error) == (
+            1006,
+            lib.WSPY_ERROR_RESET,
+            errno.ECONNRESET,
+        )
+
+
+@pytest.mark.parametrize("size", range(len(REQUEST)))
+def test_i1_a_peer_that_goes_in_its_head_is_never_reported(pair: Pair, size: int) -> None:
+    with Turns() as turns:
+        turns.adopt(pair[0])
+        pair[1].sendall(REQUEST[:size])
+        turns.settle()
+        pair[1].close()
+        assert turns.settle() == []
+        assert turns.stats()["connections"] == 0
+
+
+# ---- plain HTTP ----
+
+
+def test_b25_pipelined_requests_are_answered_in_order_one_at_a_time(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        requests = [b"GET /%d HTTP/1.1\r\nHost: here\r\n\r\n" % i for i in range(50)]
+        peer.sendall(b"".join(requests))
+        for request in requests:
+            events = turns.until(HEAD, handle)
+            assert [event.payload for event in events] == [request]
+            turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
+        assert turns.settle() == []
+        assert received(peer) == ANSWER * 50
+
+
+def test_b30_the_thousandth_answer_is_the_last(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        for i in range(1000):
+            peer.sendall(REQUEST)
+            assert kinds(turns.until(HEAD, handle)) == [HEAD]
+            turns.push(RESPOND, handle, KEEP_ALIVE + b"x")
+            turns.turn()
+            assert exactly(peer, 1) == b"x", i
+        peer.sendall(REQUEST)
+        assert turns.settle() == []
+        assert peer.recv(1) == b""
+
+
+def test_b26_nothing_is_read_behind_a_last_answer(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair, REQUEST + REQUEST)
+        turns.push(RESPOND, handle, CLOSE_AFTER + ANSWER)
+        assert turns.settle() == []
+        assert peer.recv(1000) == ANSWER
+        assert peer.recv(1000) == b""
+
+
+@pytest.mark.parametrize("keep", [KEEP_ALIVE, CLOSE_AFTER])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_b31_a_peer_that_half_closes_gets_the_whole_answer(pair: Pair, keep: bytes, is_early: bool) -> None:
+    answer = bytes(range(256)) * 8192
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        if is_early:
+            peer.shutdown(socket.SHUT_WR)
+            turns.turn()
+        turns.push(RESPOND, handle, keep + answer)
+        turns.turn()
+        if not is_early:
+            peer.shutdown(socket.SHUT_WR)
+            turns.turn()
+        assert turns.backlog(handle) > 0
+        assert to_the_end(peer, turns) == answer
+
+
+def test_b31_a_peer_that_half_closes_behind_much_input_is_not_reset() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.adopt(ours)
+        peer.sendall(REQUEST * 3000)
+        peer.shutdown(socket.SHUT_WR)
+        turns.until(HEAD, handle)
+        turns.push(RESPOND, handle, CLOSE_AFTER + ANSWER)
+        assert to_the_end(peer, turns) == ANSWER
+
+
+def test_a_connection_whose_answer_cannot_be_sent_is_gone(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.awaiting(pair)
+        pair[1].close()
+        turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
+        assert turns.settle() == []
+        assert turns.stats()["connections"] == 0
 
 
 # ---- the closing handshake ----
 
 
-def test_a_close_is_echoed_with_its_code(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_e4_a_close_is_echoed_with_its_code(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
         peer.sendall(frame(CLOSE_FRAME, NORMAL + b"bye"))
         events = turns.until(CLOSED, handle)
-        assert [event.kind for event in events] == [CLOSE_RECEIVED, CLOSED]
+        assert kinds(events) == [CLOSE_RECEIVED, CLOSED]
         assert events[0].payload == NORMAL + b"bye"
         assert (events[1].start, events[1].error) == (1005, 0)
         assert server_frames(received(peer)) == [(CLOSE_FRAME, NORMAL)]
 
 
-def test_our_close_is_sent_and_answered(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_e1_an_empty_close_is_echoed_empty(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME))
+        turns.until(CLOSED, handle)
+        assert server_frames(received(peer)) == [(CLOSE_FRAME, b"")]
+
+
+def test_e12_our_close_is_sent_and_answered(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
         turns.push(CLOSE, handle, NORMAL + b"bye")
@@ -49,3 +280,624 @@ def test_our_close_is_sent_and_answered(pair: tuple[socket.socket, socket.socket
         events = turns.until(CLOSED, handle)
         assert (events[-1].start, events[-1].error) == (1005, 0)
         assert received(peer) == b""
+
+
+def test_e16_only_the_first_close_is_sent_and_nothing_after_it(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(CLOSE, handle, NORMAL)
+        turns.push(SEND, handle, frame(1, b"late", key=None))
+        turns.push(CLOSE, handle, PROTOCOL_ERROR)
+        peer.sendall(frame(PING_FRAME, b"?"))
+        turns.settle()
+        assert server_frames(received(peer)) == [(CLOSE_FRAME, NORMAL)]
+
+
+def test_e10_messages_are_delivered_until_the_close_of_the_peer(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(CLOSE, handle, NORMAL)
+        turns.turn()
+        peer.sendall(frame(1, b"one") + frame(1, b"two") + frame(CLOSE_FRAME) + frame(1, b"three"))
+        events = turns.until(CLOSED, handle)
+        assert [event.payload for event in events if event.kind == TEXT] == [b"one", b"two"]
+
+
+def test_e9_replies_to_messages_before_a_close_leave_before_its_echo(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(1, b"one") + frame(1, b"two") + frame(CLOSE_FRAME, NORMAL))
+        assert kinds(turns.until(CLOSE_RECEIVED)) == [TEXT, TEXT, CLOSE_RECEIVED]
+        for reply in (b"1", b"2"):
+            turns.push(SEND, handle, frame(1, reply, key=None))
+        turns.until(CLOSED, handle)
+        assert server_frames(received(peer)) == [(1, b"1"), (1, b"2"), (CLOSE_FRAME, NORMAL)]
+
+
+def test_r3_replies_to_messages_before_a_violation_leave_before_its_close(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(1, b"one") + b"\xf1\x80" + frame(1, b"never"))
+        assert kinds(turns.until(TEXT)) == [TEXT]
+        turns.push(SEND, handle, frame(1, b"1", key=None))
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1002, lib.WSPY_ERROR_RSV)
+        assert server_frames(received(peer)) == [(1, b"1"), (CLOSE_FRAME, PROTOCOL_ERROR)]
+        assert peer.recv(1) == b""
+
+
+def test_e13_a_greeting_is_sent_to_a_peer_that_has_half_closed(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        peer.shutdown(socket.SHUT_WR)
+        turns.push(ACCEPT, handle, accept())
+        turns.until(OPENED, handle)
+        turns.push(SEND, handle, frame(1, b"hello", key=None))
+        events = turns.until(CLOSED, handle)
+        assert events[-1].error == lib.WSPY_ERROR_EOF
+        assert received(peer) == RESPONSE + frame(1, b"hello", key=None)
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x81", frame(1, b"hello")[:-1], frame(1, b"hello", final=False)])
+def test_e13_the_end_of_tcp_without_a_close(pair: Pair, begun: bytes) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(begun)
+        turns.settle()
+        peer.shutdown(socket.SHUT_WR)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1006, lib.WSPY_ERROR_EOF)
+        assert peer.recv(1) == b""
+        assert turns.stats()["connections"] == 0
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x81", frame(1, b"hello")[:-1], frame(1, b"hello", final=False)])
+def test_i1_a_reset(begun: bytes) -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns:
+        handle = turns.opened((ours, peer))
+        peer.sendall(begun)
+        turns.settle()
+        reset(peer)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error, events[0].system_error) == (
+            1006,
+            lib.WSPY_ERROR_RESET,
+            errno.ECONNRESET,
+        )
+        assert turns.settle() == []
+        assert turns.stats()["connections"] == 0
+
+
+def test_i5_data_before_a_reset_or_an_end_is_delivered() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns:
+        handle = turns.opened((ours, peer))
+        peer.sendall(frame(1, b"last words"))
+        peer.close()
+        assert kinds(turns.until(CLOSED, handle)) == [TEXT, CLOSED]
+
+
+def test_i2_a_failing_send_ends_the_connection(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EPIPE):
+            turns.push(SEND_MARK, handle, frame(1, b"x", key=None))
+            turns.push(SEND_MARK, handle, frame(1, b"y", key=None))
+            events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].error, events[0].system_error) == (lib.WSPY_ERROR_RESET, errno.EPIPE)
+
+
+def test_abort_resets() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        peer.sendall(frame(1, b"never delivered"))
+        turns.push(ABORT, handle)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1006, lib.WSPY_ERROR_ABORTED)
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+
+
+def test_abort_ends_a_close_that_waits_for_a_slow_peer() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 16 << 20)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        assert kinds(turns.settle()) == [CLOSE_RECEIVED]
+        turns.push(ABORT, handle)
+        events = turns.until(CLOSED, handle)
+        assert (events[0].start, events[0].error) == (1006, lib.WSPY_ERROR_ABORTED)
+        assert turns.stats()["connections"] == 0
+
+
+def test_after_the_end_the_peer_may_read_in_peace() -> None:
+    """A lingering close: no RST for what the peer still sends, which would destroy what it did not read yet."""
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        peer.sendall(b"\xff\xff" + bytes(100_000))
+        turns.until(CLOSED, handle)
+        for _ in range(5):
+            peer.sendall(bytes(10_000))
+            turns.turn()
+        assert server_frames(to_the_end(peer, turns)) == [(CLOSE_FRAME, PROTOCOL_ERROR)]
+        assert turns.stats()["connections"] == 1
+        peer.close()
+        turns.settle()
+        assert turns.stats()["connections"] == 0
+
+
+def test_what_is_thrown_away_after_the_end_is_bounded_by_bytes() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        peer.sendall(b"\xff\xff")
+        turns.until(CLOSED, handle)
+        turns.push(GRANT, handle, struct.pack("=I", FOREVER - 1))
+        sent = 0
+        peer.settimeout(0)
+        end = time.monotonic() + 0.9  # before the time limit
+        while turns.stats()["connections"] and time.monotonic() < end:
+            try:
+                sent += peer.send(bytes(65536))
+            except BlockingIOError:
+                turns.turn()
+            except ConnectionError:
+                break
+            turns.turn()
+        assert turns.stats()["connections"] == 0
+        assert turns.stats()["bytes_received"] < 1 << 20
+
+
+def test_what_is_thrown_away_after_the_end_is_bounded_by_time(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME))
+        turns.until(CLOSED, handle)
+        began = time.monotonic()
+        while turns.stats()["connections"]:
+            turns.turn(100)
+        assert 0.5 < time.monotonic() - began < 5
+
+
+# ---- reading ----
+
+
+def test_credit_is_the_number_of_messages_that_are_delivered(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair, credit=2)
+        messages = [b"%d" % i for i in range(10)]
+        peer.sendall(b"".join(frame(1, message) for message in messages))
+        assert [event.payload for event in turns.settle()] == messages[:2]
+        for granted, delivered in ((1, messages[2:3]), (4, messages[3:7]), (FOREVER, messages[7:])):
+            turns.push(GRANT, handle, struct.pack("=I", granted))
+            assert [event.payload for event in turns.settle()] == delivered
+        peer.sendall(frame(1, b"more"))
+        assert [event.payload for event in turns.settle()] == [b"more"]
+
+
+def test_credit_stops_large_messages_too(pair: Pair) -> None:
+    messages = [bytes([65 + i]) * 20_000 for i in range(5)]
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair, credit=1)
+        peer.sendall(b"".join(frame(2, message) for message in messages))
+        for message in messages:
+            assert [event.payload for event in turns.settle()] == [message]
+            turns.push(GRANT, handle, struct.pack("=I", 1))
+
+
+def test_a_grant_of_the_wrong_size_is_no_grant(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair, credit=0)
+        peer.sendall(frame(1, b"x"))
+        turns.push(GRANT, handle, b"\xff" * 3)
+        assert turns.settle() == []
+
+
+def test_pause_holds_messages_and_resume_delivers_them(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(PAUSE, handle)
+        peer.sendall(frame(1, b"one"))
+        assert turns.settle() == []
+        turns.push(RESUME, handle)
+        assert [event.payload for event in turns.settle()] == [b"one"]
+
+
+def test_pause_holds_what_was_read_already(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair, REQUEST + frame(1, b"one"))
+        turns.push(ACCEPT, handle, accept())
+        turns.push(PAUSE, handle)
+        assert kinds(turns.settle()) == [OPENED]
+        peer.sendall(frame(1, b"two"))
+        assert turns.settle() == []
+        turns.push(RESUME, handle)
+        assert [event.payload for event in turns.settle()] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("short", range(1, 8))
+def test_i4_short_reads_and_writes(pair: Pair, short: int) -> None:
+    messages = [b"x", b"", b"hello" * 20, bytes(300), bytes(range(256)) * 20]
+    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with Turns() as turns, pair[1] as peer, faults(lib.WSPY_SYS_SEND, short_io=short):
+        handle = turns.opened(pair)
+        peer.sendall(b"".join(frame(2, message) + frame(PING_FRAME, b"?") for message in messages))
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        events: list[Event] = []
+        while CLOSED not in kinds(events):
+            fresh = turns.until(CLOSED, handle) if CLOSE_RECEIVED in kinds(events) else turns.turn(100)
+            events += fresh
+            for event in fresh:
+                if event.kind & 0xFF == 2:
+                    turns.push(SEND, handle, frame(2, event.payload, key=None))
+        assert [event.payload for event in events if event.kind & 0xFF == 2] == messages
+        answers = server_frames(received(peer))
+        assert [payload for opcode, payload in answers if opcode == 2] == messages
+        assert answers[-1] == (CLOSE_FRAME, NORMAL)
+        assert (PONG_FRAME, b"?") in answers
+
+
+def test_h3_memory_follows_what_arrives_and_not_what_is_announced(pair: Pair) -> None:
+    """Of a MiB that is announced a byte arrives: the allocations stay small."""
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair)
+        whole = frame(2, bytes(1 << 20))
+        peer.sendall(whole[:15])
+        lib.wspy_sys_fail(lib.WSPY_SYS_ALLOCATE, 0, 0, 0, 0)
+        turns.settle()
+        assert lib.wspy_sys_fail(lib.WSPY_SYS_ALLOCATE, 0, 0, 0, 0) <= 2
+
+
+def test_i24_a_message_that_was_cut_off_is_never_delivered(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(2, bytes(300_000))[:200_000])
+        turns.settle()
+        peer.close()
+        assert kinds(turns.until(CLOSED, handle)) == [CLOSED]
+
+
+# ---- writing ----
+
+
+def test_marks_are_reported_when_their_last_byte_was_taken(pair: Pair) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        messages = [frame(2, bytes([i]) * 3000, key=None) for i in range(20)]
+        for number, message in enumerate(messages):
+            turns.push(SEND_MARK if number % 2 else SEND, handle, message)
+        events = turns.turn()
+        data = b""
+        marked = 0
+        while len(data) < len(b"".join(messages)):
+            marked += sum(event.start for event in events if event.kind == SENT)
+            taken = len(data) + len(received_part := received(peer))
+            data += received_part
+            ends = [len(b"".join(messages[: i + 1])) for i in range(1, 20, 2)]
+            assert marked <= sum(end <= taken for end in ends)
+            events = turns.turn()
+        events += turns.settle()
+        assert marked + sum(event.start for event in events if event.kind == SENT) == 10
+        assert data == b"".join(messages)
+        assert turns.backlog(handle) == 0
+
+
+def test_h6_more_unsent_bytes_than_allowed_end_the_connection(pair: Pair) -> None:
+    with Turns(max_backlog=100_000) as turns, pair[1]:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        assert turns.settle() == []
+        turns.push(SEND, handle, frame(1, b"one too many", key=None))
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1008, lib.WSPY_ERROR_BACKLOG)
+        assert turns.backlog(handle) == 0
+
+
+def test_e17_a_close_is_queued_behind_any_backlog(pair: Pair) -> None:
+    with Turns(max_backlog=1000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle)
+        turns.push(CLOSE, handle, NORMAL)
+        assert turns.settle() == []
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.settle()
+        assert to_the_end(peer, turns) == message + frame(CLOSE_FRAME, NORMAL, key=None)
+
+
+def test_e17_the_close_of_a_violation_is_queued_behind_any_backlog(pair: Pair) -> None:
+    with Turns(max_backlog=1000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle)
+        peer.sendall(b"\xff\xff")
+        assert turns.settle() == []
+        assert to_the_end(peer, turns) == message + frame(CLOSE_FRAME, PROTOCOL_ERROR, key=None)
+
+
+def test_e17_a_close_that_is_never_written_is_given_up(pair: Pair) -> None:
+    with Turns(close_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        peer.sendall(b"\xff\xff")
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_RSV)
+        assert turns.stats()["connections"] == 0
+
+
+def test_a_pong_never_follows_our_close(pair: Pair) -> None:
+    """The Pong waits behind a frame that is half written, and the Close is queued right behind that frame."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = frame(2, bytes(20_000), key=None)
+        turns.push(SEND, handle, message)
+        turns.turn()
+        peer.sendall(frame(PING_FRAME, b"?"))
+        turns.settle()
+        turns.push(CLOSE, handle, NORMAL)
+        turns.settle()
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.settle()
+        data = to_the_end(peer, turns)
+        assert server_frames(data) == [(2, bytes(20_000)), (PONG_FRAME, b"?"), (CLOSE_FRAME, NORMAL)]
+
+
+def test_h4_pings_of_a_peer_that_does_not_read_leave_one_pong(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle)
+        waiting = turns.backlog(handle)
+        for i in range(2000):
+            peer.sendall(frame(PING_FRAME, b"%d" % i))
+            if i % 100 == 99:
+                turns.settle()
+        turns.settle()
+        assert turns.backlog(handle) <= waiting + 127
+        data = b""
+        while len(data) < len(message) + 6:
+            data += received(peer)
+            turns.turn()
+        assert data == message + frame(PONG_FRAME, b"1999", key=None)
+
+
+def test_pongs_answer_every_ping_of_a_peer_that_reads(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair)
+        peer.sendall(b"".join(frame(PING_FRAME, b"%d" % i) for i in range(500)))
+        turns.settle()
+        assert server_frames(received(peer)) == [(PONG_FRAME, b"%d" % i) for i in range(500)]
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_h12_a_kernel_without_room_is_asked_again(pair: Pair, error: int) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 3, error):
+            turns.push(SEND_MARK, handle, frame(1, b"hello", key=None))
+            assert kinds(turns.until(SENT)) == [SENT]
+        assert server_frames(received(peer)) == [(1, b"hello")]
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_h12_a_kernel_without_memory_to_read_is_asked_again(pair: Pair, error: int) -> None:
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair)
+        peer.sendall(frame(1, b"hello"))
+        with faults(lib.WSPY_SYS_RECV, 1, 3, error):
+            assert kinds(turns.until(TEXT)) == [TEXT]
+
+
+# ---- deadlines ----
+
+
+def test_a2_a_connection_without_a_request_line_ends_silently(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        turns.adopt(pair[0])
+        peer.sendall(b"GET / HTTP/1.1\r")
+        assert to_the_end(peer, turns) == b""
+        assert turns.stats()["timeouts"] == 1
+
+
+def test_a4_a_head_that_is_never_complete_gets_an_answer(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        peer.sendall(REQUEST[:-2])
+        events = turns.until(BAD_HEAD, handle)
+        assert kinds(events) == [BAD_HEAD]
+        assert -events[0].start == lib.WSPY_ERROR_HEAD_TIMEOUT
+        turns.push(RESPOND, handle, CLOSE_AFTER + b"408")
+        assert to_the_end(peer, turns) == b"408"
+
+
+def test_a4_an_answer_that_never_comes_is_not_waited_for(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        peer.sendall(REQUEST[:-2])
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [BAD_HEAD, CLOSED]
+        assert events[-1].error == lib.WSPY_ERROR_OPEN_TIMEOUT
+
+
+def test_the_decision_is_part_of_the_opening_deadline(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1]:
+        handle = turns.awaiting(pair)
+        events = turns.until(CLOSED, handle)
+        assert (events[0].start, events[0].error) == (1006, lib.WSPY_ERROR_OPEN_TIMEOUT)
+
+
+def test_a_response_that_is_not_taken_is_part_of_the_opening_deadline(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1]:
+        handle = turns.awaiting(pair)
+        turns.push(ACCEPT, handle, accept(RESPONSE + bytes(1 << 20)))
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert events[0].error == lib.WSPY_ERROR_OPEN_TIMEOUT
+
+
+def test_b30_an_idle_connection_between_requests_ends_silently(pair: Pair) -> None:
+    with Turns(open_timeout_ms=10_000, idle_request_ms=50) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
+        assert to_the_end(peer, turns) == ANSWER
+
+
+def test_the_next_request_has_a_deadline_of_its_own(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
+        turns.turn(150)
+        peer.sendall(REQUEST[:-2])
+        events = turns.until(BAD_HEAD, handle)
+        assert -events[0].start == lib.WSPY_ERROR_HEAD_TIMEOUT
+
+
+def test_e11_a_close_that_is_never_answered(pair: Pair) -> None:
+    with Turns(close_timeout_ms=50) as turns, pair[1]:
+        handle = turns.opened(pair)
+        turns.push(CLOSE, handle, NORMAL)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_CLOSE_TIMEOUT)
+
+
+def test_e11_a_close_in_the_same_batch_as_the_response_that_waits(pair: Pair) -> None:
+    with Turns(close_timeout_ms=50) as turns, pair[1]:
+        handle = turns.awaiting(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EAGAIN):
+            turns.push(ACCEPT, handle, accept())
+            turns.push(CLOSE, handle, NORMAL)
+            turns.submit()
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [OPENED, CLOSED]
+        assert events[-1].error == lib.WSPY_ERROR_CLOSE_TIMEOUT
+
+
+def test_keepalive_pings_and_is_satisfied_by_a_pong(pair: Pair) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=5000, wants=lib.WSPY_WANT_PINGED | lib.WSPY_WANT_PONG) as turns:
+        handle = turns.opened(pair)
+        for _ in range(3):
+            events = turns.until(PINGED, handle)
+            payload = struct.pack(">I", events[-1].start)
+            assert server_frames(received(pair[1])) == [(PING_FRAME, payload)]
+            pair[1].sendall(frame(PONG_FRAME, payload))
+            assert turns.until(PONG, handle)[-1].payload == payload
+
+
+def test_h9_a_silent_peer_is_given_up(pair: Pair) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1]:
+        handle = turns.opened(pair)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_PING_TIMEOUT)
+        assert turns.stats()["timeouts"] == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 13])
+def test_d19_a_peer_that_falls_silent_in_a_header_is_given_up(pair: Pair, size: int) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(2, bytes(70_000))[:size])
+        events = turns.until(CLOSED, handle)
+        assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
+
+
+def test_h10_a_peer_that_accepts_no_byte_is_given_up(pair: Pair) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1]:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        events = turns.until(CLOSED, handle)
+        assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
+        assert turns.backlog(handle) == 0
+
+
+def test_a_peer_that_reads_slowly_lives(pair: Pair) -> None:
+    with Turns(ping_interval_ms=60, ping_timeout_ms=60) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle, 2 << 20)
+        data = b""
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            peer.settimeout(0)
+            data += peer.recv(65536)
+            assert turns.turn(20) == []
+        while len(data) < len(message):
+            data += received(peer)
+            turns.turn()
+        assert data == message
+
+
+def test_a_peer_that_we_do_not_read_is_not_given_up(pair: Pair) -> None:
+    with Turns(ping_interval_ms=40, ping_timeout_ms=40) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(PAUSE, handle)
+        peer.sendall(frame(1, b"hello"))
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            assert turns.turn(50) == []
+        turns.push(RESUME, handle)
+        assert kinds(turns.until(TEXT)) == [TEXT]
+
+
+def test_a_loop_that_reads_late_gives_nobody_up(pair: Pair) -> None:
+    """The handler that takes long: the deadline has passed, and the pong is there, when the next turn begins."""
+    with Turns(ping_interval_ms=40, ping_timeout_ms=40, wants=lib.WSPY_WANT_PINGED) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        for _ in range(3):
+            events = turns.until(PINGED, handle)
+            peer.sendall(frame(PONG_FRAME, struct.pack(">I", events[-1].start)))
+            peer.settimeout(0.15)
+            assert exactly(peer, 6)
+            with pytest.raises(TimeoutError):
+                peer.settimeout(0.15)
+                peer.recv(1)
+            assert CLOSED not in kinds(turns.turn())
+
+
+def test_opened_is_reported_before_the_first_ping(pair: Pair) -> None:
+    """The response was written from another thread, and the loop was busy for longer than the interval."""
+    with Turns(ping_interval_ms=20, wants=lib.WSPY_WANT_PINGED) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(ACCEPT, handle, accept())
+        turns.submit()
+        exactly(peer, len(RESPONSE))
+        peer.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            peer.recv(1)
+        events: list[Event] = []
+        while PINGED not in kinds(events):
+            events += turns.turn(50)
+        assert kinds(events) == [OPENED, PINGED]
+
+
+# ---- without memory ----
+
+
+def test_h13_a_connection_without_memory_for_its_message_ends(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_ALLOCATE, 1, 1, errno.ENOMEM):
+            peer.sendall(frame(2, bytes(100_000)))
+            events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1011, lib.WSPY_ERROR_NO_MEMORY)
+
+
+def test_h13_a_connection_without_memory_for_its_queue_ends(pair: Pair) -> None:
+    for nth in (1, 2, 3):
+        ours, peer = socket.socketpair()
+        with Turns() as turns, peer:
+            handle = turns.opened((ours, peer))
+            with faults(lib.WSPY_SYS_ALLOCATE, nth, 1, errno.ENOMEM):
+                turns.push(SEND, handle, frame(2, bytes(1 << 20), key=None))
+                turns.push(SEND_MARK, handle, frame(2, bytes(1 << 20), key=None))
+                events = turns.until(CLOSED, handle)
+            assert events[-1].error == lib.WSPY_ERROR_NO_MEMORY
+            assert turns.stats()["connections"] == 0

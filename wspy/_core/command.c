@@ -180,6 +180,16 @@ static void apply_refuse(wspy_loop *loop, const uint8_t *payload, size_t length)
     }
 }
 
+/* Also of an end that waits for a peer to read. */
+static void apply_abort(wspy_loop *loop, connection *conn)
+{
+    if (conn->phase == ENDING) {
+        conn->end_error = WSPY_ERROR_ABORTED;
+        wspy_loop_list_ending(loop, conn);
+    }
+    wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
+}
+
 /* ---- flow of input ---- */
 
 static void apply_resume(wspy_loop *loop, connection *conn)
@@ -192,7 +202,7 @@ static void apply_resume(wspy_loop *loop, connection *conn)
 static void apply_grant(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
 {
     uint32_t more;
-    if (length != sizeof more)
+    if (length != sizeof more || (conn->phase != OPENING && conn->phase != OPEN))
         return;
     memcpy(&more, payload, sizeof more);
     uint32_t room = WSPY_FOREVER - conn->credit;
@@ -245,7 +255,7 @@ static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *c
         wspy_connection_close(loop, conn, at->payload, at->length);
         return;
     case WSPY_COMMAND_ABORT:
-        wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
+        apply_abort(loop, conn);
         return;
     case WSPY_COMMAND_PAUSE:
         conn->flags |= PAUSED;

@@ -33,11 +33,11 @@ static void set_interest(wspy_loop *loop, connection *conn, int reads, int write
                                 .data.u64 = wspy_connection_handle(conn)};
     int operation = !wanted ? EPOLL_CTL_DEL : conn->flags & IN_EPOLL ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
     int failed = wspy_sys_epoll_ctl(loop->epoll, operation, conn->fd, &event) < 0;
-    conn->flags = (uint16_t)((conn->flags & ~(READS | WRITES | IN_EPOLL)) | wanted | (wanted ? IN_EPOLL : 0));
-    if (failed && wanted) {
-        conn->flags &= (uint16_t)~(READS | WRITES | IN_EPOLL);
+    if (failed && wanted) { /* the set is as it was */
         wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
+        return;
     }
+    conn->flags = (uint16_t)((conn->flags & ~(READS | WRITES | IN_EPOLL)) | wanted | (wanted ? IN_EPOLL : 0));
 }
 
 static uint32_t kept_size(const connection *conn)
@@ -112,7 +112,7 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
 {
     if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
         return;
-    if (conn->phase == HEAD) { /* nobody knows it */
+    if (conn->phase == HEAD && !(conn->queue && error == WSPY_ERROR_EOF)) { /* nobody knows it, or is owed an answer */
         loop->stats.refused++;
         wspy_connection_drop(loop, conn);
         return;
@@ -198,7 +198,7 @@ static void complete(wspy_loop *loop, connection *conn)
     forget_input(conn);
     wspy_connection_arm(loop, conn, LINGER_MS);
     wspy_connection_poll(loop, conn);
-    if (!(conn->flags & IN_EPOLL)) /* it can't be waited for */
+    if (!(conn->flags & READS)) /* it can't be waited for */
         wspy_connection_drop(loop, conn);
 }
 
@@ -209,6 +209,8 @@ static void abandon(wspy_loop *loop, connection *conn)
     wspy_connection_drop(loop, conn);
 }
 
+static void write_failed(wspy_loop *loop, connection *conn, int error, int system_error);
+
 static void push_control(wspy_loop *loop, connection *conn, uint8_t *frame, size_t length)
 {
     wspy_run run;
@@ -217,6 +219,21 @@ static void push_control(wspy_loop *loop, connection *conn, uint8_t *frame, size
     run.length = length;
     run.mark_count = 0;
     wspy_connection_send(loop, conn, &run);
+}
+
+/* A Close goes behind everything that waits, also if that is more than max_backlog. */
+static void push_close(wspy_loop *loop, connection *conn, uint8_t *frame, size_t length)
+{
+    if (!conn->queue || !(conn->flags & SENDABLE)) {
+        push_control(loop, conn, frame, length);
+        return;
+    }
+    if (wspy_queue_close(conn->queue, frame, length) < 0) {
+        write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
+        return;
+    }
+    set_backlog(loop, conn);
+    wspy_connection_poll(loop, conn);
 }
 
 void wspy_connection_finish(wspy_loop *loop, connection *conn)
@@ -231,7 +248,7 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
         uint8_t frame[WSPY_CONTROL_FRAME_MAX];
         int length = wspy_protocol_owed_close(&conn->protocol, frame);
         if (length > 0)
-            push_control(loop, conn, frame, (size_t)length);
+            push_close(loop, conn, frame, (size_t)length);
     }
     conn->flags &= (uint16_t)~SENDABLE; /* §5.5.1: nothing follows a Close frame */
     if (is_hard(conn->end_error)) {
@@ -244,6 +261,8 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
     }
     wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
     wspy_connection_poll(loop, conn);
+    if (!(conn->flags & WRITES)) /* it can't be waited for */
+        abandon(loop, conn);
 }
 
 /* ---- writing ---- */
@@ -275,7 +294,9 @@ static void opened(wspy_loop *loop, connection *conn)
     conn->seen = loop->tick;
     loop->stats.opened++;
     wspy_loop_list_report(loop, conn);
-    wspy_connection_arm(loop, conn, loop->settings.ping_interval_ms);
+    /* a Close that is queued behind the response has its deadline already */
+    if (conn->flags & SENDABLE)
+        wspy_connection_arm(loop, conn, loop->settings.ping_interval_ms);
     if (conn->input)
         wspy_loop_list_ready(loop, conn);
     wspy_connection_poll(loop, conn);
@@ -298,11 +319,18 @@ static void count_sent(wspy_loop *loop, size_t length)
     loop->stats.bytes_sent += length;
 }
 
+/* The time the peer has to let something through begins now. */
+static wspy_queue *new_queue(const wspy_loop *loop, connection *conn)
+{
+    conn->seen = loop->tick;
+    return wspy_queue_new();
+}
+
 /* Queues a run from byte `sent` on. */
 static int enqueue(wspy_loop *loop, connection *conn, const wspy_run *run, size_t sent)
 {
     if (!conn->queue)
-        conn->queue = wspy_queue_new();
+        conn->queue = new_queue(loop, conn);
     if (!conn->queue || wspy_queue_push(conn->queue, run->parts, run->count, sent) < 0)
         return WSPY_ERROR_NO_MEMORY;
     uint32_t passed = 0;
@@ -368,7 +396,7 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
     if (!*shared)
         *shared = wspy_shared_new(frame, length);
     if (!conn->queue)
-        conn->queue = wspy_queue_new();
+        conn->queue = new_queue(loop, conn);
     if (!*shared || !conn->queue || wspy_queue_push_shared(conn->queue, *shared, (size_t)sent) < 0 ||
         (is_marked && wspy_queue_mark(conn->queue, 0) < 0)) {
         write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
@@ -387,6 +415,8 @@ void wspy_connection_writable(wspy_loop *loop, connection *conn)
     int left = wspy_queue_flush(conn->queue, conn->fd, &marks, &bytes);
     int system_error = errno;
     loop->stats.bytes_sent += bytes;
+    if (bytes)
+        conn->seen = loop->tick;
     if (left == 0) {
         wspy_queue_free(conn->queue);
         conn->queue = NULL;
@@ -413,7 +443,7 @@ void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *pay
     int size = wspy_protocol_close(&conn->protocol, payload, length, frame);
     if (size <= 0)
         return;
-    push_control(loop, conn, frame, (size_t)size);
+    push_close(loop, conn, frame, (size_t)size);
     conn->flags &= (uint16_t)~SENDABLE;
     if (conn->phase == OPEN || conn->phase == OPENING)
         wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
@@ -789,8 +819,10 @@ static void send_keepalive(wspy_loop *loop, connection *conn)
                                         ? loop->settings.ping_interval_ms
                                         : loop->settings.ping_timeout_ms);
     push_control(loop, conn, frame, (size_t)size);
-    if (loop->settings.wants & WSPY_WANT_PINGED)
-        add_event(loop, conn, WSPY_EVENT_PINGED)->start = tick;
+    if (!(loop->settings.wants & WSPY_WANT_PINGED))
+        return;
+    report_opened(loop, conn);
+    add_event(loop, conn, WSPY_EVENT_PINGED)->start = tick;
 }
 
 static int pong_is_overdue(const wspy_loop *loop, connection *conn)
@@ -801,21 +833,31 @@ static int pong_is_overdue(const wspy_loop *loop, connection *conn)
     if (conn->seen - conn->ping_at <= INT32_MAX) /* any byte since then is life; ticks wrap */
         return 0;
     /* what we did not read ourselves can't count against the peer */
-    return may_read(conn) && !conn->input && wspy_sys_peek(conn->fd) <= 0;
+    return may_read(conn) && !(conn->flags & LISTED_READY) && wspy_sys_peek(conn->fd) <= 0;
+}
+
+/* A full pipe needs no probe: that the kernel takes something is the answer, and it has as long. */
+static int is_stalled(const wspy_loop *loop, const connection *conn, uint64_t idle_ms)
+{
+    uint32_t timeout = loop->settings.ping_timeout_ms;
+    return conn->queue && timeout != WSPY_FOREVER && idle_ms >= (uint64_t)loop->settings.ping_interval_ms + timeout;
 }
 
 static void keepalive_expired(wspy_loop *loop, connection *conn)
 {
-    if (pong_is_overdue(loop, conn)) {
+    uint64_t idle_ms = (uint64_t)(loop->tick - conn->seen) * WSPY_TICK_MS;
+    if (pong_is_overdue(loop, conn) || is_stalled(loop, conn, idle_ms)) {
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_PING_TIMEOUT, 0);
         return;
     }
     uint32_t interval = loop->settings.ping_interval_ms;
-    uint64_t idle_ms = (uint64_t)(loop->tick - conn->seen) * WSPY_TICK_MS;
     if (idle_ms < interval)
         wspy_connection_arm(loop, conn, interval - (uint32_t)idle_ms);
-    else if (conn->queue || !may_read(conn)) /* a full pipe needs no probe, and no pong could be read */
+    else if (conn->queue)
+        wspy_connection_arm(loop, conn,
+                            loop->settings.ping_timeout_ms < interval ? loop->settings.ping_timeout_ms : interval);
+    else if (!may_read(conn)) /* no pong could be read */
         wspy_connection_arm(loop, conn, interval);
     else
         send_keepalive(loop, conn);

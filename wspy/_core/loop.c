@@ -428,8 +428,6 @@ static void handle_ready(wspy_loop *loop, const struct epoll_event *ready)
         return;
     /* data first: EPOLLERR and EPOLLHUP show up as what recv returns when everything is read */
     wspy_connection_readable(loop, conn);
-    if (ready->events & EPOLLRDHUP && conn->phase == DECIDING)
-        conn->flags |= SAW_EOF;
 }
 
 /* Work that needs no waiting for. */
@@ -460,7 +458,7 @@ static void react(wspy_loop *loop, const struct epoll_event *ready, int count)
     resume_listeners(loop);
     accept_ready(loop);
     /* no event waits for an answer, so nothing more can be owed before an end; a foreign loop sleeps after this */
-    if (loop->sink.count == 0)
+    if (loop->sink.count == 0 && loop->report == NO_SLOT)
         finish_endings(loop);
     publish(loop);
     if (loop->alarm_ms <= loop->now_ms)

@@ -170,6 +170,16 @@ void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length)
     memcpy(queue->pong, frame, length);
 }
 
+int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length)
+{
+    const struct iovec parts[2] = {{.iov_base = queue->pong, .iov_len = queue->pong_length},
+                                   {.iov_base = (void *)(uintptr_t)frame, .iov_len = length}};
+    int result = wspy_queue_push(queue, parts, 2, 0);
+    if (result == WSPY_OK)
+        queue->pong_length = 0;
+    return result;
+}
+
 /* Puts the waiting Pong first, unless a frame is half written. It takes the place of one that the kernel refused. */
 static void place_pong(wspy_queue *queue)
 {

@@ -31,6 +31,8 @@ int wspy_queue_push_shared(wspy_queue *queue, wspy_shared *shared, size_t skip);
 int wspy_queue_mark(wspy_queue *queue, size_t behind);
 /* The one Pong that waits; a newer one replaces it (RFC 6455 §5.5.2). length: at most 139. */
 void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length);
+/* Queues a Close frame behind everything else, a waiting Pong included: nothing may follow it (RFC 6455 §5.5.1). */
+int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length);
 /* Writes. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
  * passed to *marks, the bytes to *bytes. */
 int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes);
