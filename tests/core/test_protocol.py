@@ -8,6 +8,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+import native
 import pytest
 from endpoints import Endpoint
 from hypothesis import given
@@ -35,6 +36,7 @@ from wspy._core import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from wspy.codes import Role
 
@@ -341,3 +343,18 @@ def test_h2_the_last_fragments_cost_no_more_than_the_first(role: Role) -> None:
             best[number] = min(best[number], time.perf_counter() - begin)
             hold.append(ffi.new("uint8_t[]", 5000))  # so that the message can't grow in place
     assert best[-1] < 6 * PATIENCE * best[0]
+
+
+# ---- what only the loop asks of it: see native/test_protocol.c ----
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = ["protocol.c", "frame.c", "mask.c", "utf8.c", "errors.c", "sys.c"]
+    return native.build("test_protocol", sources, tmp_path_factory.mktemp("native"))
+
+
+@native.needs_compiler
+@pytest.mark.parametrize("name", native.names("test_protocol"))
+def test_for_the_loop(program: Path, name: str) -> None:
+    native.run(program, name)
