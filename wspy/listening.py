@@ -148,8 +148,24 @@ def _remove_stale(path: str) -> None:
         seen = os.lstat(path)
     except FileNotFoundError:
         return
-    if stat.S_ISSOCK(seen.st_mode) and not _is_held(path):
+    if stat.S_ISSOCK(seen.st_mode):
         _remove_seen(path, seen)
+
+
+def _remove_seen(path: str, seen: os.stat_result) -> None:
+    """Remove the socket that was seen at a path if no process holds it, and nothing else has come there since.
+
+    Several servers may see the same one. Only that which gets the abstract name made of its number may remove it, so
+    that it can't be another's new socket that goes; the rest find the address in use.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        try:
+            claim.bind(f"\0wspy replaces {seen.st_dev}:{seen.st_ino}")
+            found = os.lstat(path)
+        except OSError:
+            return
+        if os.path.samestat(found, seen) and not _is_held(path):
+            os.unlink(path)  # noqa: PTH108 -- importing pathlib would take longer than all else here
 
 
 def _is_held(path: str) -> bool:
@@ -166,18 +182,3 @@ def _is_held(path: str) -> bool:
         except OSError:  # EPROTOTYPE: a stream socket is there
             return True
         return True
-
-
-def _remove_seen(path: str, seen: os.stat_result) -> None:
-    """Remove the file that was seen at a path, and not one that another server has put there since."""
-    claimed = f"{path}.{os.urandom(8).hex()}"
-    try:
-        os.rename(path, claimed)  # noqa: PTH104 -- importing pathlib would take longer than all else here
-    except FileNotFoundError:
-        return
-    found = os.lstat(claimed)
-    # the number alone may have been given to a new file
-    if (found.st_dev, found.st_ino, found.st_mtime_ns) != (seen.st_dev, seen.st_ino, seen.st_mtime_ns):
-        with contextlib.suppress(FileExistsError):
-            os.link(claimed, path)
-    os.unlink(claimed)  # noqa: PTH108 -- the same

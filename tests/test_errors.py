@@ -1,0 +1,76 @@
+"""Is it clear from an exception whose fault it is, and does it survive a copy?"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wspy import errors
+from wspy.errors import (
+    CoreError,
+    HandshakeError,
+    PingError,
+    ProtocolError,
+    SocketClosed,
+    SSLError,
+    WebSocketError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ERRORS = [
+    WebSocketError("a sentence"),
+    CoreError("a sentence"),
+    SocketClosed(initialized=True, message="a sentence"),
+    HandshakeError(405, "a sentence", (("Allow", "GET"),)),
+    ProtocolError(1002, "a sentence"),
+    PingError("a sentence"),
+    SSLError("a sentence"),
+]
+
+
+def test_each_exception_is_in_this_test() -> None:
+    assert {type(error).__name__ for error in ERRORS} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_all_have_one_base_and_none_is_that_of_another(error: WebSocketError) -> None:
+    kinds = [kind for kind in map(type, ERRORS) if isinstance(error, kind)]
+    assert set(kinds) == {WebSocketError, type(error)}
+    assert not isinstance(error, ValueError | TypeError)
+    assert str(error) == "a sentence"
+
+
+def test_a_closed_socket_is_a_connection_error() -> None:
+    assert isinstance(SocketClosed(), ConnectionError)
+    assert SocketClosed().initialized is False
+    assert SocketClosed().message == str(SocketClosed()) == "the connection is closed"
+    assert SocketClosed(initialized=True).initialized is True
+    assert str(SocketClosed(message="gone")) == "gone"
+    assert SocketClosed(initialized=True).errno is None
+
+
+def test_the_fault_of_a_peer_has_its_answer() -> None:
+    assert HandshakeError(400, "no").status == 400
+    assert HandshakeError(400, "no").headers == ()
+    assert HandshakeError(405, "no", (("Allow", "GET"),)).headers == (("Allow", "GET"),)
+    assert HandshakeError(400, "no").message == "no"
+    assert ProtocolError(1002, "no").code == 1002
+    assert ProtocolError(1002, "no").message == "no"
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
+def test_exceptions_can_be_copied_and_pickled(
+    error: WebSocketError, twin: Callable[[WebSocketError], WebSocketError]
+) -> None:
+    error.add_note("seen by a test")
+    copied = twin(error)
+    assert type(copied) is type(error)
+    assert str(copied) == str(error)
+    assert vars(copied) == vars(error)
+    assert copied.args == error.args
