@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .async_client import AsyncClient
-from .async_server import AsyncServer, Clients
+from .async_client import AsyncClient, Clients
+from .async_server import AsyncServer
 from .codes import (
     CLOSE_ABNORMAL,
     CLOSE_BAD_GATEWAY,

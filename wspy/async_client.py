@@ -1,15 +1,18 @@
-"""A connection of an AsyncServer, as its handlers see it."""
+"""A connection of an AsyncServer, as its handlers see it, and all that are open.
+
+Names with an underscore are shared with async_server.py, and with nothing else.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import loop as core
 from .codes import Opcode
 from .errors import PingError, SocketClosed
 from .frames import FIN, HEADERS, frame_header
-from .http11 import Request
 from .messages import (
     BinaryMessage,
     Message,
@@ -24,10 +27,13 @@ from .protocol import close_payload
 
 if TYPE_CHECKING:
     from .async_server import AsyncServer
+    from .http11 import Request
 
-__all__ = ["AsyncClient"]
+__all__ = ["AsyncClient", "Clients", "MarkingClient"]
 
-_COMMANDS: Final = {Opcode.TEXT: core.TEXT, Opcode.BINARY: core.BINARY}
+Commands: TypeAlias = list[Any]  # alternating keys and payloads, as loop.py wants them
+
+_COMMANDS: Final[dict[int, int]] = {Opcode.TEXT: core.TEXT, Opcode.BINARY: core.BINARY}
 
 # AsyncClient._mode: what becomes of its events.
 DELIVER: Final = 0
@@ -35,15 +41,17 @@ HOLD: Final = 1
 DROP: Final = 2
 
 _MAX_PING: Final = 125
+_MAX_FRAME: Final = (1 << 32) - 1
 
 
 class Rare:
     """What only some connections need, made when it is first needed."""
 
-    __slots__ = ("close_code", "close_reason", "fragments", "held", "peer", "sent")
+    __slots__ = ("close_code", "close_reason", "fragments", "held", "peer", "resumes", "sent")
 
     def __init__(self) -> None:
         self.held: deque[tuple[int, bytes]] = deque()
+        self.resumes = False
         self.sent: deque[Message] = deque()
         self.fragments: list[bytes] = []
         self.close_code: int | None = None
@@ -88,7 +96,8 @@ class AsyncClient:
         Raises:
             SocketClosed: the connection is closed or closing.
             TypeError: it is no message.
-            ValueError: ``fragment_size`` is below 1, or a text has a lone surrogate (RFC 3629 §3).
+            ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); or a message above
+                4 GiB has no ``fragment_size``.
         """
         kind = type(message)
         if kind is ReceivedBinary or kind is BinaryMessage:
@@ -100,8 +109,8 @@ class AsyncClient:
         else:
             self.send(create_message(message), fragment_size)
             return
-        # both are None most of the time; nothing but immutable bytes may wait in the queue
-        if self._state is fragment_size and type(payload) is bytes and len(payload) <= core.LARGE:
+        # nothing but immutable bytes may wait in the queue
+        if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) <= core.LARGE:
             server = self.server
             server.push((key, payload))
             if not server.alone:
@@ -113,16 +122,18 @@ class AsyncClient:
         self._check_open()
         if len(payload) > core.LARGE:
             self.server.loop.has_large = True
+        if fragment_size is None and len(payload) > _MAX_FRAME:
+            raise ValueError("a message above 4 GiB needs a fragment_size")
         self.server.push(self._commands(message, payload, fragment_size))
         self.server.flush()
 
-    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> list[Any]:
+    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         """Return what to queue for a message: keys and payloads."""
         if fragment_size is None and message.opcode in _COMMANDS:
             return [self._handle | _COMMANDS[message.opcode], payload]
         if fragment_size is None:
             return [self._handle | core.SEND, frame_header(FIN | message.opcode, len(payload)) + payload]
-        commands: list[Any] = []
+        commands: Commands = []
         for header, part in fragments(message.opcode, payload, fragment_size):
             commands += (self._handle | core.SEND, header + part)
         return commands
@@ -168,7 +179,7 @@ class AsyncClient:
         payload = close_payload(code, reason)
         if self._state is not None:
             return
-        self._state = SocketClosed(True, "this side has closed the connection")
+        self._state = SocketClosed(initialized=True, message="this side has closed the connection")
         self.server.push((self._handle | core.CLOSE, payload))
         self.server.flush()
 
@@ -176,7 +187,7 @@ class AsyncClient:
         """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
         self._mode = DROP
         if self._state is None:
-            self._state = SocketClosed(True, "this side has aborted the connection")
+            self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
         self.server.push((self._handle | core.ABORT, b""))
         self.server.flush()
 
@@ -189,6 +200,8 @@ class AsyncClient:
 
     def pause_reading(self) -> None:
         """Deliver no more messages until ``resume_reading``: the peer will have to wait, once buffers are full."""
+        if self._rare is not None:
+            self._rare.resumes = False
         if self._mode == DELIVER:
             self._mode = HOLD
             self.server.push((self._handle | core.PAUSE, b""))
@@ -197,16 +210,15 @@ class AsyncClient:
     def resume_reading(self) -> None:
         """Deliver messages again, first those that had arrived."""
         if self._mode == HOLD:
+            self.rare().resumes = True
             self.server.call_soon(self.server.deliver_held, self)
 
     @property
     def buffered_amount(self) -> int:
         """Bytes of queued messages that the kernel has not taken yet."""
         self.server.loop.submit()
-        return 0 if self._state is not None and self._is_gone() else self.server.loop.backlog(self._handle)
-
-    def _is_gone(self) -> bool:
-        return self not in self.server.clients
+        is_gone = self._state is not None and self not in self.server.clients
+        return 0 if is_gone else self.server.loop.backlog(self._handle)
 
     # ---- who it is ----
 
@@ -258,7 +270,40 @@ class MarkingClient(AsyncClient):
         whole = create_message(message)
         self._send_otherwise(whole, whole.bytes, fragment_size)
 
-    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> list[Any]:
+    def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         commands = super()._commands(message, payload, fragment_size)
         commands[-2] |= core.MARK
         return [self._handle | core.NOTE, message, *commands]
+
+
+class Clients(Collection[AsyncClient]):
+    """The open connections of a server, now. Safe to use from any thread while they come and go."""
+
+    def __init__(self) -> None:
+        self._slots: list[AsyncClient | None] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[AsyncClient]:
+        return iter([client for client in self._slots.copy() if client is not None])
+
+    def __contains__(self, client: object) -> bool:
+        return isinstance(client, AsyncClient) and self._find(client._handle & core.SLOT) is client
+
+    def __repr__(self) -> str:
+        return f"<Clients {len(self)}>"
+
+    def _find(self, slot: int) -> AsyncClient | None:
+        return self._slots[slot] if slot < len(self._slots) else None
+
+    def _add(self, slot: int, client: AsyncClient) -> None:
+        if slot >= len(self._slots):
+            self._slots += [None] * (slot + 1 - len(self._slots))
+        self._slots[slot] = client
+        self._count += 1
+
+    def _remove(self, slot: int) -> None:
+        self._slots[slot] = None
+        self._count -= 1

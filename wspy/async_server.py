@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import weakref
 from itertools import islice
 from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import loop as core
-from .async_client import DELIVER, DROP, HOLD, AsyncClient, MarkingClient, Rare
+from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClient, Rare
 from .calls import Call, Calls
 from .codes import CloseCode, Opcode
 from .errors import HandshakeError, SocketClosed
@@ -29,9 +30,9 @@ from .version import __version__
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["AsyncServer", "Clients"]
+__all__ = ["AsyncServer"]
 
 log = logging.getLogger("wspy.server")
 
@@ -48,39 +49,6 @@ SPARE_DESCRIPTORS: Final = 64
 
 _KEEP_ALIVE: Final = b"\1"
 _LAST: Final = b"\0"
-
-
-class Clients(Collection[AsyncClient]):
-    """The open connections of a server, now. Safe to use from any thread while they come and go."""
-
-    def __init__(self) -> None:
-        self._slots: list[AsyncClient | None] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[AsyncClient]:
-        return iter([client for client in self._slots.copy() if client is not None])
-
-    def __contains__(self, client: object) -> bool:
-        return isinstance(client, AsyncClient) and self._find(client._handle & core.SLOT) is client  # noqa: SLF001
-
-    def __repr__(self) -> str:
-        return f"<Clients {len(self)}>"
-
-    def _find(self, slot: int) -> AsyncClient | None:
-        return self._slots[slot] if slot < len(self._slots) else None
-
-    def _add(self, slot: int, client: AsyncClient) -> None:
-        if slot >= len(self._slots):
-            self._slots += [None] * (slot + 1 - len(self._slots))
-        self._slots[slot] = client
-        self._count += 1
-
-    def _remove(self, slot: int) -> None:
-        self._slots[slot] = None
-        self._count -= 1
 
 
 class AsyncServer:
@@ -231,6 +199,7 @@ class AsyncServer:
         self.alone = False
         if self._marks:
             self.loop.notes = _Notes(self.clients)
+        _servers.add(self)
 
     def _overrides(self, *names: str) -> bool:
         return any(getattr(type(self), name) is not getattr(AsyncServer, name) for name in names)
@@ -276,7 +245,8 @@ class AsyncServer:
         """Do something about an exception in a handler; the default logs it.
 
         Args:
-            client: the connection, which is closed with 1011; None for a function of ``call_soon`` or ``call_later``.
+            client: the connection, which is closed with 1011; None for ``onrequest`` (answered with 500) and for a
+                function of ``call_soon`` or ``call_later``.
             error: the exception.
         """
         log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
@@ -300,7 +270,6 @@ class AsyncServer:
             with StopSignals(self.loop.watch) as signals:
                 self._run(signals)
         finally:
-            self.thread = threading.get_ident()
             self.close()
         if isinstance(self._exit, SystemExit):
             raise self._exit
@@ -311,12 +280,12 @@ class AsyncServer:
         while not self._is_done():
             self._turn(-1)
             if signals.count > seen:
-                if self._stopping is not None:
-                    log.info("stopping at once")
-                    return
                 seen = signals.count
-                log.info("stopping")
-                self.stop()
+                log.info("stopping" if self._stopping is None else "stopping at once")
+                if self._stopping is None:
+                    self.stop()
+                else:
+                    self._stop_at_once()
 
     def start(self) -> Self:
         """Run in a background thread and return; the thread ends with ``stop`` or ``close``. Thread-safe.
@@ -355,6 +324,11 @@ class AsyncServer:
             client.close(CloseCode.GOING_AWAY)
         self.call_later(self._shutdown_timeout, self._abort_all)
 
+    def _stop_at_once(self) -> None:
+        self._stopping = monotonic()
+        self._release_listener()
+        self._abort_all()
+
     def _abort_all(self) -> None:
         for client in (*self._opening.values(), *self.clients):
             client.abort()
@@ -366,23 +340,24 @@ class AsyncServer:
         return monotonic() > self._stopping or not self.loop.stats()["connections"]
 
     def close(self) -> None:
-        """End at once: connections are reset without ``onclose``. Twice is fine.
+        """End at once: connections are reset, ``onclose`` is called for each. Twice is fine.
 
-        From another thread than the running one this asks for it; ``join`` waits.
+        From a handler, or from another thread than the running one, this asks for it; ``join`` waits.
         """
         if self.thread not in {0, threading.get_ident()}:
-            self._shutdown_timeout = 0.0
-            self._stopping = monotonic()
-            self.call_soon(self._stop)
+            self.call_soon(self._stop_at_once)
             return
-        if self._dispatching:
-            self._stopping = monotonic()
-            self._abort_all()
+        self._stop_at_once()
+        if self._dispatching or self.loop.closed:
             return
+        while self.clients and self._turn(0):
+            continue
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give everything back, without another handler being called."""
         self._release_listener()
         self.loop.close()
-        self.clients.__init__()  # type: ignore[misc]
-        self._opening.clear()
         self.thread = 0
         self._ended.set()
 
@@ -404,11 +379,9 @@ class AsyncServer:
         self.join()
 
     def __del__(self) -> None:
-        loop = getattr(self, "loop", None)
-        if loop is not None and not loop.closed:
+        if hasattr(self, "address") and not self.loop.closed:
             warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=1)
-            self.thread = 0
-            self.close()
+            self._let_go()
 
     def fileno(self) -> int:
         """Return the descriptor that a foreign loop polls for reading, to call ``handle_events`` then."""
@@ -425,6 +398,7 @@ class AsyncServer:
 
         Raises:
             RuntimeError: it was called from a handler.
+            BaseException: what is no ``Exception``, and a handler has raised; the server is stopping then.
         """
         if self._dispatching:
             raise RuntimeError("handle_events was called from a handler")
@@ -437,6 +411,9 @@ class AsyncServer:
             handled += count
         else:
             self.loop.wake()
+        if self._exit is not None:
+            error, self._exit = self._exit, None
+            raise error
         return handled
 
     # ---- calls and broadcasts ----
@@ -476,14 +453,14 @@ class AsyncServer:
         if self._marks:
             self._broadcast_marked(whole, frame, self.clients if clients is None else clients)
             return
-        handles = None if clients is None else [client._handle for client in clients]  # noqa: SLF001
+        handles = None if clients is None else [client._handle for client in clients]
         self.push((core.BROADCAST, broadcast_payload(frame, handles)))
         self.flush()
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: Iterable[AsyncClient]) -> None:
-        handles = [client._handle for client in clients if not client.closed]  # noqa: SLF001
-        commands: list[Any] = [item for handle in handles for item in (handle | core.NOTE, message)]
-        self.push((*commands, core.BROADCAST_MARK, broadcast_payload(frame, handles)))
+        handles = [client._handle for client in clients if not client.closed]
+        notes = [item for handle in handles for item in (handle | core.NOTE, message)]
+        self.push((*notes, core.BROADCAST_MARK, broadcast_payload(frame, handles)))
         self.flush()
 
     def stats(self) -> dict[str, int]:
@@ -493,12 +470,13 @@ class AsyncServer:
     # ---- turns ----
 
     def flush(self) -> None:
-        """Write what was queued, if this is not the thread that is going to do so anyway. Thread-safe."""
-        if threading.get_ident() != self.thread:
-            self._shared = True
-            self.loop.submit()
-        elif not self._dispatching:  # a signal handler: the loop may be about to sleep
-            self.loop.wake()
+        """Write what was queued, unless the server is going to do so when the running handler returns. Thread-safe."""
+        is_own = threading.get_ident() == self.thread
+        if is_own and self._dispatching:
+            return
+        # another thread, or a signal handler while the loop may be about to sleep
+        self._shared |= not is_own
+        self.loop.submit()
 
     def _turn(self, timeout_ms: int) -> int:
         if self._calls.pending or self._call_at is not None:
@@ -534,7 +512,7 @@ class AsyncServer:
         """Call the handlers for a turn's events: the one loop of Python that every message passes."""
         events = self.loop.events(count)
         read = self.loop.packed()
-        clients = self.clients._slots  # noqa: SLF001
+        clients = self.clients._slots
         onmessage = self.onmessage
         other = self._other_event
         messages = -1 if self._frames else core.EVENT_BINARY
@@ -542,7 +520,7 @@ class AsyncServer:
         stride = STRIDE
         while True:
             for slot, kind, start, length in islice(events, stride):
-                if kind > messages or (client := clients[slot]) is None or client._mode:  # noqa: SLF001
+                if kind > messages or (client := clients[slot]) is None or client._mode:
                     other(slot, kind, start, length, read)
                     continue
                 message: Message
@@ -574,22 +552,22 @@ class AsyncServer:
             payload = self.loop.payload(kind, start, length)
         else:
             payload = read(length)
-        client = self.clients._find(slot)  # noqa: SLF001
-        if client is None or client._mode == DROP:  # noqa: SLF001
+        client = self.clients._find(slot)
+        if client is None:
             return
         kind &= ~(core.EVENT_APART | core.EVENT_DETACHED)
         if kind == core.EVENT_CLOSE:
             self._peer_closes(client, payload)
-        if client._mode == HOLD:  # noqa: SLF001
+        if client._mode == HOLD:
             client.rare().held.append((kind, payload))
-            return
-        self._deliver(client, kind, payload)
+        elif client._mode == DELIVER:
+            self._deliver(client, kind, payload)
 
     def _deliver(self, client: AsyncClient, kind: int, payload: bytes) -> None:
         """Call the handlers for one message, or one frame."""
         if self._frames:
             self._guarded(client, self.onframe, client, _frame(kind, payload))
-            if client._mode == DROP:  # noqa: SLF001
+            if client._mode == DROP:
                 return
         if kind == core.EVENT_PING:
             self._guarded(client, self.onpingreceived, client, payload)
@@ -618,12 +596,12 @@ class AsyncServer:
     def deliver_held(self, client: AsyncClient) -> None:
         """Deliver what arrived before a pause, then read on; in the server's thread."""
         held = client.rare().held
-        if client._mode == HOLD:  # noqa: SLF001
-            client._mode = DELIVER  # noqa: SLF001
-        while held and client._mode == DELIVER:  # noqa: SLF001
+        if client._mode == HOLD and client.rare().resumes:
+            client._mode = DELIVER
+        while held and client._mode == DELIVER:
             self._deliver(client, *held.popleft())
-        if client._mode == DELIVER:  # noqa: SLF001
-            self.push((client._handle | core.RESUME, b""))  # noqa: SLF001
+        if client._mode == DELIVER:
+            self.push((client._handle | core.RESUME, b""))
             self.flush()
 
     # ---- failing handlers ----
@@ -644,7 +622,7 @@ class AsyncServer:
         except Exception:
             log.exception("exception in onerror")
         if client is not None:
-            client._mode = DROP  # noqa: SLF001
+            client._mode = DROP
             client.close(CloseCode.INTERNAL_ERROR)
 
     # ---- the opening handshake ----
@@ -659,12 +637,9 @@ class AsyncServer:
             self._accept(handle, request)
         except HandshakeError as error:
             self._refuse(handle, error, head)
-        except Exception as error:
-            log.exception("exception while answering a request", exc_info=error)
-            self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server stops in order
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on, or stops in order
             self._handler_failed(None, error)
-            self._refuse(handle, HandshakeError(503, "the server is stopping"), head)
+            self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
 
     def _answer(self, handle: int, request: Request) -> bool:
         request.remote_address = self.loop.peer(handle)
@@ -707,10 +682,10 @@ class AsyncServer:
         client = self._opening.pop(slot, None)
         if client is None:
             return
-        self.clients._add(slot, client)  # noqa: SLF001
+        self.clients._add(slot, client)
         self._guarded(client, self.onopen, client)
-        request = client._request  # noqa: SLF001
-        client._request = request.head if self._keep_request and isinstance(request, Request) else None  # noqa: SLF001
+        request = client._request
+        client._request = request.head if self._keep_request and isinstance(request, Request) else None
 
     # ---- what else happens to a connection ----
 
@@ -724,47 +699,47 @@ class AsyncServer:
             self.call_soon(self._guarded, client, self.onping, client, payload)
 
     def _on_pinged(self, slot: int, start: int, _: int) -> None:
-        client = self.clients._find(slot)  # noqa: SLF001
-        if client is not None and client._mode != DROP:  # noqa: SLF001
+        client = self.clients._find(slot)
+        if client is not None and client._mode != DROP:
             self._guarded(client, self.onping, client, start.to_bytes(4, "big"))
 
     def _on_sent(self, slot: int, start: int, _: int) -> None:
-        client = self.clients._find(slot)  # noqa: SLF001
+        client = self.clients._find(slot)
         if client is None:
             return
         sent = client.rare().sent
         for _ in range(start):
             message = sent.popleft()
-            if client._mode != DROP:  # noqa: SLF001
+            if client._mode != DROP:
                 self._guarded(client, self.onsent, client, message)
 
     def _peer_closes(self, client: AsyncClient, payload: bytes) -> None:
         rare = client.rare()
         rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
         rare.close_reason = str(payload[2:], "utf-8")
-        if client._state is None:  # noqa: SLF001
-            client._state = SocketClosed(False, "the peer has closed the connection")  # noqa: SLF001
+        if client._state is None:
+            client._state = SocketClosed(message="the peer has closed the connection")
 
     def _on_closed(self, slot: int, start: int, error: int) -> None:
         opening = self._opening.pop(slot, None)
         if opening is not None:
             log.info("%s went away before its handshake was answered", opening)
-        client = self.clients._find(slot)  # noqa: SLF001
+        client = self.clients._find(slot)
         if client is None:
             return
         rare = client.rare()
-        while rare.held and client._mode != DROP:  # noqa: SLF001
+        while rare.held and client._mode != DROP:
             self._deliver(client, *rare.held.popleft())
-        self.clients._remove(slot)  # noqa: SLF001
-        rare.peer = self.loop.peer(client._handle)  # noqa: SLF001
+        self.clients._remove(slot)
+        rare.peer = self.loop.peer(client._handle)
         code, reason = _verdict(rare, start, error)
-        if client._state is None:  # noqa: SLF001
-            client._state = SocketClosed(False, f"the connection is closed: {reason}")  # noqa: SLF001
+        if client._state is None:
+            client._state = SocketClosed(message=f"the connection is closed: {reason}")
         log.debug("%s closed: %d %r", client, code, reason)
         try:
             self.onclose(client, code, reason)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
-            self._handler_failed(client, error)
+        except BaseException as raised:  # noqa: BLE001 -- whatever it is, the server goes on
+            self._handler_failed(client, raised)
 
     def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:
         now = monotonic()
@@ -776,26 +751,40 @@ class AsyncServer:
 
 
 _RARE_EVENTS: Final[dict[int, Callable[[AsyncServer, int, int, int], None]]] = {
-    core.EVENT_HEAD: AsyncServer._on_head,  # noqa: SLF001
-    core.EVENT_BAD_HEAD: AsyncServer._on_bad_head,  # noqa: SLF001
-    core.EVENT_OPENED: AsyncServer._on_opened,  # noqa: SLF001
-    core.EVENT_SENT: AsyncServer._on_sent,  # noqa: SLF001
-    core.EVENT_CLOSED: AsyncServer._on_closed,  # noqa: SLF001
-    core.EVENT_PINGED: AsyncServer._on_pinged,  # noqa: SLF001
-    core.EVENT_ACCEPT_PAUSED: AsyncServer._on_accept_paused,  # noqa: SLF001
+    core.EVENT_HEAD: AsyncServer._on_head,
+    core.EVENT_BAD_HEAD: AsyncServer._on_bad_head,
+    core.EVENT_OPENED: AsyncServer._on_opened,
+    core.EVENT_SENT: AsyncServer._on_sent,
+    core.EVENT_CLOSED: AsyncServer._on_closed,
+    core.EVENT_PINGED: AsyncServer._on_pinged,
+    core.EVENT_ACCEPT_PAUSED: AsyncServer._on_accept_paused,
 }
 
 
-class _Notes(dict[int, Any]):
-    """Finds the deque of messages that a connection waits to see sent."""
+class _Notes:
+    """Where the core's notes go: to the messages that a connection waits to see sent."""
 
     def __init__(self, clients: Clients) -> None:
-        super().__init__()
         self._clients = clients
 
-    def get(self, handle: int, default: Any = None) -> Any:
-        client = self._clients._find(handle & core.SLOT)  # noqa: SLF001
-        return default if client is None or client._handle != handle else client.rare().sent  # noqa: SLF001
+    def __call__(self, handle: int, message: Message) -> None:
+        client = self._clients._find(handle & core.SLOT)
+        if client is not None and client._handle == handle:
+            client.rare().sent.append(message)
+
+
+_servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In the child of a fork, serve nothing: connections were let go of by loop.py, and here go the listeners."""
+    for server in list(_servers):
+        server.thread = 0
+        if server._owns_listener:
+            server._listener.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:

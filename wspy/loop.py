@@ -120,7 +120,7 @@ def _limit(size: int | None) -> int:
     return size
 
 
-def _c_settings(settings: Settings) -> Any:  # noqa: ANN401 -- a C struct
+def _c_settings(settings: Settings) -> Any:
     wants = (
         settings.wants_pings * lib.WSPY_WANT_PING
         | settings.wants_pongs * lib.WSPY_WANT_PONG
@@ -204,8 +204,8 @@ class Loop:
         """Adds commands: alternating keys (a handle and a command) and payloads. Atomic; from any thread."""
         self.has_large = False
         """To be set before pushing a payload above LARGE; if it gets lost, the payload is copied, no more."""
-        self.notes: dict[int, Any] | None = None
-        """Where payloads of NOTE commands go, by handle, once the commands before them were applied."""
+        self.notes: Callable[[int, Any], object] | None = None
+        """Called with handle and payload of each NOTE command, once the commands before it were applied."""
         self._trimming = Lock()
         self._events = ffi.buffer(
             lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
@@ -213,7 +213,7 @@ class Loop:
         self._arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
         self._packed = ffi.buffer(lib.wspy_loop_packed(self._loop), lib.wspy_loop_arena_capacity(self._loop))
         length = ffi.buffer(lib.wspy_loop_packed_length(self._loop), ffi.sizeof("size_t"))
-        self._packed_length = memoryview(length).cast("B").cast("N")
+        self._packed_length = memoryview(length).cast("B").cast("L")
         slots = lib.wspy_loop_slot_capacity(self._loop)
         self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
         _loops.add(self)
@@ -269,15 +269,15 @@ class Loop:
         batch = queue[:size]
         payloads = batch[2::2]
         if self.notes is not None:
-            payloads = [b"" if key >> SHIFT == NOTE >> SHIFT else payload for key, payload in zip(batch[1::2], payloads)]
+            payloads = [b"" if _is_note(key) else payload for key, payload in zip(batch[1::2], payloads, strict=True)]
         keys = array("Q", batch[1::2]).tobytes()
         lengths = array("I", map(len, payloads)).tobytes()
-        addresses = _NULL
-        if self.has_large:
-            self.has_large = False
-            addresses = array("Q", map(_address, payloads)).tobytes()
-            payloads = [payload for payload in payloads if len(payload) <= LARGE]
-        return batch[0], len(keys) >> 3, keys, lengths, b"".join(payloads), addresses
+        if not self.has_large:
+            return batch[0], len(payloads), keys, lengths, b"".join(payloads), _NULL
+        self.has_large = False
+        addresses = array("Q", map(_address, payloads)).tobytes()
+        joined = b"".join(payload for payload in payloads if len(payload) <= LARGE)
+        return batch[0], len(payloads), keys, lengths, joined, addresses
 
     def _trim(self, applied: int) -> None:
         """Take off the queue what comes before the command of this number."""
@@ -285,23 +285,22 @@ class Loop:
         with self._trimming:
             if self.notes is not None:
                 applied = lib.wspy_loop_applied(self._loop)
-                self._take_notes(queue[1 : 1 + 2 * max(applied - queue[0], 0)])
+                self._take_notes(queue[1 : 1 + 2 * max(applied - queue[0], 0)], self.notes)
             if applied > queue[0]:
                 queue[: 1 + 2 * (applied - queue[0])] = (applied,)
 
-    def _take_notes(self, commands: list[Any]) -> None:
-        assert self.notes is not None
-        for key, payload in zip(commands[::2], commands[1::2]):
-            if key >> SHIFT == NOTE >> SHIFT and (waiting := self.notes.get(key & HANDLE)) is not None:
-                waiting.append(payload)
+    def _take_notes(self, commands: list[Any], take: Callable[[int, Any], object]) -> None:
+        for key, payload in zip(commands[::2], commands[1::2], strict=True):
+            if _is_note(key):
+                take(key & HANDLE, payload)
 
     def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
         records = self._events[: count * _EVENT.size]
         if count < MANY:
-            return _EVENT.iter_unpack(records)  # type: ignore[return-value]
+            return _EVENT.iter_unpack(records)
         fields = iter(array("i", records))
-        return zip(fields, fields, fields, fields)
+        return zip(fields, fields, fields, fields)  # noqa: B905 -- strict costs, and the core writes whole records
 
     def packed(self) -> Callable[[int], bytes]:
         """Return a function that reads the short payloads of the last turn's events, by their lengths, in order."""
@@ -437,6 +436,10 @@ _STATS: Final = (
     "handshakes",
     "backlog",
 )
+
+
+def _is_note(key: int) -> bool:
+    return key >> SHIFT == NOTE >> SHIFT
 
 
 def _address(payload: bytes) -> int:

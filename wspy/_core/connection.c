@@ -112,7 +112,7 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
 {
     if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
         return;
-    if (conn->phase == HEAD && !(conn->queue && error == WSPY_ERROR_EOF)) { /* nobody knows it, or is owed an answer */
+    if (conn->phase == HEAD) { /* nobody knows it */
         loop->stats.refused++;
         wspy_connection_drop(loop, conn);
         return;
@@ -578,6 +578,11 @@ static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
     }
     if (conn->phase == DECIDING) { /* a request, then half-close: the answer is still due (RFC 9112 §9.6) */
         stop_reading(loop, conn);
+        return;
+    }
+    if (conn->phase == HEAD && conn->queue) { /* the same, and the answer is on its way */
+        conn->phase = DECIDING;
+        wspy_connection_end(loop, conn, WSPY_OK, 0);
         return;
     }
     wspy_connection_end(loop, conn, WSPY_ERROR_EOF, 0);
