@@ -63,6 +63,9 @@ class Event(NamedTuple):
     length: int
     payload: bytes
 
+    def __repr__(self) -> str:
+        return f"Event({self.handle:#x}, kind {self.kind}, {self.start}, {self.length}, {self.payload[:20]!r})"
+
     @property
     def error(self) -> int:
         """The error of a CLOSED event, as a negative number."""
@@ -231,6 +234,13 @@ class Turns:
             found += events
             quiet = 0 if events else quiet + 1
         return found
+
+    def until_empty(self) -> None:
+        """Turn until no connection is left."""
+        end = time.monotonic() + DEADLINE_S
+        while left := self.stats()["connections"]:
+            assert time.monotonic() < end, f"{left} connections left"
+            self.turn(10)
 
     # ---- connections ----
 

@@ -13,6 +13,7 @@ from turns import (
     ABORT,
     ACCEPT,
     BAD_HEAD,
+    BINARY,
     CLOSE,
     CLOSE_RECEIVED,
     CLOSED,
@@ -71,7 +72,7 @@ def pair() -> Iterator[Pair]:
 
 
 def kinds(events: list[Event]) -> list[int]:
-    return [event.kind & 0xFF for event in events]
+    return [event.kind for event in events]
 
 
 def fill(turns: Turns, handle: int, size: int = 1 << 20) -> bytes:
@@ -133,7 +134,7 @@ def test_c20_what_is_kept_behind_a_head_is_bounded(pair: Pair) -> None:
         turns.settle()
         assert turns.stats()["bytes_received"] <= len(REQUEST) + 65536
         turns.push(ACCEPT, handle, accept())
-        assert len([event for event in turns.settle() if event.kind == 2]) == sent // 1008
+        assert len([event for event in turns.settle() if event.kind == BINARY]) == sent // 1008
 
 
 def test_c21_a_peer_that_goes_before_the_answer(pair: Pair) -> None:
@@ -431,10 +432,10 @@ def test_after_the_end_the_peer_may_read_in_peace() -> None:
         assert server_frames(to_the_end(peer, turns)) == [(CLOSE_FRAME, PROTOCOL_ERROR)]
         assert turns.stats()["connections"] == 1
         peer.close()
-        turns.settle()
-        assert turns.stats()["connections"] == 0
+        turns.until_empty()
 
 
+@pytest.mark.slow
 def test_what_is_thrown_away_after_the_end_is_bounded_by_bytes() -> None:
     ours, peer = tcp_pair()
     with Turns() as turns, peer:
@@ -457,6 +458,7 @@ def test_what_is_thrown_away_after_the_end_is_bounded_by_bytes() -> None:
         assert turns.stats()["bytes_received"] < 1 << 20
 
 
+@pytest.mark.slow
 def test_what_is_thrown_away_after_the_end_is_bounded_by_time(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
@@ -533,14 +535,16 @@ def test_i4_short_reads_and_writes(pair: Pair, short: int) -> None:
         peer.sendall(b"".join(frame(2, message) + frame(PING_FRAME, b"?") for message in messages))
         peer.sendall(frame(CLOSE_FRAME, NORMAL))
         events: list[Event] = []
+        data = b""
         while CLOSED not in kinds(events):
-            fresh = turns.until(CLOSED, handle) if CLOSE_RECEIVED in kinds(events) else turns.turn(100)
+            fresh = turns.turn(100)
             events += fresh
+            data += received(peer)
             for event in fresh:
-                if event.kind & 0xFF == 2:
+                if event.kind == BINARY:
                     turns.push(SEND, handle, frame(2, event.payload, key=None))
-        assert [event.payload for event in events if event.kind & 0xFF == 2] == messages
-        answers = server_frames(received(peer))
+        assert [event.payload for event in events if event.kind == BINARY] == messages
+        answers = server_frames(data + received(peer))
         assert [payload for opcode, payload in answers if opcode == 2] == messages
         assert answers[-1] == (CLOSE_FRAME, NORMAL)
         assert (PONG_FRAME, b"?") in answers
@@ -620,7 +624,7 @@ def test_e17_the_close_of_a_violation_is_queued_behind_any_backlog(pair: Pair) -
         handle = turns.opened(pair)
         message = fill(turns, handle)
         peer.sendall(b"\xff\xff")
-        assert turns.settle() == []
+        assert turns.turn() == []
         assert to_the_end(peer, turns) == message + frame(CLOSE_FRAME, PROTOCOL_ERROR, key=None)
 
 
@@ -630,7 +634,7 @@ def test_e17_a_close_that_is_never_written_is_given_up(pair: Pair) -> None:
         fill(turns, handle)
         peer.sendall(b"\xff\xff")
         events = turns.until(CLOSED, handle)
-        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_RSV)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_OPCODE)
         assert turns.stats()["connections"] == 0
 
 
@@ -659,7 +663,7 @@ def test_h4_pings_of_a_peer_that_does_not_read_leave_one_pong(pair: Pair) -> Non
         waiting = turns.backlog(handle)
         for i in range(2000):
             peer.sendall(frame(PING_FRAME, b"%d" % i))
-            if i % 100 == 99:
+            if i % 10 == 9:
                 turns.settle()
         turns.settle()
         assert turns.backlog(handle) <= waiting + 127
@@ -719,6 +723,7 @@ def test_a4_a_head_that_is_never_complete_gets_an_answer(pair: Pair) -> None:
         assert to_the_end(peer, turns) == b"408"
 
 
+@pytest.mark.slow
 def test_a4_an_answer_that_never_comes_is_not_waited_for(pair: Pair) -> None:
     with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
         handle = turns.adopt(pair[0])
@@ -818,22 +823,26 @@ def test_h10_a_peer_that_accepts_no_byte_is_given_up(pair: Pair) -> None:
         assert turns.backlog(handle) == 0
 
 
+@pytest.mark.slow
 def test_a_peer_that_reads_slowly_lives(pair: Pair) -> None:
     with Turns(ping_interval_ms=60, ping_timeout_ms=60) as turns, pair[1] as peer:
         handle = turns.opened(pair)
         message = fill(turns, handle, 2 << 20)
         data = b""
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
-            peer.settimeout(0)
-            data += peer.recv(65536)
+        peer.settimeout(0)
+        began = time.monotonic()
+        while turns.backlog(handle):
             assert turns.turn(20) == []
-        while len(data) < len(message):
-            data += received(peer)
-            turns.turn()
+            try:
+                data += peer.recv(65536)
+            except BlockingIOError:
+                continue
+        assert time.monotonic() - began > 0.15, "slower than the deadlines"
+        data += received(peer)
         assert data == message
 
 
+@pytest.mark.slow
 def test_a_peer_that_we_do_not_read_is_not_given_up(pair: Pair) -> None:
     with Turns(ping_interval_ms=40, ping_timeout_ms=40) as turns, pair[1] as peer:
         handle = turns.opened(pair)
@@ -846,6 +855,7 @@ def test_a_peer_that_we_do_not_read_is_not_given_up(pair: Pair) -> None:
         assert kinds(turns.until(TEXT)) == [TEXT]
 
 
+@pytest.mark.slow
 def test_a_loop_that_reads_late_gives_nobody_up(pair: Pair) -> None:
     """The handler that takes long: the deadline has passed, and the pong is there, when the next turn begins."""
     with Turns(ping_interval_ms=40, ping_timeout_ms=40, wants=lib.WSPY_WANT_PINGED) as turns, pair[1] as peer:
@@ -884,7 +894,8 @@ def test_h13_a_connection_without_memory_for_its_message_ends(pair: Pair) -> Non
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
         with faults(lib.WSPY_SYS_ALLOCATE, 1, 1, errno.ENOMEM):
-            peer.sendall(frame(2, bytes(100_000)))
+            peer.settimeout(0)
+            assert peer.send(frame(2, bytes(1 << 20))) > 65536
             events = turns.until(CLOSED, handle)
         assert kinds(events) == [CLOSED]
         assert (events[0].start, events[0].error) == (1011, lib.WSPY_ERROR_NO_MEMORY)

@@ -810,6 +810,17 @@ static void head_expired(wspy_loop *loop, connection *conn)
     wspy_connection_arm(loop, conn, LINGER_MS);
 }
 
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
+{
+    uint64_t passed = (uint64_t)(loop->tick - tick) * WSPY_TICK_MS;
+    return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
+}
+
 static void send_keepalive(wspy_loop *loop, connection *conn)
 {
     uint8_t frame[WSPY_CONTROL_FRAME_MAX];
@@ -820,9 +831,7 @@ static void send_keepalive(wspy_loop *loop, connection *conn)
         return;
     conn->ping_at = tick;
     conn->flags |= AWAITS_PONG;
-    wspy_connection_arm(loop, conn, loop->settings.ping_timeout_ms == WSPY_FOREVER
-                                        ? loop->settings.ping_interval_ms
-                                        : loop->settings.ping_timeout_ms);
+    wspy_connection_arm(loop, conn, least(loop->settings.ping_interval_ms, loop->settings.ping_timeout_ms));
     push_control(loop, conn, frame, (size_t)size);
     if (!(loop->settings.wants & WSPY_WANT_PINGED))
         return;
@@ -830,38 +839,54 @@ static void send_keepalive(wspy_loop *loop, connection *conn)
     add_event(loop, conn, WSPY_EVENT_PINGED)->start = tick;
 }
 
+/* Whether a ping is without an answer. Any byte since then is one; ticks wrap. */
+static int awaits_pong(const wspy_loop *loop, const connection *conn)
+{
+    return conn->flags & AWAITS_PONG && loop->settings.ping_timeout_ms != WSPY_FOREVER &&
+           conn->seen - conn->ping_at > INT32_MAX;
+}
+
+/* Milliseconds that the peer still has for its answer; 0: it owes none, or is late. */
+static uint32_t pong_due_ms(const wspy_loop *loop, const connection *conn)
+{
+    uint32_t waited = ms_since(loop, conn->ping_at);
+    uint32_t timeout = loop->settings.ping_timeout_ms;
+    return awaits_pong(loop, conn) && waited < timeout ? timeout - waited : 0;
+}
+
 static int pong_is_overdue(const wspy_loop *loop, connection *conn)
 {
-    if (!(conn->flags & AWAITS_PONG) || loop->settings.ping_timeout_ms == WSPY_FOREVER)
-        return 0;
+    int is_late = awaits_pong(loop, conn);
     conn->flags &= (uint16_t)~AWAITS_PONG;
-    if (conn->seen - conn->ping_at <= INT32_MAX) /* any byte since then is life; ticks wrap */
-        return 0;
     /* what we did not read ourselves can't count against the peer */
-    return may_read(conn) && !(conn->flags & LISTED_READY) && wspy_sys_peek(conn->fd) <= 0;
+    return is_late && may_read(conn) && !(conn->flags & LISTED_READY) && wspy_sys_peek(conn->fd) <= 0;
 }
 
 /* A full pipe needs no probe: that the kernel takes something is the answer, and it has as long. */
-static int is_stalled(const wspy_loop *loop, const connection *conn, uint64_t idle_ms)
+static int is_stalled(const wspy_loop *loop, const connection *conn)
 {
-    uint32_t timeout = loop->settings.ping_timeout_ms;
-    return conn->queue && timeout != WSPY_FOREVER && idle_ms >= (uint64_t)loop->settings.ping_interval_ms + timeout;
+    uint64_t allowed = (uint64_t)loop->settings.ping_interval_ms + loop->settings.ping_timeout_ms;
+    return conn->queue && ms_since(loop, conn->seen) >= allowed;
 }
 
 static void keepalive_expired(wspy_loop *loop, connection *conn)
 {
-    uint64_t idle_ms = (uint64_t)(loop->tick - conn->seen) * WSPY_TICK_MS;
-    if (pong_is_overdue(loop, conn) || is_stalled(loop, conn, idle_ms)) {
+    uint32_t interval = loop->settings.ping_interval_ms;
+    uint32_t due = pong_due_ms(loop, conn);
+    if (due) {
+        wspy_connection_arm(loop, conn, least(interval, due));
+        return;
+    }
+    if (pong_is_overdue(loop, conn) || is_stalled(loop, conn)) {
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_PING_TIMEOUT, 0);
         return;
     }
-    uint32_t interval = loop->settings.ping_interval_ms;
-    if (idle_ms < interval)
-        wspy_connection_arm(loop, conn, interval - (uint32_t)idle_ms);
+    uint32_t idle = ms_since(loop, conn->seen);
+    if (idle < interval)
+        wspy_connection_arm(loop, conn, interval - idle);
     else if (conn->queue)
-        wspy_connection_arm(loop, conn,
-                            loop->settings.ping_timeout_ms < interval ? loop->settings.ping_timeout_ms : interval);
+        wspy_connection_arm(loop, conn, least(interval, loop->settings.ping_timeout_ms));
     else if (!may_read(conn)) /* no pong could be read */
         wspy_connection_arm(loop, conn, interval);
     else
