@@ -1,0 +1,224 @@
+"""Does every example do what it says, and end with status 0 when somebody presses Ctrl-C?"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from programs import PYTHON, Program
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from websockets.sync.client import ClientConnection
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+FILE_SIZE = 40 << 20
+SHUTDOWN_TIMEOUT = 10
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture
+def start(patience: float) -> Iterator[Callable[..., tuple[Program, str]]]:
+    """Return a function that starts an example and returns it with the address that it prints."""
+    programs: list[Program] = []
+
+    def start_example(name: str, *arguments: str) -> tuple[Program, str]:
+        program = Program(*PYTHON, EXAMPLES / name, *(arguments or ("0",)), patience=patience)
+        programs.append(program.__enter__())
+        return program, program.line()
+
+    yield start_example
+    for program in programs:
+        program.__exit__(None, None, None)
+
+
+def join(url: str, **options: Any) -> ClientConnection:
+    """Connect as somebody else's client."""
+    client: ClientConnection = connect(
+        url.replace("http:", "ws:"), proxy=None, open_timeout=20, close_timeout=20, **options
+    )
+    return client
+
+
+def assert_ends(program: Program, *clients: ClientConnection) -> None:
+    """Press Ctrl-C: clients are told, nothing is amiss, and nobody waits for the end of shutdown_timeout."""
+    start = time.monotonic()
+    assert program.interrupt() == (0, "", "")
+    assert time.monotonic() - start < SHUTDOWN_TIMEOUT
+    for client in clients:
+        with pytest.raises(ConnectionClosed):
+            while True:
+                client.recv(timeout=20)
+        assert client.close_code == 1001
+
+
+def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(url, method=method)  # noqa: S310 -- the URL is ours
+    try:
+        with HTTP.open(request, timeout=20) as response:
+            return response.status, dict(response.headers), response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def test_each_example_is_short_and_tested_here() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    names = [path.name for path in EXAMPLES.glob("*.py")]
+    assert names
+    for name in names:
+        assert f'"{name}"' in tests
+        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 40, name
+
+
+def test_the_page_asks_nobody_else_for_anything() -> None:
+    page = (EXAMPLES / "echo.html").read_text(encoding="utf-8")
+    assert not re.findall(r"https?://|\bsrc=|@import|url\(|//[a-z]+\.", page)
+    assert re.findall(r'href="([^"]*)"', page) == ["data:,"]
+
+
+def test_echo_server(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("echo_server.py")
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]*/", url)
+    status, headers, body = get(url)
+    assert (status, body) == (200, (EXAMPLES / "echo.html").read_bytes())
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert get(url, "HEAD")[::2] == (200, b"")
+    assert get(url + "?a=b")[0] == 200
+    assert get(url + "nothing")[0] == 404
+    with join(url) as client, join(url) as other:
+        for message in ("Größe", b"\x00\xff", "", "x" * 100_000):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+        assert_ends(program, client, other)
+
+
+def test_echo_server_ends_as_soon_as_it_has_said_where_it_is(start: Callable[..., tuple[Program, str]]) -> None:
+    program, _ = start("echo_server.py")
+    assert_ends(program)
+
+
+def test_benchmark_echo(patience: float) -> None:
+    with socket.socket() as reserved:
+        # Bound and not listening: nobody else gets this port, and the server does.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        with (
+            Program(*PYTHON, EXAMPLES / "benchmark_echo.py", str(port), patience=patience) as program,
+            first_connection(port, 20 * patience) as client,
+        ):
+            for message in ("text", b"binary"):
+                client.send(message)
+                assert client.recv(timeout=20) == message
+            assert_ends(program, client)
+
+
+def first_connection(port: int, seconds: float) -> ClientConnection:
+    """Connect to a program that does not say when it listens."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return join(f"ws://127.0.0.1:{port}/")
+        except ConnectionRefusedError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_broadcast(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("broadcast.py")
+    with join(url) as client, join(url) as other:
+        times = [client.recv(timeout=20) for _ in range(2)]
+        assert len(set(times)) == 2
+        assert all(re.fullmatch(r"\d\d:\d\d:\d\d", str(moment)) for moment in times)
+        assert other.recv(timeout=20) in times
+        assert_ends(program, client, other)
+
+
+@pytest.mark.slow
+def test_push_from_thread(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("push_from_thread.py")
+    with join(url) as client, join(url) as other:
+        assert re.fullmatch(r"load \d+\.\d+, clients [12]", str(client.recv(timeout=20)))
+        assert client.recv(timeout=20)
+        assert other.recv(timeout=20)
+        assert_ends(program, client, other)
+
+
+def test_chat(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("chat.py")
+    with join(url + "kitchen?name=Anna") as anna, join(url + "garden") as somebody:
+        assert anna.recv(timeout=20) == "Anna has joined"
+        assert somebody.recv(timeout=20) == "Somebody has joined"
+        with join(url + "kitchen?name=J%C3%BCrgen&name=Eve") as other:
+            assert anna.recv(timeout=20) == other.recv(timeout=20) == "Jürgen has joined"
+            other.send("it is warm here")
+            assert anna.recv(timeout=20) == other.recv(timeout=20) == "Jürgen says: it is warm here"
+        assert anna.recv(timeout=20) == "Jürgen has left"
+        with join(url + "kitchen?name=Bin") as noisy:
+            assert noisy.recv(timeout=20) == "Bin has joined"
+            noisy.send(b"\xff")
+            with pytest.raises(ConnectionClosed):
+                noisy.recv(timeout=20)
+            assert (noisy.close_code, noisy.close_reason) == (1003, "this is a chat")
+        assert [anna.recv(timeout=20) for _ in range(2)] == ["Bin has joined", "Bin has left"]
+        somebody.send("alone")
+        assert somebody.recv(timeout=20) == "Somebody says: alone"
+        assert_ends(program, anna, somebody)
+
+
+def test_foreign_loop(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("foreign_loop.py")
+    with join(url) as client, join(url) as other:
+        for message in ("text", b"binary"):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+        assert_ends(program, client, other)
+
+
+def test_foreign_loop_ends_without_clients(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("foreign_loop.py")
+    with join(url):
+        pass
+    assert_ends(program)
+
+
+@pytest.mark.slow
+def test_onsent_file(start: Callable[..., tuple[Program, str]], tmp_path: Path) -> None:
+    # More than the server holds back for a client: it can only arrive whole if onsent paces it.
+    file = tmp_path / "file"
+    content = hashlib.shake_256(b"wspy").digest(1 << 16) * (FILE_SIZE >> 16) + b"tail"
+    file.write_bytes(content)
+    program, url = start("onsent_file.py", "0", str(file))
+    address = re.fullmatch(r"ws://(.*):(.*)/", url)
+    assert address is not None
+    with socket.create_connection((address[1], int(address[2])), timeout=20) as gone:
+        gone.sendall(UPGRADE)
+        assert gone.recv(1 << 16)
+    with join(url) as slow:
+        with join(url) as client:
+            assert whole_file(client) == content
+        assert whole_file(slow) == content
+    assert_ends(program)
+
+
+def whole_file(client: ClientConnection) -> bytes:
+    """Receive what onsent_file.py sends."""
+    content = b"".join(piece for piece in client if isinstance(piece, bytes))
+    assert (client.close_code, client.close_reason) == (1000, "that was all")
+    return content
