@@ -235,12 +235,18 @@ class Turns:
             quiet = 0 if events else quiet + 1
         return found
 
-    def until_empty(self) -> None:
-        """Turn until no connection is left."""
+    def until_only(self, count: int) -> list[Event]:
+        """Turn until so many connections are left; return all events."""
+        found: list[Event] = []
         end = time.monotonic() + DEADLINE_S
-        while left := self.stats()["connections"]:
+        while (left := self.stats()["connections"]) > count:
             assert time.monotonic() < end, f"{left} connections left"
-            self.turn(10)
+            found += self.turn(10)
+        return found
+
+    def until_empty(self) -> list[Event]:
+        """Turn until no connection is left; return all events."""
+        return self.until_only(0)
 
     # ---- connections ----
 

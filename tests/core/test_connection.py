@@ -756,6 +756,28 @@ def test_b30_an_idle_connection_between_requests_ends_silently(pair: Pair) -> No
         assert to_the_end(peer, turns) == ANSWER
 
 
+@pytest.mark.slow
+def test_b30_an_answer_that_is_taken_slowly_is_not_idle(pair: Pair) -> None:
+    answer = bytes(range(256)) * 8192
+    with Turns(idle_request_ms=100) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(RESPOND, handle, KEEP_ALIVE + answer)
+        turns.turn()
+        data = b""
+        peer.settimeout(0)
+        began = time.monotonic()
+        while turns.backlog(handle):
+            turns.turn(20)
+            try:
+                data += peer.recv(65536)
+            except BlockingIOError:
+                continue
+        assert time.monotonic() - began > 0.15
+        data += to_the_end(peer, turns)
+        assert data == answer
+        assert turns.stats()["timeouts"] == 1
+
+
 def test_the_next_request_has_a_deadline_of_its_own(pair: Pair) -> None:
     with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
         handle = turns.awaiting(pair)

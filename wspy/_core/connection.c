@@ -68,6 +68,16 @@ void wspy_connection_poll(wspy_loop *loop, connection *conn)
     set_interest(loop, conn, may_read(conn) || conn->flags & READS, conn->queue != NULL);
 }
 
+int wspy_connection_begin(wspy_loop *loop, connection *conn)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.u64 = wspy_connection_handle(conn)};
+    if (wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_ADD, conn->fd, &event) < 0)
+        return 0;
+    conn->flags = READS | IN_EPOLL;
+    conn->phase = HEAD;
+    return 1;
+}
+
 static void stop_reading(wspy_loop *loop, connection *conn)
 {
     set_interest(loop, conn, 0, conn->queue != NULL);
@@ -628,12 +638,23 @@ static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
     return got;
 }
 
+/* It comes first in the next turn. */
+static void read_later(wspy_loop *loop, connection *conn)
+{
+    conn->flags |= UNREAD;
+    wspy_loop_list_ready(loop, conn);
+}
+
 static void read_frames(wspy_loop *loop, connection *conn)
 {
     size_t budget = READ_MAX;
+    if (conn->flags & LISTED_READY) /* first what was read before */
+        return;
+    if (!wspy_loop_has_room(loop)) {
+        read_later(loop, conn);
+        return;
+    }
     while (budget && conn->phase == OPEN && may_read(conn) && wspy_loop_has_room(loop)) {
-        if (conn->flags & LISTED_READY) /* first what was read before */
-            return;
         size_t asked;
         uint8_t *direct = wspy_protocol_room(&conn->protocol, &asked);
         if (!direct || asked > budget)
@@ -710,8 +731,12 @@ static int may_surface(const wspy_loop *loop)
 
 static void read_head(wspy_loop *loop, connection *conn)
 {
-    if (!may_surface(loop) || conn->flags & LISTED_READY)
+    if (conn->flags & LISTED_READY)
         return;
+    if (!may_surface(loop)) {
+        read_later(loop, conn);
+        return;
+    }
     uint8_t *at = loop->arena + loop->arena_used;
     ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
     if (got <= 0) {
@@ -735,16 +760,6 @@ static void scan_kept(wspy_loop *loop, connection *conn)
     memcpy(at, input->data + input->start, length);
     forget_input(conn);
     scan_head(loop, conn, at, length);
-}
-
-void wspy_connection_decode_kept(wspy_loop *loop, connection *conn)
-{
-    if (!conn->input || conn->flags & DONE)
-        return;
-    if (conn->phase == HEAD)
-        scan_kept(loop, conn);
-    else if (conn->phase == OPEN)
-        decode_kept_frames(loop, conn);
 }
 
 /* Bytes behind a head that waits for its decision. */
@@ -797,18 +812,21 @@ void wspy_connection_readable(wspy_loop *loop, connection *conn)
     }
 }
 
-/* ---- deadlines that passed ---- */
-
-static void head_expired(wspy_loop *loop, connection *conn)
+void wspy_connection_go_on(wspy_loop *loop, connection *conn)
 {
-    loop->stats.timeouts++;
-    if (!wspy_head_has_line(&conn->scanner)) {
-        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+    int is_unread = conn->flags & UNREAD;
+    conn->flags &= (uint16_t)~UNREAD;
+    if (conn->flags & DONE)
         return;
-    }
-    surface_bad_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
-    wspy_connection_arm(loop, conn, LINGER_MS);
+    if (conn->input && conn->phase == OPEN)
+        decode_kept_frames(loop, conn);
+    else if (conn->input && conn->phase == HEAD && conn->scanner.size == 0) /* else it was scanned before */
+        scan_kept(loop, conn);
+    if (is_unread && !(conn->flags & (LISTED_READY | DONE)))
+        wspy_connection_readable(loop, conn);
 }
+
+/* ---- deadlines that passed ---- */
 
 static uint32_t least(uint32_t a, uint32_t b)
 {
@@ -819,6 +837,22 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
 {
     uint64_t passed = (uint64_t)(loop->tick - tick) * WSPY_TICK_MS;
     return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
+}
+
+static void head_expired(wspy_loop *loop, connection *conn)
+{
+    uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
+    if (conn->queue && conn->scanner.size == 0 && idle < allowed) { /* it is still taking the last answer */
+        wspy_connection_arm(loop, conn, allowed - idle);
+        return;
+    }
+    loop->stats.timeouts++;
+    if (!wspy_head_has_line(&conn->scanner)) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+        return;
+    }
+    surface_bad_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
+    wspy_connection_arm(loop, conn, LINGER_MS);
 }
 
 static void send_keepalive(wspy_loop *loop, connection *conn)

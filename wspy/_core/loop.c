@@ -110,13 +110,16 @@ connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage
     conn->slot = slot;
     conn->generation = generation;
     conn->fd = fd;
-    conn->phase = HEAD;
     conn->seen = loop->tick;
     keep_address(conn, address);
+    if (!wspy_connection_begin(loop, conn)) {
+        conn->next_ready = loop->free_slots;
+        loop->free_slots = slot;
+        return NULL;
+    }
     loop->stats.connections++;
     loop->stats.accepted++;
     wspy_connection_arm(loop, conn, loop->settings.open_timeout_ms);
-    wspy_connection_poll(loop, conn); /* if that fails the connection is dropped, and so is the slot */
     return conn;
 }
 
@@ -159,8 +162,12 @@ void wspy_loop_list_ready(wspy_loop *loop, connection *conn)
     if (conn->flags & LISTED_READY)
         return;
     conn->flags |= LISTED_READY;
-    conn->next_ready = loop->ready;
-    loop->ready = conn->slot;
+    conn->next_ready = NO_SLOT;
+    if (loop->ready == NO_SLOT)
+        loop->ready = conn->slot;
+    else
+        slot_at(loop, loop->ready_last)->next_ready = conn->slot;
+    loop->ready_last = conn->slot;
 }
 
 /* Reports leave in the order in which they came up. */
@@ -190,19 +197,17 @@ static void finish_endings(wspy_loop *loop)
     }
 }
 
+/* First come, first served: who had no room in a turn comes first in the next. */
 static void decode_ready(wspy_loop *loop)
 {
-    uint32_t slot = loop->ready;
-    loop->ready = NO_SLOT;
-    while (slot != NO_SLOT) {
+    uint32_t slot = loop->ready, last = loop->ready_last;
+    while (slot != NO_SLOT && wspy_loop_has_room(loop)) {
         connection *conn = slot_at(loop, slot);
-        slot = conn->next_ready;
+        loop->ready = conn->next_ready;
         conn->flags &= (uint16_t)~LISTED_READY;
-        if (wspy_loop_has_room(loop))
-            wspy_connection_decode_kept(loop, conn);
-        else
-            wspy_loop_list_ready(loop, conn);
+        wspy_connection_go_on(loop, conn);
         wspy_loop_release(loop, conn);
+        slot = slot == last ? NO_SLOT : loop->ready; /* what is listed again comes behind the last */
     }
 }
 
@@ -255,14 +260,17 @@ static uint64_t earliest_deadline(const wspy_loop *loop)
     return at;
 }
 
-/* Set only when the earliest deadline moves forward; a timer that fires too early is set again. */
-static void arm_timer(wspy_loop *loop)
+/* Set only when the earliest deadline moves forward; a timer that fires too early is set again. Returns 0 if the
+ * kernel refuses. */
+static int arm_timer(wspy_loop *loop)
 {
     uint64_t at = earliest_deadline(loop);
     if (at >= loop->armed_ms)
-        return;
-    if (wspy_sys_timer_set(loop->timer, loop->began_ns + (at ? at : 1) * 1000000u) == 0)
-        loop->armed_ms = at;
+        return 1;
+    if (wspy_sys_timer_set(loop->timer, loop->began_ns + (at ? at : 1) * 1000000u) < 0)
+        return 0;
+    loop->armed_ms = at;
+    return 1;
 }
 
 static void expire(wspy_loop *loop)
@@ -288,7 +296,7 @@ static void unwatch(wspy_loop *loop, int fd)
     wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_DEL, fd, &none);
 }
 
-/* Out of descriptors or memory: polling on would spin. */
+/* Out of descriptors or memory, or no listener any more: polling on would spin. */
 static void pause_listener(wspy_loop *loop, listener *from, int error)
 {
     loop->stats.accept_errors++;
@@ -315,9 +323,25 @@ static void resume_listeners(wspy_loop *loop)
     }
 }
 
-static int is_exhausted(int error)
+/* Errors of the connection that was to be accepted, not of the listener: accept(2) and the firewall's. */
+static int was_lost(int error)
 {
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+    switch (error) {
+    case ECONNABORTED:
+    case EPROTO:
+    case EPERM:
+    case EOPNOTSUPP:
+    case ENOPROTOOPT:
+    case ENETDOWN:
+    case ENETUNREACH:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENONET:
+    case ETIMEDOUT:
+        return 1;
+    default:
+        return 0;
+    }
 }
 
 static void accept_from(wspy_loop *loop, listener *from)
@@ -332,13 +356,13 @@ static void accept_from(wspy_loop *loop, listener *from)
             wspy_sys_close(fd);
             errno = ENOMEM;
         }
-        if (is_exhausted(errno)) {
+        if (errno == EAGAIN)
+            return;
+        if (!was_lost(errno)) {
             pause_listener(loop, from, errno);
             return;
         }
-        if (errno == EAGAIN || errno == EBADF || errno == EINVAL || errno == ENOTSOCK)
-            return;
-        loop->stats.accept_errors++; /* ECONNABORTED and the like: that one is gone, the next may be fine */
+        loop->stats.accept_errors++;
     }
 }
 
@@ -438,7 +462,8 @@ static int has_work(const wspy_loop *loop)
 
 static int wait_for_events(wspy_loop *loop, struct epoll_event *ready, int timeout_ms)
 {
-    arm_timer(loop);
+    if (!arm_timer(loop) && (timeout_ms < 0 || timeout_ms > WSPY_TICK_MS))
+        timeout_ms = WSPY_TICK_MS; /* the deadline is looked for instead */
     if (has_work(loop))
         timeout_ms = 0;
     loop->waiting = 1;
@@ -656,6 +681,14 @@ int wspy_loop_fd(const wspy_loop *loop)
 
 /* ---- what the loop watches ---- */
 
+/* Connections inherit both from the socket that accepts them. */
+static void prepare(const wspy_loop *loop, int fd)
+{
+    wspy_sys_set_nodelay(fd);
+    if (loop->settings.notsent_lowat)
+        wspy_sys_set_notsent_lowat(fd, loop->settings.notsent_lowat);
+}
+
 static int add_listener(wspy_loop *loop, int fd)
 {
     if (loop->closed)
@@ -664,10 +697,7 @@ static int add_listener(wspy_loop *loop, int fd)
         listener *entry = &loop->listeners[i];
         if (entry->fd >= 0)
             continue;
-        /* connections inherit both from the socket that accepts them */
-        wspy_sys_set_nodelay(fd);
-        if (loop->settings.notsent_lowat)
-            wspy_sys_set_notsent_lowat(fd, loop->settings.notsent_lowat);
+        prepare(loop, fd);
         if (watch(loop, fd, SOURCE_LISTENER + i, EPOLLIN) < 0)
             return WSPY_ERROR_SYSTEM;
         *entry = (listener){.fd = fd, .is_watched = 1};
@@ -716,7 +746,7 @@ int wspy_loop_adopt(wspy_loop *loop, int fd, uint64_t *handle)
         struct sockaddr_storage address;
         memset(&address, 0, sizeof address);
         wspy_sys_peer(fd, &address); /* without an address it is as good */
-        wspy_sys_set_nodelay(fd);
+        prepare(loop, fd);
         read_clock(loop);
         connection *conn = wspy_loop_add(loop, fd, &address);
         result = conn ? WSPY_OK : WSPY_ERROR_NO_MEMORY;
@@ -807,7 +837,7 @@ int wspy_loop_wake(wspy_loop *loop)
 int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms)
 {
     lock(loop);
-    loop->alarm_ms = at_ms ? at_ms : UINT64_MAX;
+    loop->alarm_ms = at_ms && at_ms < ALARM_MAX ? at_ms : UINT64_MAX;
     if (!loop->closed)
         arm_timer(loop);
     unlock(loop);

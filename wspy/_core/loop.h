@@ -38,11 +38,12 @@ enum { /* connection.flags */
     REPORT_OPENED = 128,
     REPORT_CLOSED = 256,
     LISTED_ENDING = 512,  /* in loop->ending */
-    LISTED_READY = 1024,  /* in loop->ready: has input that can be decoded now */
+    LISTED_READY = 1024,  /* in loop->ready: has input that can be decoded, or read, now */
     LISTED_REPORT = 2048, /* in loop->report */
     SAW_EOF = 4096,
     DONE = 8192,     /* the descriptor is closed; the slot waits for its reports */
-    UPGRADED = 16384 /* the protocol is set up */
+    UPGRADED = 16384, /* the protocol is set up */
+    UNREAD = 32768    /* there was no room in the turn to read it */
 };
 
 /* Bytes that were read and not decoded yet. Owned by the connection. */
@@ -52,6 +53,7 @@ typedef struct {
 } wspy_input;
 
 #define NO_SLOT UINT32_MAX
+#define ALARM_MAX (UINT64_C(1) << 42) /* 139 years: in nanoseconds, more would wrap */
 
 typedef struct connection {
     union {
@@ -128,7 +130,7 @@ struct wspy_loop {
     uint32_t slot_count; /* ever used */
     uint32_t free_slots; /* list through next_ready */
     uint32_t freed_slots; /* in this turn: reusable from the next on */
-    uint32_t ending, ready, report, report_last; /* lists of slots */
+    uint32_t ending, ready, ready_last, report, report_last; /* lists of slots */
     uint32_t *backlogs;                          /* reserved; by slot */
     uint8_t *arena, *packed;                     /* reserved */
     uint8_t *scratch;                            /* reserved: frames of the run that is being sent */
@@ -164,8 +166,10 @@ void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms);
 void wspy_connection_readable(wspy_loop *loop, connection *conn);
 void wspy_connection_writable(wspy_loop *loop, connection *conn);
 void wspy_connection_expired(wspy_loop *loop, connection *conn);
-/* Decodes kept input, as far as credit and the turn allow. */
-void wspy_connection_decode_kept(wspy_loop *loop, connection *conn);
+/* Decodes kept input, as far as credit and the turn allow, and reads what there was no room for. */
+void wspy_connection_go_on(wspy_loop *loop, connection *conn);
+/* Adds a new connection to the epoll set and begins HEAD; 0: it does not fit. */
+int wspy_connection_begin(wspy_loop *loop, connection *conn);
 /* The epoll set follows what the connection may do now. */
 void wspy_connection_poll(wspy_loop *loop, connection *conn);
 
