@@ -370,8 +370,8 @@ static void begin_data(wspy_protocol *protocol, int first, const wspy_frame_head
         protocol->fragments = 0;
         protocol->utf8 = WSPY_UTF8_ACCEPT;
     } else {
-        protocol->rsv |=
-            first & 0x70; /* a frame-level extension transforms single frames: check no more of it */
+        /* a frame-level extension transforms single frames: from there on the text can't be checked */
+        protocol->rsv |= first & 0x70;
     }
     protocol->first = (uint8_t)first;
     protocol->size += header->length;
