@@ -258,6 +258,35 @@ def test_a_burst_leaves_no_more_than_16_kib_of_each_kind(role: Role) -> None:
 
 
 @ROLES
+@pytest.mark.parametrize("last", [Wire(FIN | CLOSE), Wire(FIN | 3)], ids=["close", "error"])
+def test_e7_the_memory_of_a_message_that_is_cut_off_is_given_back(role: Role, last: Wire) -> None:
+    endpoint = Endpoint(role)
+    endpoint.feed(wire(role, text(b"warm")))
+    endpoint.clear()
+    before = allocated()
+    endpoint.feed(wire(role, Wire(TEXT, b"x" * 200_000)))
+    endpoint.clear()
+    assert allocated() - before >= 200_000 or not before
+    endpoint.feed(wire(role, last))
+    assert allocated() - before < 32 << 10
+
+
+@ROLES
+def test_detached_payloads_go_with_a_clear(role: Role) -> None:
+    endpoint = Endpoint(role)
+    data = wire(role, Wire(BINARY, b"x" * 10_000), Wire(FIN | CONTINUATION))
+    endpoint.feed(data)
+    endpoint.clear()
+    before = allocated()
+    for _ in range(50):
+        assert endpoint.feed(data) == 1
+        assert endpoint.detached(0) == b"x" * 10_000
+        endpoint.clear()
+        assert endpoint.detached(0) is None
+    assert allocated() - before < 16 << 10
+
+
+@ROLES
 def test_giving_memory_back_may_fail(role: Role) -> None:
     endpoint = Endpoint(role)
     data = wire(role, Wire(FIN | PING, b"p" * 100), text(b"x" * 100))
