@@ -146,7 +146,8 @@ static int is_packed(const wspy_sink *sink, size_t length)
 }
 
 /* Unmasks a whole payload to where its event will find it. */
-static uint8_t *unmask(wspy_sink *sink, uint8_t *payload, size_t length, int is_masked, const uint8_t *masking_key)
+static uint8_t *unmask(wspy_sink *sink, uint8_t *payload, size_t length, int is_masked,
+                       const uint8_t *masking_key)
 {
     uint8_t *output = is_packed(sink, length) ? sink->packed + sink->packed_length : payload;
     if (is_masked)
