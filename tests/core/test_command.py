@@ -1,0 +1,399 @@
+"""Is each command applied once, in order, and to the connection that it names?"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import sys
+import threading
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+from turns import (
+    ABORT,
+    ACCEPT,
+    BINARY,
+    BROADCAST,
+    CLOSE,
+    CLOSED,
+    FOREVER,
+    HEAD,
+    OPENED,
+    REFUSE,
+    REQUEST,
+    RESPOND,
+    RESPONSE,
+    SEND,
+    SEND_BINARY,
+    SEND_MARK,
+    SEND_TEXT,
+    SENT,
+    SHIFT,
+    TEXT,
+    Event,
+    Turns,
+    accept,
+    exactly,
+    faults,
+    frame,
+    received,
+    server_frames,
+    tcp_pair,
+    to_the_end,
+)
+
+from wspy._core import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Pair: TypeAlias = tuple[socket.socket, socket.socket]
+
+NORMAL = b"\x03\xe8"
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, peer = socket.socketpair()
+    yield ours, peer
+    ours.close()
+    peer.close()
+
+
+def kinds(events: list[Event]) -> list[int]:
+    return [event.kind for event in events]
+
+
+def number_frame(number: int) -> bytes:
+    return frame(2, struct.pack(">I", number), key=None)
+
+
+def numbers(data: bytes) -> list[int]:
+    return [struct.unpack(">I", payload)[0] for _, payload in server_frames(data)]
+
+
+def collect(turns: Turns, peer: socket.socket, size: int) -> bytes:
+    """Turn until so many bytes came out at the peer."""
+    data = b""
+    while len(data) < size:
+        turns.turn()
+        data += received(peer)
+    return data
+
+
+# ---- batches ----
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    with Turns() as turns:
+        assert lib.wspy_loop_submit(turns.loop, 0, 0, b"", b"", b"", ffi.NULL) == lib.WSPY_OK
+        assert lib.wspy_loop_applied(turns.loop) == 0
+
+
+def test_a_gap_is_an_error_and_nothing_is_applied(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        applied = lib.wspy_loop_applied(turns.loop)
+        for call in (lib.wspy_loop_submit, lambda *batch: lib.wspy_loop_turn(*batch, 0)):
+            arguments = turns.pack(applied + 1, [(SEND << SHIFT | handle, number_frame(1))])
+            assert call(turns.loop, *arguments) == lib.WSPY_ERROR_ARGUMENT
+            assert lib.wspy_loop_applied(turns.loop) == applied
+        assert turns.settle() == []
+        assert received(pair[1]) == b""
+
+
+def test_what_was_applied_is_skipped(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        first = lib.wspy_loop_applied(turns.loop)
+        commands = [(SEND << SHIFT | handle, number_frame(i)) for i in range(20)]
+        for start, end in ((0, 5), (0, 5), (2, 8), (8, 8), (0, 20), (19, 20), (3, 4)):
+            batch = turns.pack(first + start, commands[start:end])
+            assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
+        assert lib.wspy_loop_applied(turns.loop) == first + 20
+        assert numbers(received(pair[1])) == list(range(20))
+
+
+def test_overlapping_batches_of_several_threads_apply_each_command_once(pair: Pair) -> None:
+    """Each thread submits, again and again, what it thinks is not applied yet."""
+    count = 4000
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        first = lib.wspy_loop_applied(turns.loop)
+        commands = [(SEND << SHIFT | handle, number_frame(i)) for i in range(count)]
+        results: set[int] = set()
+
+        def submit(seed: int) -> None:
+            dice = random.Random(seed)
+            while (applied := lib.wspy_loop_applied(turns.loop) - first) < count:
+                start = max(0, applied - dice.randrange(20))
+                batch = turns.pack(first + start, commands[start : applied + dice.randrange(20)])
+                results.add(lib.wspy_loop_submit(turns.loop, *batch))
+
+        threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(4)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            data = exactly_while_turning(turns, peer, count * 6, first + count)
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert results == {lib.WSPY_OK}
+        assert numbers(data) == list(range(count))
+
+
+def exactly_while_turning(turns: Turns, peer: socket.socket, size: int, applied: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        turns._applied = lib.wspy_loop_applied(turns.loop)
+        assert turns._applied <= applied
+        turns.turn()
+        data += received(peer)
+    turns._applied = applied
+    return data
+
+
+@pytest.mark.parametrize("with_addresses", [False, True])
+def test_payloads_lie_in_one_piece_or_at_addresses(pair: Pair, with_addresses: bool) -> None:
+    payloads = [number_frame(i) if i % 3 else frame(2, struct.pack(">I", i) * 3000, key=None) for i in range(30)]
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        keys = struct.pack("=Q", SEND << SHIFT | handle) * len(payloads)
+        lengths = struct.pack(f"={len(payloads)}I", *map(len, payloads))
+        apart = [with_addresses and len(payload) > 100 for payload in payloads]
+        buffers = [ffi.from_buffer("char[]", payload) for payload in payloads]
+        addresses = struct.pack(
+            f"={len(payloads)}Q",
+            *(
+                int(ffi.cast("uintptr_t", buffer)) if is_apart else 0
+                for buffer, is_apart in zip(buffers, apart, strict=True)
+            ),
+        )
+        joined = b"".join(payload for payload, is_apart in zip(payloads, apart, strict=True) if not is_apart)
+        first = lib.wspy_loop_applied(turns.loop)
+        batch = (first, len(payloads), keys, lengths, joined, addresses if with_addresses else ffi.NULL)
+        assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
+        turns._applied += len(payloads)
+        assert collect(turns, peer, len(b"".join(payloads))) == b"".join(payloads)
+
+
+def test_i14_a_payload_at_an_address_may_change_after_the_call(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = bytearray(frame(2, b"before" * 200_000, key=None))
+        expected = bytes(message)
+        address = struct.pack("=Q", int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", message))))
+        key, length = struct.pack("=Q", SEND << SHIFT | handle), struct.pack("=I", len(message))
+        first = lib.wspy_loop_applied(turns.loop)
+        assert lib.wspy_loop_submit(turns.loop, first, 1, key, length, b"", address) == lib.WSPY_OK
+        turns._applied += 1
+        message[:] = bytes(len(message))
+        assert collect(turns, peer, len(expected)) == expected
+
+
+# ---- runs of sends ----
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 61, 62, 63, 64, 65, 130, 500])
+@pytest.mark.parametrize("short", [0, 997])
+def test_sends_of_many_parts_leave_in_order(pair: Pair, count: int, short: int) -> None:
+    """A long payload isn't copied behind its header, so that it takes two of the 64 parts of a call."""
+    commands = []
+    expected = b""
+    for i in range(count):
+        payload = struct.pack(">I", i) * (2100 if i % 7 == 3 else 3)
+        command = (SEND_BINARY, SEND_TEXT, SEND)[i % 3]
+        whole = frame(1 if command == SEND_TEXT else 2, payload, key=None)
+        commands.append((command | (lib.WSPY_COMMAND_MARK if i % 2 else 0), whole if command == SEND else payload))
+        expected += whole
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, short_io=short):
+            for command, payload in commands:
+                turns.push(command, handle, payload)
+            events = turns.turn()
+            data = received(peer)
+            while len(data) < len(expected):
+                events += turns.turn()
+                data += received(peer)
+            events += turns.settle()
+        assert data == expected
+        assert sum(event.start for event in events if event.kind == SENT) == count // 2
+
+
+def test_consecutive_sends_leave_in_one_call(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        for i in range(60):
+            turns.push(SEND_TEXT, handle, b"%d" % i)
+        lib.wspy_sys_fail(lib.WSPY_SYS_SEND, 0, 0, 0, 0)
+        turns.turn()
+        assert lib.wspy_sys_fail(lib.WSPY_SYS_SEND, 0, 0, 0, 0) == 1
+        assert [payload for _, payload in server_frames(received(pair[1]))] == [b"%d" % i for i in range(60)]
+
+
+def test_sends_to_several_connections_are_not_mixed() -> None:
+    pairs = [socket.socketpair() for _ in range(5)]
+    with Turns() as turns:
+        handles = [turns.opened(pair) for pair in pairs]
+        dice = random.Random(1)
+        order = [dice.randrange(5) for _ in range(1000)]
+        for number, which in enumerate(order):
+            turns.push(SEND_BINARY, handles[which], struct.pack(">I", number))
+        turns.turn()
+        for which, (_, peer) in enumerate(pairs):
+            assert numbers(received(peer)) == [number for number, at in enumerate(order) if at == which]
+            peer.close()
+
+
+def test_commands_of_all_kinds_for_one_connection_keep_their_order(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(SEND_TEXT, handle, b"too early")
+        turns.push(CLOSE, handle, NORMAL)
+        turns.push(ACCEPT, handle, accept())
+        turns.push(SEND_MARK, handle, frame(1, b"one", key=None))
+        turns.push(SEND_TEXT, handle, b"two")
+        turns.push(CLOSE, handle, NORMAL)
+        turns.push(SEND_TEXT, handle, b"too late")
+        assert kinds(turns.settle()) == [OPENED, SENT]
+        assert exactly(peer, len(RESPONSE)) == RESPONSE
+        assert server_frames(received(peer)) == [(1, b"one"), (1, b"two"), (8, NORMAL)]
+
+
+# ---- broadcast ----
+
+
+def test_a_broadcast_reaches_whom_it_names_and_in_the_order_of_commands() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    with Turns() as turns:
+        handles = [turns.opened(pair) for pair in pairs]
+        turns.push(SEND_TEXT, handles[0], b"before")
+        named = [handles[0], handles[2], handles[0] + (1 << 24), 0xFFFFFF]
+        turns.push(BROADCAST, 0, struct.pack("=I4Q", 4, *named) + frame(1, b"all", key=None))
+        turns.push(SEND_TEXT, handles[0], b"after")
+        turns.turn()
+        said = [[payload for _, payload in server_frames(received(peer))] for _, peer in pairs]
+        assert said == [[b"before", b"all", b"after"], [], [b"all"], []]
+        for _, peer in pairs:
+            peer.close()
+
+
+def test_a_broadcast_to_everybody_reaches_open_connections_only() -> None:
+    pairs = [socket.socketpair() for _ in range(5)]
+    with Turns() as turns:
+        opened, closing, head, deciding, gone = pairs
+        turns.opened(opened)
+        closing_handle = turns.opened(closing)
+        turns.push(CLOSE, closing_handle, NORMAL)
+        turns.adopt(head[0])
+        turns.awaiting(deciding)
+        turns.push(ABORT, turns.opened(gone))
+        turns.settle()
+        turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + frame(1, b"all", key=None))
+        turns.turn()
+        assert server_frames(received(opened[1])) == [(1, b"all")]
+        assert server_frames(received(closing[1])) == [(8, NORMAL)]
+        assert received(head[1]) == received(deciding[1]) == b""
+        for _, peer in pairs:
+            peer.close()
+
+
+def test_a_broadcast_waits_for_the_response(pair: Pair) -> None:
+    with Turns() as turns:
+        handle = turns.awaiting(pair)
+        with faults(lib.WSPY_SYS_SEND, short_io=5):
+            turns.push(ACCEPT, handle, accept())
+            turns.push(BROADCAST, lib.WSPY_BROADCAST_MARK, struct.pack("=I", FOREVER) + frame(1, b"all", key=None))
+            turns.submit()
+            assert received(pair[1]) == RESPONSE[:5]
+            events = turns.until(SENT)
+        assert kinds(events) == [OPENED, SENT]
+        assert received(pair[1]) == RESPONSE[5:] + frame(1, b"all", key=None)
+
+
+@pytest.mark.parametrize("nth", range(1, 11))
+def test_h13_a_broadcast_without_memory_ends_whom_it_could_not_reach(nth: int) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    message = frame(2, bytes(1 << 20), key=None)
+    with Turns() as turns:
+        handles = [turns.opened(pair) for pair in pairs]
+        with faults(lib.WSPY_SYS_ALLOCATE, nth, 1, 12):
+            turns.push(BROADCAST, lib.WSPY_BROADCAST_MARK, struct.pack("=I", FOREVER) + message)
+            ended = [event.handle for event in turns.settle() if event.kind == CLOSED]
+        assert len(ended) == 1
+        for handle, (_, peer) in zip(handles, pairs, strict=True):
+            if handle not in ended:
+                assert collect(turns, peer, len(message)) == message
+            peer.close()
+
+
+# ---- the answer to a request ----
+
+
+def test_an_answer_is_given_once(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(RESPOND, handle, b"")
+        turns.push(ACCEPT, handle, b"\0" * 7)
+        turns.push(RESPOND, handle, b"\x01one")
+        turns.push(RESPOND, handle, b"\x01two")
+        turns.push(ACCEPT, handle, accept())
+        assert turns.settle() == []
+        assert received(peer) == b"one"
+        peer.sendall(REQUEST)
+        assert kinds(turns.until(HEAD)) == [HEAD]
+        turns.push(ACCEPT, handle, accept())
+        turns.until(OPENED)
+        assert received(peer) == RESPONSE
+
+
+def test_what_an_accept_claims_is_allowed(pair: Pair) -> None:
+    rsv1_text = bytes([0xC1]) + frame(1, b"\xff")[1:]
+    opcode_3 = frame(3, b"x")
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair, rsv=lib.WSPY_RSV1, opcodes=1 << 3)
+        peer.sendall(rsv1_text + opcode_3 + frame(2, b"y"))
+        events = turns.settle()
+        assert [event.payload for event in events] == [b"\xff", b"x", b"y"]
+        assert events[0].kind & lib.WSPY_EVENT_RSV == 0x4000
+
+
+def test_frames_are_delivered_one_by_one_if_asked(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair, granularity=lib.WSPY_FRAMES)
+        peer.sendall(frame(1, b"a", final=False) + frame(0, b"b", final=False) + frame(0, b"c"))
+        events = turns.settle()
+        assert [event.payload for event in events] == [b"a", b"b", b"c"]
+        not_final = lib.WSPY_EVENT_NOT_FINAL
+        assert kinds(events) == [TEXT | not_final, not_final, 0]
+
+
+def test_i15_refuse_answers_every_connection_whose_head_is_not_complete() -> None:
+    fresh, partial, kept, deciding, opened = pairs = [tcp_pair() for _ in range(5)]
+    with Turns() as turns:
+        turns.adopt(fresh[0])
+        turns.adopt(partial[0])
+        partial[1].sendall(REQUEST[:10])
+        kept_handle = turns.awaiting(kept)
+        turns.push(RESPOND, kept_handle, b"\x01answer")
+        deciding_handle = turns.awaiting(deciding)
+        turns.opened(opened)
+        turns.settle()
+        turns.push(REFUSE, 0, UNAVAILABLE)
+        assert turns.settle() == []
+        assert to_the_end(fresh[1], turns) == UNAVAILABLE
+        assert to_the_end(partial[1], turns) == UNAVAILABLE
+        assert to_the_end(kept[1], turns) == b"answer"
+        assert received(deciding[1]) == received(opened[1]) == b""
+        turns.push(ACCEPT, deciding_handle, accept())
+        turns.until(OPENED)
+        opened[1].sendall(frame(2, b"alive"))
+        assert kinds(turns.until(BINARY)) == [BINARY]
+        for _, peer in pairs:
+            peer.close()
