@@ -386,6 +386,35 @@ TEST(a_pong_alone_is_written)
     end(&play);
 }
 
+/* Nothing may follow a Close (RFC 6455 §5.5.1): a Pong that waits behind a frame goes before it. */
+TEST(a_close_goes_behind_everything)
+{
+    const uint8_t close_frame[4] = {0x88, 2, 0x03, 0xe8};
+    for (size_t skip = 0; skip < 60; skip += 7) {
+        for (int with_pong = 0; with_pong <= 1; with_pong++) {
+            scene play;
+            begin(&play, skip + 1);
+            push(&play, 1, 58, skip);
+            if (with_pong)
+                pong(&play, 50);
+            CHECK(wspy_queue_close(play.queue, close_frame, sizeof close_frame) == WSPY_OK);
+            uint8_t bytes[256];
+            uint32_t marks = 0;
+            uint64_t written = 0;
+            wspy_sys_fail(WSPY_SYS_SEND, 0, 0, 0, 3);
+            while (wspy_queue_flush(play.queue, play.ours, &marks, &written) == 1)
+                continue;
+            wspy_sys_fail(WSPY_SYS_SEND, 0, 0, 0, 0);
+            CHECK(wspy_queue_size(play.queue) == 0);
+            ssize_t got = recv(play.peer, bytes, sizeof bytes, 0);
+            CHECK(got == 60 + (with_pong ? 52 : 0) + 4);
+            CHECK(memcmp(bytes + got - 4, close_frame, 4) == 0);
+            CHECK(!with_pong || bytes[60] == PONG);
+            end(&play);
+        }
+    }
+}
+
 TEST(a_connection_that_failed_says_why)
 {
     scene play;
