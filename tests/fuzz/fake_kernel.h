@@ -1,1 +1,64 @@
-// What a fuzz target asks of the fake kernel: a script of faults, peers that it plays, and the wire it reads back.
+// What a fuzz target asks of the fake kernel: faults to come, peers that it plays, and the wire it reads back.
+#ifndef FAKE_KERNEL_H
+#define FAKE_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core.h"
+
+enum { FAKE_PEERS = 160, FAKE_LISTENERS = 3 };
+
+/* The other end of a connection: what it sent, what it was sent. */
+typedef struct {
+    int fd;        /* of our end; -1: not accepted yet, or refused for good */
+    int is_closed; /* by us */
+    int was_reset; /* ... with a RST */
+    int is_shut;   /* our half */
+    uint8_t *in;   /* what the peer wrote: [0, in_read) was received, [in_read, in_visible) can be, the */
+    size_t in_length, in_visible, in_read, in_capacity;   /* rest is still under way */
+    int has_ended, end_was_read;                          /* the peer's half */
+    enum { RESET_NONE, RESET_PENDING, RESET_TOLD } reset; /* by the peer */
+    uint8_t *out;                                         /* what the peer was sent */
+    size_t out_length, out_capacity;
+    size_t window; /* bytes it still takes */
+} fake_peer;
+
+typedef struct {
+    uint64_t now_ns;
+    uint64_t progress;   /* counts bytes moved, descriptors made and closed, faults used up, time that passed */
+    int has_slept;       /* a wait without end found nothing */
+    int is_tearing_down; /* a close may come without EPOLL_CTL_DEL */
+    int is_abandoning;   /* nothing may reach what a fork's parent shares */
+    int is_exempt;       /* no faults: the harness itself allocates through the seam */
+    int most_ready;      /* events of one wait; 0: all */
+    uint32_t rotation;   /* where a wait begins to look */
+    uint32_t short_size, short_calls; /* recv and send move at most so much */
+    void (*on_wait)(void);            /* what other threads do during a wait */
+    fake_peer peers[FAKE_PEERS];
+    int peer_count;
+    size_t allocated; /* pieces of memory */
+    int open_count;   /* descriptors of the loop */
+} fake_kernel;
+
+extern fake_kernel fake;
+
+void fake_reset(void); /* forgets everything, and gives what is left back */
+/* From the call after `skip` others on, `times` calls of a kind fail. */
+void fake_fail(int call, uint32_t skip, uint32_t times, int error);
+void fake_forget_faults(void);
+
+int fake_listener_new(void);
+void fake_listener_close(int fd);
+/* A peer that waits to be accepted by this listener; with -1 one whose fd is ready to be adopted. NULL: no more. */
+fake_peer *fake_peer_new(int listener, size_t window);
+void fake_peer_write(fake_peer *peer, const uint8_t *data, size_t length);
+int fake_listener_waits(int listener); /* how many peers */
+int fake_pipe_new(void);               /* for wspy_loop_watch */
+void fake_pipe_write(int fd);
+/* Whether epoll's own descriptor is readable. */
+int fake_is_ready(void);
+/* When the timer fires; 0: never. */
+uint64_t fake_timer_at_ns(void);
+
+#endif
