@@ -11,7 +11,7 @@ import wspy
 class ClockServer(wspy.AsyncServer):
     def tick(self) -> None:
         self.broadcast(time.strftime("%H:%M:%S"))
-        self.call_later(1 - time.time() % 1, self.tick)  # when the next second begins
+        self.call_later(1.01 - time.time() % 1, self.tick)  # when the next second has begun
 
 
 if __name__ == "__main__":
