@@ -26,12 +26,13 @@ class Program:
     Args:
         command: the program and its arguments.
         patience: the factor for bounds of time.
+        variables: of the environment, beside those of this process.
     """
 
-    def __init__(self, *command: str | Path, patience: float = 1) -> None:
+    def __init__(self, *command: str | Path, patience: float = 1, **variables: str) -> None:
         self.seconds = 20 * patience
         # Python programs import the wspy that is tested, whatever directory they are in.
-        environment = {**os.environ, "PYTHONPATH": str(Path(wspy.__file__).parent.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(Path(wspy.__file__).parent.parent), **variables}
         # What this process ignores, a child would ignore too: no shell's "&" may hide SIGINT from it.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

@@ -60,7 +60,7 @@ def node(patience: float) -> Iterator[Program]:
         pytest.skip("node isn't installed")
     if not (Path(modules) / "ws").is_dir():
         pytest.skip("WSPY_NODE_MODULES doesn't name a directory that has the package ws")
-    with Program("env", f"NODE_PATH={modules}", program, WS_PEER, patience=patience) as process:
+    with Program(program, WS_PEER, patience=patience, NODE_PATH=modules) as process:
         yield process
 
 

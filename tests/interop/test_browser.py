@@ -6,6 +6,7 @@ Chromium is driven through chromedriver, whose protocol is JSON over HTTP (W3C W
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from recorder import Recorder
 import wspy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ECHO_SERVER = Path(__file__).resolve().parents[2] / "examples" / "echo_server.py"
 ELEMENT: Final = "element-6066-11e4-a52e-4f735466cecf"
@@ -236,17 +237,15 @@ def test_the_page_is_accessible_and_fits(browser: Browser, echo_server: tuple[Pr
 # ---- the WebSocket of the browser, without a page of ours ----
 
 
-@pytest.fixture
-def server(browser: Browser) -> Iterator[Recorder]:
-    with Blank() as server:
-        server.start()
-        browser.go(server.url.replace("ws:", "http:"))
-        yield server
-        assert [server.errors.get() for _ in range(server.errors.qsize())] == []
+class Blank(wspy.AsyncServer):
+    """Serves an empty page, so that scripts have an origin."""
+
+    def onrequest(self, request: wspy.Request) -> wspy.Response | None:
+        return wspy.Response(200, headers={"Content-Type": "text/html"}, body="<!doctype html><title>blank</title>")
 
 
-class Blank(Recorder):
-    """Serves an empty page, so that scripts have the origin of the server, and closes when it is asked to."""
+class Obedient(Recorder):
+    """Closes when it is asked to, and echoes everything else."""
 
     def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
         if message == wspy.TextMessage("abort"):
@@ -256,10 +255,36 @@ class Blank(Recorder):
         else:
             super().onmessage(client, message)
 
-    def onrequest(self, request: wspy.Request) -> wspy.Response | None:
-        if request.is_websocket:
-            return None
-        return wspy.Response(200, headers={"Content-Type": "text/html"}, body="<!doctype html><title>blank</title>")
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[str]:
+    with Blank(("127.0.0.1", 0)) as server:
+        server.start()
+        yield "http://{}:{}".format(*server.address)
+
+
+@pytest.fixture
+def serve(browser: Browser, origin: str) -> Iterator[Callable[..., Obedient]]:
+    """Return a function that starts a server; the browser is at a page that may connect to it."""
+    browser.go(origin)
+    with contextlib.ExitStack() as servers:
+
+        def start(**options: Any) -> Obedient:
+            server = servers.enter_context(Obedient(**options))
+            servers.callback(lambda: assert_no_errors(server))
+            server.start()
+            return server
+
+        yield start
+
+
+def assert_no_errors(server: Recorder) -> None:
+    assert [server.errors.get() for _ in range(server.errors.qsize())] == []
+
+
+@pytest.fixture
+def server(serve: Callable[..., Obedient]) -> Obedient:
+    return serve()
 
 
 OPEN = """
@@ -335,12 +360,12 @@ def test_many_messages_in_flight_keep_their_order(browser: Browser, server: Reco
     assert talk(browser, server, body) is True
 
 
-def test_compression_is_offered_and_not_taken(browser: Browser, server: Recorder) -> None:
+def test_compression_is_offered_and_not_taken(browser: Browser, server: Recorder, origin: str) -> None:
     assert talk(browser, server, "return [socket.extensions, socket.protocol];") == ["", ""]
     request = server.opened.get(timeout=20).request
     assert request is not None
     assert "permessage-deflate" in request.headers["Sec-WebSocket-Extensions"]
-    assert request.headers["Origin"] == server.url.replace("ws:", "http:")
+    assert request.headers["Origin"] == origin
 
 
 @pytest.mark.parametrize(
@@ -389,21 +414,21 @@ def test_the_browser_leaves_the_page(browser: Browser, server: Recorder) -> None
     assert server.ended.get(timeout=20)[0] == 1001
 
 
-def test_a_subprotocol(browser: Browser) -> None:
-    with Blank(protocols=["chat", "superchat"]) as server:
-        server.start()
-        browser.go(server.url.replace("ws:", "http:"))
-        body = OPEN + "socket.close(); return socket.protocol;"
-        assert browser.run_async(body, server.url, ["other", "superchat", "chat"]) == "superchat"
+def test_a_subprotocol(browser: Browser, serve: Callable[..., Obedient]) -> None:
+    server = serve(protocols=["chat", "superchat"])
+    body = OPEN + "socket.close(); await closed; return socket.protocol;"
+    assert browser.run_async(body, server.url, ["other", "superchat", "chat"]) == "superchat"
 
 
-def test_a_foreign_origin_is_refused(browser: Browser) -> None:
-    with Blank(trusted_origins=["https://example.com"]) as server:
-        server.start()
-        browser.go(server.url.replace("ws:", "http:"))
-        body = """
-            const socket = new WebSocket(args[0]);
-            return await new Promise((resolve) => socket.onclose = (event) => resolve([event.code, event.wasClean]));
-        """
-        assert browser.run_async(body, server.url) == [1006, False]
-        assert server.opened.empty()
+@pytest.mark.parametrize("trusts", [True, False])
+def test_the_origin_decides(browser: Browser, serve: Callable[..., Obedient], origin: str, *, trusts: bool) -> None:
+    server = serve(trusted_origins=[origin if trusts else "https://example.com"])
+    body = """
+        const socket = new WebSocket(args[0]);
+        return await new Promise((resolve) => {
+            socket.onopen = () => socket.close(1000);
+            socket.onclose = (event) => resolve([event.code, event.wasClean]);
+        });
+    """
+    assert browser.run_async(body, server.url) == ([1000, True] if trusts else [1006, False])
+    assert server.opened.qsize() == trusts
