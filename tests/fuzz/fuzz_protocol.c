@@ -115,6 +115,15 @@ static void check_end_of_message(const watch *w)
         require(is_utf8(w->text.data, w->text.length));
 }
 
+/* RFC 6455 §5.5.1 */
+static void check_close(const uint8_t *payload, uint64_t length)
+{
+    if (length == 0)
+        return;
+    require(length >= 2 && wspy_close_code_valid(payload[0] << 8 | payload[1]));
+    require(is_utf8(payload + 2, (size_t)length - 2));
+}
+
 static void check_frame(const setup *s, watch *w, int opcode, int rsv, uint64_t length)
 {
     require((opcode == WSPY_EVENT_CONTINUATION) == w->in_message);
@@ -141,6 +150,8 @@ static void check_event(const setup *s, watch *w, uint32_t kind, const uint8_t *
     require((rsv & ~s->rsv) == 0);
     if (opcode & 0x08) {
         require(final && !rsv && length <= 125);
+        if (opcode == WSPY_EVENT_CLOSE)
+            check_close(payload, length);
         return;
     }
     if (s->granularity == WSPY_MESSAGES) {
