@@ -93,6 +93,11 @@ def test_a_page(curl: Callable[..., str]) -> None:
 def test_the_head_of_a_page(curl: Callable[..., str]) -> None:
     whole = parse(curl("--include", paths=("/page",)))
     assert parse(curl("--head", paths=("/page",))) == (200, whole.headers, "")
+    # Were there a body, it would stand where the next response begins.
+    written = curl("--head", "--write-out", "connects: %{num_connects}\\n", paths=("/page", "/page", "/page"))
+    assert [line for line in written.splitlines() if line.startswith("connects")] == ["connects: 1"] + [
+        "connects: 0"
+    ] * 2
 
 
 def test_a_large_body(curl: Callable[..., str]) -> None:
