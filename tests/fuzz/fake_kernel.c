@@ -643,6 +643,11 @@ fake_peer *fake_peer_new(int listener, size_t window)
     return peer;
 }
 
+void fake_peer_drop(fake_peer *peer)
+{
+    wspy_sys_close(peer->fd);
+}
+
 void fake_peer_write(fake_peer *peer, const uint8_t *data, size_t length)
 {
     if (length == 0)

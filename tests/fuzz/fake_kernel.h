@@ -52,6 +52,7 @@ int fake_listener_new(void);
 void fake_listener_close(int fd);
 /* A peer that waits to be accepted by this listener; with -1 one whose fd is ready to be adopted. NULL: no more. */
 fake_peer *fake_peer_new(int listener, size_t window);
+void fake_peer_drop(fake_peer *peer); /* its fd was not adopted */
 void fake_peer_write(fake_peer *peer, const uint8_t *data, size_t length);
 int fake_listener_waits(int listener); /* how many peers */
 int fake_pipe_new(void);               /* for wspy_loop_watch */
