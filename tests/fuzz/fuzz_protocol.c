@@ -1,6 +1,6 @@
 // Does a stream of frames lead to the same however it is cut, whoever drives the protocol, and within the rules?
 // links: mask.c utf8.c frame.c protocol.c endpoint.c errors.c sys.c
-// options: -max_len=16384
+// options: -max_len=6144
 #include "protocol.h"
 
 #include <errno.h>
