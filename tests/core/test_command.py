@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import struct
@@ -331,6 +332,46 @@ def test_h13_a_broadcast_without_memory_ends_whom_it_could_not_reach(nth: int) -
             if handle not in ended:
                 assert collect(turns, peer, len(message)) == message
             peer.close()
+
+
+def test_a_broadcast_keeps_its_place_among_the_replies_to_a_peer_that_has_closed(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(1, b"?") + frame(8, NORMAL))
+        turns.until(TEXT)
+        turns.push(SEND_TEXT, handle, b"one")
+        turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + frame(1, b"two", key=None))
+        turns.push(SEND_TEXT, handle, b"three")
+        turns.until(CLOSED)
+        assert server_frames(received(peer)) == [(1, b"one"), (1, b"two"), (1, b"three"), (8, NORMAL)]
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+def test_nothing_is_sent_after_an_abort(pair: Pair, is_closing: bool) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        if is_closing:
+            peer.sendall(frame(8, NORMAL))
+            turns.until(lib.WSPY_EVENT_CLOSE)
+        turns.push(SEND_TEXT, handle, b"before")
+        turns.push(ABORT, handle)
+        turns.push(SEND_TEXT, handle, b"after")
+        turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + frame(1, b"all", key=None))
+        turns.push(CLOSE, handle, NORMAL)
+        assert kinds(turns.until(CLOSED)) == [CLOSED]
+        assert server_frames(received(peer)) == [(1, b"before")]
+
+
+def test_nothing_is_sent_after_a_send_that_failed(pair: Pair) -> None:
+    """A kernel that takes the next one all the same must not make a gap in the stream."""
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EHOSTUNREACH):
+            turns.push(SEND_TEXT, handle, b"one")
+            turns.push(CLOSE, handle, NORMAL)
+            turns.push(SEND_TEXT, handle, b"two")
+            turns.until(CLOSED)
+        assert received(peer) == b""
 
 
 # ---- the answer to a request ----

@@ -185,6 +185,7 @@ static void apply_abort(wspy_loop *loop, connection *conn)
 {
     if (conn->phase == ENDING) {
         conn->end_error = WSPY_ERROR_ABORTED;
+        conn->flags &= (uint16_t)~SENDABLE;
         wspy_loop_list_ending(loop, conn);
     }
     wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
@@ -235,7 +236,7 @@ static void apply_broadcast(wspy_loop *loop, int is_marked, const uint8_t *paylo
             memcpy(&handle, handles + 8 * (size_t)i, 8);
             conn = wspy_loop_find(loop, handle);
         }
-        if (conn && (conn->phase == OPEN || conn->phase == OPENING))
+        if (conn && conn->phase >= OPENING && conn->phase <= ENDING)
             wspy_connection_send_shared(loop, conn, frame, frame_length, &shared, is_marked);
     }
     wspy_shared_release(shared);

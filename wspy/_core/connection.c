@@ -118,22 +118,6 @@ static int keep(wspy_loop *loop, connection *conn, const uint8_t *data, size_t l
 
 /* ---- ending ---- */
 
-void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error)
-{
-    if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
-        return;
-    if (conn->phase == HEAD) { /* nobody knows it */
-        loop->stats.refused++;
-        wspy_connection_drop(loop, conn);
-        return;
-    }
-    conn->end_error = (int8_t)error;
-    conn->end_errno = system_error;
-    conn->phase = ENDING;
-    wspy_wheel_cancel(&loop->wheel, &conn->timer);
-    wspy_loop_list_ending(loop, conn);
-}
-
 /* Ends that leave nothing to be written. */
 static int is_hard(int error)
 {
@@ -149,6 +133,24 @@ static int is_hard(int error)
     default:
         return 0;
     }
+}
+
+void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error)
+{
+    if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
+        return;
+    if (conn->phase == HEAD) { /* nobody knows it */
+        loop->stats.refused++;
+        wspy_connection_drop(loop, conn);
+        return;
+    }
+    conn->end_error = (int8_t)error;
+    conn->end_errno = system_error;
+    conn->phase = ENDING;
+    if (is_hard(error))
+        conn->flags &= (uint16_t)~SENDABLE;
+    wspy_wheel_cancel(&loop->wheel, &conn->timer);
+    wspy_loop_list_ending(loop, conn);
 }
 
 static void set_backlog(wspy_loop *loop, connection *conn)
