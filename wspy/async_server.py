@@ -493,9 +493,11 @@ class AsyncServer:
         return count
 
     def _run_calls(self, timeout_ms: int) -> int:
+        """Run the calls that are due; return how long the turn may wait: not at all if there were any."""
         self._dispatching = True
         try:
             for call in self._calls.due():
+                timeout_ms = 0
                 try:
                     call()
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
