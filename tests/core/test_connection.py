@@ -628,6 +628,21 @@ def test_e17_the_close_of_a_violation_is_queued_behind_any_backlog(pair: Pair) -
         assert to_the_end(peer, turns) == message + frame(CLOSE_FRAME, PROTOCOL_ERROR, key=None)
 
 
+def test_e17_a_stream_that_is_cut_after_a_violation_is_reset() -> None:
+    """Not ended as if it were whole."""
+    ours, peer = tcp_pair()
+    with Turns(max_backlog=1000) as turns, peer:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 16 << 20)
+        peer.sendall(frame(1, b"?") + b"\xff\xff")
+        turns.until(TEXT)
+        turns.push(SEND, handle, frame(1, b"too much", key=None))
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_OPCODE)
+        with pytest.raises(ConnectionResetError):
+            to_the_end(peer, turns)
+
+
 def test_e17_a_close_that_is_never_written_is_given_up(pair: Pair) -> None:
     with Turns(close_timeout_ms=50) as turns, pair[1] as peer:
         handle = turns.opened(pair)

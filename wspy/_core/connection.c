@@ -256,14 +256,16 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
         abandon(loop, conn);
         return;
     }
+    int length = 0;
     if (conn->flags & UPGRADED && conn->end_error != WSPY_ERROR_EOF) {
         uint8_t frame[WSPY_CONTROL_FRAME_MAX];
-        int length = wspy_protocol_owed_close(&conn->protocol, frame);
+        length = wspy_protocol_owed_close(&conn->protocol, frame);
         if (length > 0)
             push_close(loop, conn, frame, (size_t)length);
     }
-    conn->flags &= (uint16_t)~SENDABLE; /* §5.5.1: nothing follows a Close frame */
-    if (is_hard(conn->end_error)) {
+    int is_cut = length > 0 && !(conn->flags & SENDABLE); /* a frame before it, or the Close itself, was lost */
+    conn->flags &= (uint16_t)~SENDABLE;                   /* §5.5.1: nothing follows a Close frame */
+    if (is_hard(conn->end_error) || is_cut) {
         abandon(loop, conn);
         return;
     }
