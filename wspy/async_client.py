@@ -52,7 +52,7 @@ class Rare:
     def __init__(self) -> None:
         self.held: deque[tuple[int, bytes]] = deque()
         self.resumes = False
-        self.sent: deque[Message] = deque()
+        self.sent: dict[int, Message] = {}  # what the kernel has not taken yet, by the number of its command
         self.fragments: list[bytes] = []
         self.close_code: int | None = None
         self.close_reason = ""
@@ -216,9 +216,10 @@ class AsyncClient:
     @property
     def buffered_amount(self) -> int:
         """Bytes of queued messages that the kernel has not taken yet."""
+        if self._state is not None and self not in self.server.clients:
+            return 0
         self.server.loop.submit()
-        is_gone = self._state is not None and self not in self.server.clients
-        return 0 if is_gone else self.server.loop.backlog(self._handle)
+        return self.server.loop.backlog(self._handle)
 
     # ---- who it is ----
 

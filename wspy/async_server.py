@@ -185,6 +185,7 @@ class AsyncServer:
         self._dispatching = False
         self._stopping: float | None = None
         self._exit: BaseException | None = None
+        self._begun = threading.Event()
         self._ended = threading.Event()
         self._background: threading.Thread | None = None
         self.clients = Clients()
@@ -276,6 +277,7 @@ class AsyncServer:
 
     def _run(self, signals: StopSignals) -> None:
         self.thread = threading.get_ident()
+        self._begun.set()
         seen = 0
         while not self._is_done():
             self._turn(-1)
@@ -295,8 +297,10 @@ class AsyncServer:
         """
         if self.thread or self._background or self.loop.closed:
             raise RuntimeError("the server runs already, or was closed")
+        self._shared = True
         self._background = threading.Thread(target=self.run, name=f"wspy {self.address}", daemon=True)
         self._background.start()
+        self._begun.wait()
         return self
 
     def join(self, timeout: float | None = None) -> bool:
@@ -476,7 +480,8 @@ class AsyncServer:
             return
         # another thread, or a signal handler while the loop may be about to sleep
         self._shared |= not is_own
-        self.loop.submit()
+        if not self.loop.closed:
+            self.loop.submit()
 
     def _turn(self, timeout_ms: int) -> int:
         if self._calls.pending or self._call_at is not None:
@@ -710,8 +715,8 @@ class AsyncServer:
         if client is None:
             return
         sent = client.rare().sent
-        for _ in range(start):
-            message = sent.popleft()
+        for number in list(islice(sent, start)):
+            message = sent.pop(number)
             if client._mode != DROP:
                 self._guarded(client, self.onsent, client, message)
 
@@ -769,10 +774,10 @@ class _Notes:
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
 
-    def __call__(self, handle: int, message: Message) -> None:
+    def __call__(self, handle: int, number: int, message: Message) -> None:
         client = self._clients._find(handle & core.SLOT)
         if client is not None and client._handle == handle:
-            client.rare().sent.append(message)
+            client.rare().sent[number] = message
 
 
 _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()

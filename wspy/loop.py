@@ -14,7 +14,7 @@ import struct
 import weakref
 from array import array
 from io import BytesIO
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ._core import ffi, lib
@@ -79,6 +79,7 @@ _ONE: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
 _CREDIT_UNLIMITED: Final = lib.WSPY_FOREVER
 
+Note: TypeAlias = "Callable[[int, int, Any], object]"
 Batch: TypeAlias = tuple[int, int, bytes, bytes, bytes, Any]
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
@@ -204,9 +205,13 @@ class Loop:
         """Adds commands: alternating keys (a handle and a command) and payloads. Atomic; from any thread."""
         self.has_large = False
         """To be set before pushing a payload above LARGE; if it gets lost, the payload is copied, no more."""
-        self.notes: Callable[[int, Any], object] | None = None
-        """Called with handle and payload of each NOTE command, once the commands before it were applied."""
+        self.notes: Note | None = None
+        """Called with handle, number and payload of each NOTE command, once the commands before it were applied.
+
+        After an exception in between it may be called twice for one number.
+        """
         self._trimming = Lock()
+        self._trimmer = 0  # the thread that holds the lock
         self._events = ffi.buffer(
             lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
         )
@@ -233,6 +238,8 @@ class Loop:
         queue = self._queue
         if len(queue) == 1:
             count = lib.wspy_loop_turn(self._loop, queue[0], 0, b"", b"", b"", _NULL, timeout_ms)
+            if self.notes is not None:  # another thread may have sent, and come no further
+                self._trim(0)
             return count if count >= 0 else _check(count)
         if len(queue) == 3 and not self.has_large and self.notes is None:
             number, key, payload = queue[:3]
@@ -281,18 +288,22 @@ class Loop:
 
     def _trim(self, applied: int) -> None:
         """Take off the queue what comes before the command of this number."""
+        if self._trimming.locked() and self._trimmer == get_ident():
+            return  # a signal handler, or a finalizer, that sends: what it interrupted goes on afterwards
         queue = self._queue
         with self._trimming:
+            self._trimmer = get_ident()
             if self.notes is not None:
                 applied = lib.wspy_loop_applied(self._loop)
-                self._take_notes(queue[1 : 1 + 2 * max(applied - queue[0], 0)], self.notes)
+                self._take_notes(queue[: 1 + 2 * max(applied - queue[0], 0)], self.notes)
             if applied > queue[0]:
                 queue[: 1 + 2 * (applied - queue[0])] = (applied,)
+            self._trimmer = 0
 
-    def _take_notes(self, commands: list[Any], take: Callable[[int, Any], object]) -> None:
-        for key, payload in zip(commands[::2], commands[1::2], strict=True):
+    def _take_notes(self, commands: list[Any], take: Note) -> None:
+        for number, (key, payload) in enumerate(zip(commands[1::2], commands[2::2], strict=True), commands[0]):
             if _is_note(key):
-                take(key & HANDLE, payload)
+                take(key & HANDLE, number, payload)
 
     def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
