@@ -100,6 +100,7 @@ static int fails(int call)
     }
     faults[call].times--;
     fake.progress++;
+    trace("  call %d fails with %d\n", call, faults[call].error);
     errno = faults[call].error;
     return 1;
 }
@@ -287,6 +288,7 @@ ssize_t wspy_sys_recv(int fd, void *data, size_t length)
     memcpy(data, peer->in + peer->in_read, count);
     peer->in_read += count;
     fake.progress++;
+    trace("  fd %d: %zu received of %zu\n", fd, count, available);
     return (ssize_t)count;
 }
 
@@ -335,6 +337,7 @@ ssize_t wspy_sys_send(int fd, const struct iovec *parts, size_t count)
     }
     length = length < room ? length : room;
     fake.progress++;
+    trace("  fd %d: %zu sent, room %zu\n", fd, length, room);
     for (size_t i = 0, left = length; left; i++) {
         size_t piece = parts[i].iov_len < left ? parts[i].iov_len : left;
         if (piece)
@@ -565,6 +568,7 @@ int wspy_sys_epoll_wait(int epoll, struct epoll_event *events, int count, int ti
     if (ready || timeout_ms == 0)
         return ready;
     if (timeout_ms < 0) {
+        trace("  asleep\n");
         fake.has_slept = 1;
         return 0;
     }
@@ -578,9 +582,10 @@ void wspy_sys_close(int fd)
         return;
     descriptor *gone = open_descriptor(fd);
     require(gone->kind != LISTENER && gone->kind != PIPE); /* they are the caller's */
-    require(!gone->in_set || fake.is_tearing_down);
+    require(gone->kind != SOCKET || !gone->in_set || fake.is_abandoning);
     if (gone->kind == SOCKET)
         fake.peers[gone->peer].is_closed = 1;
+    trace("  fd %d: closed\n", fd);
     *gone = (descriptor){.kind = CLOSED};
     fake.open_count--;
     fake.progress++;

@@ -7,6 +7,14 @@
 
 #include "core.h"
 
+// -DTRACE tells the story of an input.
+#ifdef TRACE
+#include <stdio.h>
+#define trace(...) fprintf(stderr, __VA_ARGS__)
+#else
+#define trace(...) (void)0
+#endif
+
 enum { FAKE_PEERS = 160, FAKE_LISTENERS = 3 };
 
 /* The other end of a connection: what it sent, what it was sent. */
@@ -26,13 +34,12 @@ typedef struct {
 
 typedef struct {
     uint64_t now_ns;
-    uint64_t progress;   /* counts bytes moved, descriptors made and closed, faults used up, time that passed */
-    int has_slept;       /* a wait without end found nothing */
-    int is_tearing_down; /* a close may come without EPOLL_CTL_DEL */
-    int is_abandoning;   /* nothing may reach what a fork's parent shares */
-    int is_exempt;       /* no faults: the harness itself allocates through the seam */
-    int most_ready;      /* events of one wait; 0: all */
-    uint32_t rotation;   /* where a wait begins to look */
+    uint64_t progress; /* counts bytes moved, descriptors made and closed, faults used up, time that passed */
+    int has_slept;     /* a wait without end found nothing */
+    int is_abandoning; /* nothing may reach what a fork's parent shares, not even EPOLL_CTL_DEL */
+    int is_exempt;     /* no faults: the harness itself allocates through the seam */
+    int most_ready;    /* events of one wait; 0: all */
+    uint32_t rotation; /* where a wait begins to look */
     uint32_t short_size, short_calls; /* recv and send move at most so much */
     void (*on_wait)(void);            /* what other threads do during a wait */
     fake_peer peers[FAKE_PEERS];

@@ -60,6 +60,7 @@ typedef struct {
     uint64_t sent; /* of SENT events */
     uint32_t pinged;
     int got_close; /* a CLOSE event */
+    int error;     /* of its CLOSED event */
     size_t out_length_at_end;
     /* the wire */
     item *items;
@@ -435,6 +436,7 @@ static void note_refuse(const command *c)
 static void note(const command *c, int first_turn)
 {
     int kind = (int)(c->key >> WSPY_COMMAND_SHIFT);
+    trace(" command %d to %#llx, %u bytes\n", kind, (unsigned long long)handle_in(c->key), c->length);
     guest *g = handle_in(c->key) ? guest_by_handle(handle_in(c->key)) : NULL;
     int is_accepted = g && g->state == ACCEPTED;
     switch (kind) {
@@ -689,10 +691,12 @@ static void take_closed(guest *g, uint32_t code, uint32_t length)
             (error <= WSPY_ERROR_EOF && error >= WSPY_ERROR_ABORTED));
     if (error == 0)
         require(g->got_close && g->wire_closed);
+    feed_reference(g);
     if (is_violation)
         require(g->reference && wspy_endpoint_error(g->reference) == error);
-    require(error != WSPY_ERROR_ABORTED || g->aborted_from <= run.turn);
+    require(error != WSPY_ERROR_ABORTED || g->aborted_from != NEVER);
     g->state = GONE;
+    g->error = error;
     g->out_length_at_end = peer_of(g)->out_length;
 }
 
@@ -742,6 +746,7 @@ static void take_event(const wspy_event *event, size_t *packed)
     uint32_t kind = event->kind & ~(uint32_t)(WSPY_EVENT_APART | WSPY_EVENT_DETACHED);
     uint64_t handle = wspy_loop_handle(run.loop, event->slot);
     uint64_t length = 0;
+    trace(" event %#x of %#llx, %u, %u\n", kind, (unsigned long long)handle, event->start, event->length);
     if (kind == WSPY_EVENT_ACCEPT_PAUSED) {
         require(event->start > 0);
         return;
@@ -765,7 +770,9 @@ static void check_guests(void)
         const guest *g = &run.guests[i];
         if (g->state != ACCEPTED && g->state != GONE)
             continue;
-        require(g->opened == g->wire_opened && g->sent == g->wire_marks);
+        require(g->opened == g->wire_opened && g->sent <= g->wire_marks);
+        /* without memory to queue the rest of a run it ends, whatever was sent of the run */
+        require(g->sent == g->wire_marks || g->error == WSPY_ERROR_NO_MEMORY);
         require(g->state != GONE || g->out_length_at_end == fake.peers[i].out_length);
         if (run.settings.wants & WSPY_WANT_PINGED)
             require(g->wire_pings <= g->pinged);
@@ -786,6 +793,7 @@ static void take_events(int count)
 
 static int turn(int timeout_ms)
 {
+    trace("turn %d, timeout %d\n", run.turn + 1, timeout_ms);
     run.turn++;
     uint32_t end = run.command_count - (run.for_wait < run.command_count - run.applied ? run.for_wait : 0);
     batch b = next_batch(end, run.turn);
@@ -1304,6 +1312,7 @@ static void open_guests(uint8_t choice)
 
 static void operate(uint8_t operation)
 {
+    trace("operation %d, %d\n", operation, operation % 20);
     if (operation >= 192) {
         act_as_peer(operation);
         return;
@@ -1502,7 +1511,6 @@ static void end(uint8_t choice)
     default:
         break;
     }
-    fake.is_tearing_down = 1;
     if (choice % 6 == 5) {
         fake.is_abandoning = 1;
         wspy_loop_abandon(run.loop);
