@@ -422,7 +422,7 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
 
 void wspy_connection_writable(wspy_loop *loop, connection *conn)
 {
-    if (!conn->queue)
+    if (!conn->queue || conn->flags & LISTED_ENDING) /* first its end is carried out */
         return;
     uint32_t marks = 0;
     uint64_t bytes = 0;
