@@ -211,6 +211,21 @@ def test_b26_nothing_is_read_behind_a_last_answer(pair: Pair) -> None:
         assert peer.recv(1000) == b""
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_the_answer_to_a_bad_head_is_the_last(pair: Pair, earlier: int) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        for _ in range(earlier):
+            peer.sendall(REQUEST)
+            turns.until(HEAD, handle)
+            turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
+        peer.sendall(b"GET\r\n\r\n" + REQUEST)
+        turns.until(BAD_HEAD, handle)
+        turns.push(RESPOND, handle, KEEP_ALIVE + b"400")
+        assert turns.settle() == []
+        assert to_the_end(peer, turns) == ANSWER * earlier + b"400"
+
+
 @pytest.mark.parametrize("keep", [KEEP_ALIVE, CLOSE_AFTER])
 @pytest.mark.parametrize("is_early", [True, False])
 def test_b31_a_peer_that_half_closes_gets_the_whole_answer(pair: Pair, keep: bytes, is_early: bool) -> None:

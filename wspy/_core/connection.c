@@ -686,6 +686,7 @@ static void surface(wspy_loop *loop, connection *conn)
 static void surface_bad_head(wspy_loop *loop, connection *conn, int error)
 {
     surface(loop, conn);
+    conn->requests = REQUESTS_MAX; /* where the next one begins is unknown: whatever the answer says, it is the last */
     forget_input(conn);
     loop->stats.refused++;
     add_event(loop, conn, WSPY_EVENT_BAD_HEAD)->start = (uint32_t)-error;
