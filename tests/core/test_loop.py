@@ -648,6 +648,25 @@ def test_an_ending_and_a_lingering_connection_are_quiet() -> None:
 
 
 @pytest.mark.slow
+def test_a_lingering_connection_that_epoll_does_not_let_go_is_not_waited_for() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        turns.push(SEND, handle, frame(2, bytes(16 << 20), key=None))
+        peer.sendall(b"\xff\xff")
+        turns.settle()
+        with faults(lib.WSPY_SYS_EPOLL_CTL, 1, 1, errno.ENOMEM):
+            data = b""
+            while turns.backlog(handle):
+                turns.turn()
+                data += received(peer)
+            assert kinds(turns.settle()) in ([], [CLOSED])
+        count, _spent = quiet_turns(turns)
+        assert count <= 5
+        assert turns.stats()["connections"] == 0
+
+
+@pytest.mark.slow
 def test_a_loop_with_nothing_but_idle_connections_is_quiet(listener: socket.socket) -> None:
     with Turns(ping_interval_ms=60_000, ping_timeout_ms=60_000, open_timeout_ms=60_000) as turns:
         turns.listen(listener)

@@ -210,7 +210,7 @@ static void complete(wspy_loop *loop, connection *conn)
     forget_input(conn);
     wspy_connection_arm(loop, conn, LINGER_MS);
     wspy_connection_poll(loop, conn);
-    if (!(conn->flags & READS)) /* it can't be waited for */
+    if ((conn->flags & (READS | WRITES)) != READS) /* it can't be waited for */
         wspy_connection_drop(loop, conn);
 }
 
