@@ -127,6 +127,21 @@ def test_there_is_nothing_to_look_at_until_something_is_added(calls: Calls) -> N
     assert calls.next_at() == 1003
 
 
+def test_what_a_call_adds_for_later_is_not_pending(calls: Calls) -> None:
+    calls.add(0, calls.add, (5, print, ()))
+    run(calls)
+    assert not calls.pending
+    assert calls.next_at() == 1005
+
+
+def test_what_an_exception_kept_from_being_made_is_pending(calls: Calls) -> None:
+    calls.add(0, math.sqrt, (-1,))
+    calls.add(0, print, ())
+    with pytest.raises(ValueError, match="math domain"):
+        run(calls)
+    assert calls.pending
+
+
 def test_a_call_that_was_cancelled_wakes_nobody(calls: Calls, clock: Clock) -> None:
     first = calls.add(1, print, ())
     for delay in range(2, 10):

@@ -62,7 +62,7 @@ class Call:
 class Calls:
     """Calls in the order of their times, and of their addition where the times are equal.
 
-    ``pending`` is whether there are any to look at now: cheap to ask in every turn.
+    ``pending`` is whether ``due`` has something to do now: cheap to ask in every turn.
     """
 
     def __init__(self) -> None:
@@ -100,14 +100,20 @@ class Calls:
 
         Those that were cancelled may be among them, whatever their time: they do nothing.
         """
-        self.pending = False
-        while self._added:
-            heapq.heappush(self._heap, self._added.popleft())
+        self._sort_in()
         if 2 * len(self._cancelled) > len(self._heap):
             self._compact()
         now = monotonic()
         while self._heap and (self._heap[0].at <= now or self._heap[0].function is None):
             yield heapq.heappop(self._heap)
+        self._sort_in()
+
+    def _sort_in(self) -> None:
+        self.pending = False  # first: what another thread adds from here on sets it again
+        while self._added:
+            heapq.heappush(self._heap, self._added.popleft())
+        if self._heap and self._heap[0].at <= monotonic():
+            self.pending = True
 
     def _compact(self) -> None:
         """Let go of cancelled calls: done only when they are many, each costs a constant time on average."""
