@@ -1,0 +1,454 @@
+"""Does a server take its arguments as documented, leave nothing behind if they are wrong, and object to misuse?
+
+What it does on the wire is in behaviour/ and hostile/.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+import re
+import resource
+import select
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from wspy import AsyncServer, CoreError
+from wspy.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+ADDRESS: Final = ("127.0.0.1", 0)
+DEADLINE_S: Final = 20.0 * float(os.environ.get("WSPY_PATIENCE", "1"))
+DEFAULTS: Final = {
+    "loglevel": None,
+    "protocols": (),
+    "trusted_origins": (),
+    "locations": (),
+    "require_origin": False,
+    "require_protocol": False,
+    "extra_headers": (),
+    "server_header": f"wspy/{__version__}",
+    "max_size": 1024 * 1024,
+    "max_fragments": 128 * 1024,
+    "max_line": 8 * 1024,
+    "max_header_line": 8 * 1024,
+    "max_head": 64 * 1024,
+    "max_headers": 100,
+    "max_connections": None,
+    "max_backlog": 16 * 1024 * 1024,
+    "notsent_lowat": 128 * 1024,
+    "open_timeout": 10.0,
+    "close_timeout": 10.0,
+    "ping_interval": 20.0,
+    "ping_timeout": 20.0,
+    "idle_request_timeout": 30.0,
+    "shutdown_timeout": 10.0,
+    "keep_request": True,
+    "backlog": 1024,
+    "reuse_port": False,
+}
+TIMES: Final = ("open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_request_timeout")
+SIZES: Final = ("max_size", "max_fragments", "max_line", "max_header_line", "max_head", "max_headers", "max_backlog")
+
+
+@pytest.fixture
+def server() -> Iterator[AsyncServer]:
+    with AsyncServer(ADDRESS) as server:
+        yield server
+
+
+@pytest.fixture
+def running(server: AsyncServer) -> AsyncServer:
+    """Return a server that runs in another thread by now."""
+    begun = threading.Event()
+    server.start()
+    server.call_soon(begun.set)
+    assert begun.wait(DEADLINE_S)
+    return server
+
+
+def in_thread_of(server: AsyncServer, function: Callable[[], object]) -> None:
+    """Call a function in a server's thread, and wait for it."""
+    done = threading.Event()
+
+    def call() -> None:
+        function()
+        done.set()
+
+    server.call_soon(call)
+    assert done.wait(DEADLINE_S)
+
+
+# ---- arguments ----
+
+
+def test_defaults() -> None:
+    parameters = list(inspect.signature(AsyncServer).parameters.values())
+    assert parameters[0].name == "address"
+    assert {parameter.name: parameter.default for parameter in parameters[1:]} == DEFAULTS
+    assert {parameter.kind for parameter in parameters[1:]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_the_docstring_describes_each_argument_in_order() -> None:
+    text = inspect.getdoc(AsyncServer)
+    assert text is not None
+    arguments = text.split("Args:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^    (\w+): ", arguments, re.MULTILINE) == ["address", *DEFAULTS]
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "loglevel"])
+def test_each_default_can_be_given(name: str) -> None:
+    AsyncServer(ADDRESS, **{name: DEFAULTS[name]}).close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, None) for name in (*TIMES, "max_size", "server_header")),
+        *((name, 0.001) for name in TIMES),
+        *((name, 2_147_483) for name in TIMES),
+        *((name, 1) for name in SIZES),
+        ("max_head", 256 * 1024),
+        ("max_size", 2**63),
+        ("max_connections", 1),
+        ("notsent_lowat", 0),
+        ("shutdown_timeout", 0),
+        ("backlog", 0),
+        ("protocols", ["chat", "superchat"]),
+        ("protocols", (name for name in ("chat", "superchat"))),
+        ("locations", {"/", "/chat"}),
+        ("trusted_origins", ["http://example.org", re.compile("https://.*"), "same-origin", None]),
+        ("extra_headers", {"X-Served-By": "here"}),
+        ("extra_headers", [("X-Served-By", "here"), ("X-Served-By", "there")]),
+        ("extra_headers", lambda _request: {}),
+        ("require_origin", True),
+        ("require_protocol", True),
+        ("keep_request", False),
+        ("reuse_port", True),
+    ],
+)
+def test_what_is_in_range_is_taken(name: str, value: Any) -> None:
+    AsyncServer(ADDRESS, **{name: value}).close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        *((name, value, ValueError) for name in TIMES for value in (0, -1, math.nan, math.inf, 2_147_484)),
+        *((name, "10", TypeError) for name in TIMES),
+        *((name, value, ValueError) for name in SIZES for value in (0, -1)),
+        *((name, value, TypeError) for name in SIZES for value in ("1", 1.5)),
+        ("notsent_lowat", "1", TypeError),
+        ("backlog", "many", TypeError),
+        ("protocols", "chat", TypeError),
+        ("protocols", ["not a token"], ValueError),
+        ("locations", "/", TypeError),
+        ("locations", ["chat"], ValueError),
+        ("trusted_origins", "http://example.org", TypeError),
+        ("trusted_origins", [b"http://example.org"], TypeError),
+        ("extra_headers", {"X-Injected": "here\r\nX-Too: here"}, ValueError),
+        ("extra_headers", {"Upgrade": "h2c"}, ValueError),
+        ("extra_headers", 5, TypeError),
+        ("server_header", "wspy\r\nX-Too: here", ValueError),
+        ("server_header", 5, TypeError),
+        ("nonsense", 5, TypeError),
+    ],
+)
+def test_what_is_out_of_range_is_refused(tmp_path: Path, name: str, value: Any, error: type[Exception]) -> None:
+    path = tmp_path / "socket"
+    with pytest.raises(error):
+        AsyncServer(path, **{name: value})
+    assert not path.exists()
+
+
+def test_without_max_connections_64_descriptors_are_left(server: AsyncServer) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert server._max_connections == max(soft - 64, 1)
+
+
+# ---- addresses ----
+
+
+def test_it_listens_once_it_is_made(server: AsyncServer) -> None:
+    host, port = server.address
+    assert host == ADDRESS[0]
+    assert port > 0
+    socket.create_connection(server.address).close()
+
+
+def test_a_path_is_removed_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with AsyncServer(path) as server:
+        assert server.address == str(path)
+        assert path.is_socket()
+    assert not path.exists()
+
+
+def test_a_socket_of_the_caller_stays_open() -> None:
+    with socket.create_server(ADDRESS) as listener:
+        with AsyncServer(listener) as server:
+            assert server.address == listener.getsockname()
+        assert listener.fileno() >= 0
+        with AsyncServer(listener):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        (None, TypeError),
+        ("", ValueError),
+        (("127.0.0.1", 70_000), ValueError),
+        (("127.0.0.1", "80"), TypeError),
+        ("/nonexistent/directory/socket", OSError),
+    ],
+)
+def test_what_is_no_address_is_refused(address: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        AsyncServer(address)
+
+
+def test_an_address_in_use_is_refused(server: AsyncServer) -> None:
+    with pytest.raises(OSError, match=re.escape(str(server.address))):
+        AsyncServer(server.address)
+
+
+def test_servers_may_share_a_port() -> None:
+    with AsyncServer(ADDRESS, reuse_port=True) as server, AsyncServer(server.address, reuse_port=True) as other:
+        assert other.address == server.address
+
+
+# ---- logging ----
+
+
+@pytest.mark.parametrize(
+    ("argument", "level", "handlers"),
+    [("", logging.WARNING, 0), ("loglevel=None", logging.WARNING, 0), ("loglevel='DEBUG'", logging.DEBUG, 1)],
+)
+def test_logging_is_configured_only_if_a_level_is_given(argument: str, level: int, handlers: int) -> None:
+    program = f"""
+import logging, wspy
+wspy.AsyncServer({ADDRESS!r}, {argument}).close()
+root = logging.getLogger()
+print(root.level, len(root.handlers), logging.getLogger("wspy").level, logging.getLogger("wspy").handlers)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
+    assert result.stdout.split(maxsplit=3) == [str(level), str(handlers), "0", "[]\n"]
+    assert result.stderr == ""
+
+
+# ---- running ----
+
+
+def test_it_runs_in_the_background_and_joins(running: AsyncServer) -> None:
+    assert not running.join(0)
+    names = [thread.name for thread in threading.enumerate() if thread.daemon]
+    assert f"wspy {running.address}" in names
+    running.stop()
+    running.stop()
+    assert running.join(DEADLINE_S)
+    assert running.join(0)
+
+
+def test_start_returns_the_server(server: AsyncServer) -> None:
+    assert server.start() is server
+
+
+def test_a_stop_without_clients_waits_for_nothing() -> None:
+    server = AsyncServer(ADDRESS, shutdown_timeout=3600)
+    try:
+        server.start().stop()
+        assert server.join(DEADLINE_S / 2)
+    finally:
+        server.close()
+        assert server.join(DEADLINE_S)
+
+
+def test_it_can_be_stopped_before_it_runs(server: AsyncServer) -> None:
+    server.stop()
+    server.run()
+    assert server.join(0)
+
+
+def test_a_context_ends_what_runs_in_the_background() -> None:
+    with AsyncServer(ADDRESS).start() as server:
+        pass
+    assert server.join(0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.address)
+
+
+def test_close_from_another_thread(running: AsyncServer) -> None:
+    running.close()
+    assert running.join(DEADLINE_S)
+
+
+def test_close_twice(server: AsyncServer) -> None:
+    server.close()
+    server.close()
+    assert server.join(0)
+    assert server.loop.closed
+
+
+def test_a_server_that_was_forgotten_is_closed_with_a_warning() -> None:
+    server = AsyncServer(ADDRESS)
+    address = server.address
+    with pytest.warns(ResourceWarning, match="AsyncServer was not closed"):
+        del server
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_foreign_loop_can_drive_it(server: AsyncServer) -> None:
+    calls: list[str] = []
+    assert server.handle_events() == 0
+    assert select.select([server.fileno()], [], [], 0)[0] == []
+    caller = threading.Thread(target=server.call_soon, args=(calls.append, "called"))
+    caller.start()
+    assert select.select([server.fileno()], [], [], DEADLINE_S)[0]
+    caller.join()
+    server.handle_events()
+    assert calls == ["called"]
+    server.call_later(0.001, calls.append, "later")
+    server.handle_events()
+    assert select.select([server.fileno()], [], [], DEADLINE_S)[0]
+    while len(calls) < 2:
+        server.handle_events()
+    assert calls == ["called", "later"]
+
+
+def test_waiting_for_ever_ends_with_a_call(server: AsyncServer) -> None:
+    calls: list[str] = []
+    server.call_soon(calls.append, "soon")
+    server.handle_events(None)
+    server.call_later(0.001, calls.append, "later")
+    while len(calls) < 2:
+        server.handle_events(None)
+    assert calls == ["soon", "later"]
+
+
+# ---- misuse ----
+
+
+def test_it_can_not_run_twice_at_a_time(running: AsyncServer) -> None:
+    with pytest.raises(RuntimeError, match="runs already"):
+        running.run()
+    with pytest.raises(RuntimeError, match="runs already"):
+        running.start()
+    assert not running.join(0)
+
+
+def test_it_can_not_be_started_twice_before_the_first_one_has_begun(server: AsyncServer) -> None:
+    server.start()
+    with pytest.raises(RuntimeError, match="runs already"):
+        server.start()
+
+
+def test_it_can_not_be_run_or_driven_by_its_own_calls(server: AsyncServer) -> None:
+    raised: list[BaseException] = []
+
+    def misuse(function: Callable[[], object]) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            function()
+        raised.append(caught.value)
+
+    for function in (server.handle_events, server.run, server.start):
+        server.call_soon(misuse, function)
+    server.handle_events()
+    assert len(raised) == 3
+    assert server.handle_events() == 0
+
+
+@pytest.mark.parametrize("name", ["run", "start"])
+def test_it_can_not_run_again(server: AsyncServer, name: str) -> None:
+    server.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        getattr(server, name)()
+
+
+@pytest.mark.parametrize("name", ["handle_events", "fileno"])
+def test_a_closed_server_does_nothing_any_more(server: AsyncServer, name: str) -> None:
+    server.close()
+    with pytest.raises(CoreError, match="closed"):
+        getattr(server, name)()
+
+
+def test_what_is_harmless_may_be_called_on_a_closed_server(server: AsyncServer) -> None:
+    server.close()
+    server.stop()
+    server.call_soon(print, "never").cancel()
+    assert server.join()
+    assert server.stats()["connections"] == 0
+    assert list(server.clients) == []
+    with server:
+        pass
+
+
+@pytest.mark.parametrize(("delay", "function"), [("1", print), (1, None)])
+def test_what_makes_no_call_is_refused(server: AsyncServer, delay: Any, function: Any) -> None:
+    with pytest.raises(TypeError):
+        server.call_later(delay, function)
+
+
+@pytest.mark.parametrize("message", [None, 5, ["hello"]])
+def test_what_is_no_message_can_not_be_broadcast(server: AsyncServer, message: Any) -> None:
+    with pytest.raises(TypeError):
+        server.broadcast(message)
+
+
+def test_a_lone_surrogate_can_not_be_broadcast(server: AsyncServer) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        server.broadcast("\ud800")
+
+
+# ---- what it knows ----
+
+
+def test_stats_are_counters(server: AsyncServer) -> None:
+    stats = server.stats()
+    assert list(stats) == [
+        "clients",
+        "accepted",
+        "opened",
+        "closed",
+        "refused",
+        "messages_received",
+        "bytes_received",
+        "bytes_sent",
+        "broadcasts",
+        "protocol_errors",
+        "timeouts",
+        "accept_errors",
+        "turns",
+        "connections",
+        "handshakes",
+        "backlog",
+    ]
+    assert set(stats.values()) == {0}
+    server.handle_events()
+    assert server.stats()["turns"] > 0
+
+
+def test_there_are_no_clients_at_first(server: AsyncServer) -> None:
+    assert len(server.clients) == 0
+    assert list(server.clients) == []
+    assert repr(server.clients) == "<Clients 0>"
+    assert "client" not in server.clients
+    assert not server.clients
+
+
+def test_a_long_delay_harms_nobody(running: AsyncServer) -> None:
+    running.call_later(math.inf, print, "never")
+    running.call_later(86_400 * 365, print, "next year")
+    in_thread_of(running, lambda: None)
+    in_thread_of(running, lambda: None)

@@ -1,0 +1,103 @@
+"""What do importing the library and making a server leave alone? All that belongs to the program around them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+OBSERVE = """
+import asyncio, gc, json, logging, os, signal, socket, sys, threading, warnings
+
+def state():
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    loggers = [name for name, logger in logging.root.manager.loggerDict.items()
+               if isinstance(logger, logging.Logger) and (logger.handlers or logger.level or not logger.propagate)]
+    return {
+        "handlers of signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+        "wake-up descriptor": wakeup,
+        "blocked signals": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "logging": [logging.root.level, str(logging.root.handlers), logging.lastResort.level, loggers],
+        "logging calls": [str(logging.getLoggerClass()), str(logging.getLogRecordFactory())],
+        "loop policy": [str(type(asyncio.get_event_loop_policy())), asyncio._get_running_loop()],
+        "current loop": str(asyncio.get_event_loop_policy()._local._loop),
+        "threads": threading.active_count(),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+        "default timeout": socket.getdefaulttimeout(),
+        "hooks": [str(sys.excepthook), str(threading.excepthook), str(sys.unraisablehook), sys.gettrace()],
+        "gc": [gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()],
+        "warnings": str(warnings.filters),
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "umask": [os.umask(0o022), os.umask(0o022)][0],
+        "environment": dict(os.environ),
+    }
+
+before = state()
+"""
+REPORT = """
+after = state()
+print(json.dumps({name: [before[name], after[name]] for name in before if before[name] != after[name]}))
+"""
+
+
+MAKE = "import wspy; server = wspy.AsyncServer(('127.0.0.1', 0), {})\n"
+
+
+def run(program: str) -> str:
+    """Return what a program in a process of its own prints; nothing else may come of it."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def changes(program: str) -> dict[str, Any]:
+    """Return what a program has changed: before and after, by name."""
+    return dict(json.loads(run(OBSERVE + program + REPORT)))
+
+
+def test_importing_changes_nothing() -> None:
+    assert changes("import wspy") == {}
+
+
+@pytest.mark.parametrize("arguments", ["", "loglevel=None"])
+def test_making_a_server_opens_its_descriptors_and_no_more(arguments: str) -> None:
+    made = changes(MAKE.format(arguments) + "import atexit; atexit.register(server.close)")
+    assert list(made) == ["descriptors"]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "server.close()",
+        "server.call_soon(server.close)\nserver.run()",
+        "server.start()\nserver.call_soon(server.close)\nserver.join()",
+    ],
+    ids=["made", "run", "started"],
+)
+def test_a_server_that_has_ended_leaves_nothing(program: str) -> None:
+    assert changes(MAKE.format("") + program) == {}
+
+
+def test_nothing_large_is_imported() -> None:
+    program = "import sys; before = {*sys.modules}; import wspy; print(*sys.modules.keys() - before)"
+    imported = {name.partition(".")[0] for name in run(program).split()}
+    assert "wspy" in imported
+    assert not imported & {"asyncio", "concurrent", "email", "multiprocessing", "ssl", "subprocess"}
+    assert not imported & {"aiohttp", "cffi", "pycparser", "websockets"}
+
+
+def test_each_module_can_be_imported_first() -> None:
+    program = """
+import pkgutil, subprocess, sys, wspy
+names = [module.name for module in pkgutil.iter_modules(wspy.__path__, "wspy.") if not module.ispkg]
+for name in names:
+    subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+print(len(names))
+"""
+    assert int(run(program)) > 10
