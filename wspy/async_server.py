@@ -184,6 +184,7 @@ class AsyncServer:
         self._granularity = core.FRAMES if self._frames else core.MESSAGES
         self._dispatching = False
         self._stopping: float | None = None
+        self._stop_began = False
         self._exit: BaseException | None = None
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -321,6 +322,7 @@ class AsyncServer:
             self.call_soon(self._stop)
 
     def _stop(self) -> None:
+        self._stop_began = True
         self._release_listener()
         refusal = HandshakeError(503, "the server is stopping")
         self.push((core.REFUSE, self.handshake.refuse(refusal)))
@@ -329,6 +331,7 @@ class AsyncServer:
         self.call_later(self._shutdown_timeout, self._abort_all)
 
     def _stop_at_once(self) -> None:
+        self._stop_began = True
         self._stopping = monotonic()
         self._release_listener()
         self._abort_all()
@@ -339,7 +342,7 @@ class AsyncServer:
 
     def _is_done(self) -> bool:
         """Whether a stop has come to its end: nothing is open, and the peers have read what was sent."""
-        if self._stopping is None or self.clients or self._opening or self._calls.pending:
+        if self._stopping is None or self.clients or self._opening or not self._stop_began:
             return False
         return monotonic() > self._stopping or not self.loop.stats()["connections"]
 

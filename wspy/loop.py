@@ -288,17 +288,21 @@ class Loop:
 
     def _trim(self, applied: int) -> None:
         """Take off the queue what comes before the command of this number."""
-        if self._trimming.locked() and self._trimmer == get_ident():
+        thread = get_ident()
+        if self._trimmer == thread:
             return  # a signal handler, or a finalizer, that sends: what it interrupted goes on afterwards
         queue = self._queue
         with self._trimming:
-            self._trimmer = get_ident()
-            if self.notes is not None:
-                applied = lib.wspy_loop_applied(self._loop)
-                self._take_notes(queue[: 1 + 2 * max(applied - queue[0], 0)], self.notes)
-            if applied > queue[0]:
-                queue[: 1 + 2 * (applied - queue[0])] = (applied,)
-            self._trimmer = 0
+            # no signal handler can run between the lock and this
+            self._trimmer = thread
+            try:
+                if self.notes is not None:
+                    applied = lib.wspy_loop_applied(self._loop)
+                    self._take_notes(queue[: 1 + 2 * max(applied - queue[0], 0)], self.notes)
+                if applied > queue[0]:
+                    queue[: 1 + 2 * (applied - queue[0])] = (applied,)
+            finally:
+                self._trimmer = 0
 
     def _take_notes(self, commands: list[Any], take: Note) -> None:
         for number, (key, payload) in enumerate(zip(commands[1::2], commands[2::2], strict=True), commands[0]):
