@@ -832,6 +832,71 @@ def test_a_connection_that_is_adopted_by_another_thread_is_read(pair: Pair) -> N
         assert kinds(events) == [HEAD]
 
 
+# ---- a loop that was kept from turning ----
+
+
+def late(listener: socket.socket, seconds: float) -> None:
+    """Let time pass without a turn: what a handler does that takes long."""
+    listener.settimeout(seconds)
+    with pytest.raises(TimeoutError):
+        listener.accept()
+    listener.settimeout(0)
+
+
+@pytest.mark.slow
+def test_a_late_loop_reads_every_head_that_came_in_time(listener: socket.socket) -> None:
+    with Turns(open_timeout_ms=100) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        turns.listen(listener)
+        peers = [connected(listener) for _ in range(200)]
+        while turns.stats()["connections"] < 200:
+            turns.turn(100)
+        for peer in peers:
+            peer.sendall(REQUEST)
+        late(clock, 0.3)
+        assert kinds(turns.settle()) == [HEAD] * 200
+        for peer in peers:
+            peer.close()
+
+
+@pytest.mark.slow
+def test_without_a_deadline_a_decision_may_take_as_long_as_it_likes(pair: Pair) -> None:
+    with Turns() as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        turns.adopt(pair[0])
+        late(clock, 0.2)
+        pair[1].sendall(REQUEST)
+        turns.until(HEAD)
+        began = time.monotonic()
+        while time.monotonic() < began + 1.3:
+            assert turns.turn(100) == []
+
+
+@pytest.mark.slow
+def test_a_late_loop_gives_nobody_up_who_let_something_through(pair: Pair) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        handle = turns.opened(pair)
+        turns.push(SEND, handle, frame(2, bytes(4 << 20), key=None))
+        turns.turn()
+        received(pair[1])
+        late(clock, 0.3)
+        with faults(lib.WSPY_SYS_EPOLL_WAIT, 1, 1, errno.EINTR):  # it did not come to this connection
+            assert turns.turn() == []
+        assert turns.settle() == []
+
+
+@pytest.mark.slow
+def test_a_late_loop_reads_a_close_that_came_in_time(pair: Pair) -> None:
+    with Turns(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        handle = turns.opened(pair)
+        turns.push(lib.WSPY_COMMAND_CLOSE, handle, NORMAL)
+        turns.turn()
+        pair[1].sendall(frame(8, NORMAL))
+        late(clock, 0.3)
+        with faults(lib.WSPY_SYS_EPOLL_WAIT, 1, 1, errno.EINTR):
+            events = turns.turn()
+        events += turns.until(CLOSED)
+        assert events[-1].error == 0
+
+
 # ---- signals ----
 
 

@@ -22,6 +22,13 @@ void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms)
     wspy_wheel_set(&loop->wheel, &conn->timer, at > now ? at : now + 1);
 }
 
+/* The loop did not turn for a while: what was due then could not be looked at in time. */
+static int is_late(const wspy_loop *loop, const connection *conn)
+{
+    uint32_t behind = loop->tick - conn->timer.at;
+    return behind >= LATE_TICKS && behind <= INT32_MAX;
+}
+
 /* ---- the epoll set ---- */
 
 static void set_interest(wspy_loop *loop, connection *conn, int reads, int writes)
@@ -681,12 +688,14 @@ static void surface(wspy_loop *loop, connection *conn)
     conn->phase = DECIDING;
     conn->flags |= SURFACED;
     loop->heads++;
+    if (conn->timer.next && is_late(loop, conn)) /* the decision can't be late already */
+        wspy_connection_arm(loop, conn, GRACE_MS);
 }
 
 static void surface_bad_head(wspy_loop *loop, connection *conn, int error)
 {
     surface(loop, conn);
-    conn->requests = REQUESTS_MAX; /* where the next one begins is unknown: whatever the answer says, it is the last */
+    conn->requests = REQUESTS_MAX; /* where the next one begins is unknown: the answer is the last */
     forget_input(conn);
     loop->stats.refused++;
     add_event(loop, conn, WSPY_EVENT_BAD_HEAD)->start = (uint32_t)-error;
@@ -916,6 +925,11 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
         wspy_connection_arm(loop, conn, least(interval, due));
         return;
     }
+    if (is_stalled(loop, conn)) { /* or this turn did not come to it yet */
+        wspy_connection_writable(loop, conn);
+        if (conn->phase != OPEN)
+            return;
+    }
     if (pong_is_overdue(loop, conn) || is_stalled(loop, conn)) {
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_PING_TIMEOUT, 0);
@@ -932,6 +946,12 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
         send_keepalive(loop, conn);
 }
 
+/* What the peer sent in time may still lie in the kernel. */
+static int was_not_read(const wspy_loop *loop, const connection *conn)
+{
+    return is_late(loop, conn) && (conn->flags & LISTED_READY || wspy_sys_peek(conn->fd) > 0);
+}
+
 void wspy_connection_expired(wspy_loop *loop, connection *conn)
 {
     if (loop->sink.count >= EVENTS_TURN) { /* no room to report it */
@@ -940,7 +960,10 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
     }
     switch (conn->phase) {
     case HEAD:
-        head_expired(loop, conn);
+        if (was_not_read(loop, conn))
+            wspy_connection_arm(loop, conn, GRACE_MS);
+        else
+            head_expired(loop, conn);
         return;
     case DECIDING:
     case OPENING:
@@ -950,6 +973,10 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
     case OPEN:
         if (conn->flags & SENDABLE) {
             keepalive_expired(loop, conn);
+            return;
+        }
+        if (was_not_read(loop, conn)) {
+            wspy_connection_arm(loop, conn, GRACE_MS);
             return;
         }
         loop->stats.timeouts++;

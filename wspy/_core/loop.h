@@ -101,6 +101,8 @@ enum {
     LINGER_MS = 1000,
     LINGER_BYTES = 1 << 20,
     LISTEN_PAUSE_MS = 100,
+    LATE_TICKS = 8, /* a deadline that passed so long ago says more about us than about the peer ... */
+    GRACE_MS = 1000, /* ... who has so long again, if it did what was due */
     REQUESTS_MAX = 1000 /* of plain HTTP on one connection */
 };
 
