@@ -436,7 +436,7 @@ class AsyncServer:
             The call, which can be cancelled.
         """
         call = self._calls.add(delay, function, arguments)
-        if threading.get_ident() != self.thread:
+        if not self._dispatching or threading.get_ident() != self.thread:
             self.loop.wake()
         return call
 
@@ -631,6 +631,9 @@ class AsyncServer:
             self.onerror(client, error)
         except Exception:
             log.exception("exception in onerror")
+        except BaseException as raised:  # noqa: BLE001 -- the server stops in order
+            self._exit = raised
+            self.stop()
         if client is not None:
             client._mode = DROP
             client.close(CloseCode.INTERNAL_ERROR)

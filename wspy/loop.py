@@ -235,14 +235,14 @@ class Loop:
             CoreError: a turn is running already, or the loop was closed.
             OSError: epoll failed.
         """
-        queue = self._queue
-        if len(queue) == 1:
-            count = lib.wspy_loop_turn(self._loop, queue[0], 0, b"", b"", b"", _NULL, timeout_ms)
+        start = self._queue[:4]  # at once: other threads add and take off
+        if len(start) == 1:
+            count = lib.wspy_loop_turn(self._loop, start[0], 0, b"", b"", b"", _NULL, timeout_ms)
             if self.notes is not None:  # another thread may have sent, and come no further
                 self._trim(0)
             return count if count >= 0 else _check(count)
-        if len(queue) == 3 and not self.has_large and self.notes is None:
-            number, key, payload = queue[:3]
+        if len(start) == 3 and not self.has_large and self.notes is None:
+            number, key, payload = start
             length = _LENGTH.pack(len(payload))
             count = lib.wspy_loop_turn(self._loop, number, 1, _ONE.pack(key), length, payload, _NULL, timeout_ms)
             self._trim(number + 1)

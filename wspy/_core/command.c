@@ -97,8 +97,8 @@ static void apply_sends(wspy_loop *loop, cursor *at)
     uint8_t *scratch = loop->scratch;
     wspy_run run;
     run.count = run.length = run.mark_count = 0;
-    while (at->index < at->count && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_LAST &&
-           !is_full(loop, &run, scratch)) {
+    while (at->index < at->count && handle_of(at->key) == handle &&
+           command_of(at->key) <= WSPY_COMMAND_SEND_LAST && !is_full(loop, &run, scratch)) {
         int command = command_of(at->key) & ~WSPY_COMMAND_MARK;
         if (command == WSPY_COMMAND_SEND)
             add_part(&run, at->payload, at->length);

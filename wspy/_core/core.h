@@ -46,25 +46,25 @@ enum wspy_error {
     WSPY_ERROR_CLOSE_UTF8 = -32,
     /* the peer broke HTTP/1.1, or a limit on its request head */
     WSPY_ERROR_HEAD_SYNTAX = -48,
-    WSPY_ERROR_HEAD_METHOD = -49,     /* over 32 bytes */
-    WSPY_ERROR_HEAD_LINE = -50,       /* the request line is too long */
-    WSPY_ERROR_HEAD_FIELD = -51,      /* a field line is too long */
+    WSPY_ERROR_HEAD_METHOD = -49,      /* over 32 bytes */
+    WSPY_ERROR_HEAD_LINE = -50,        /* the request line is too long */
+    WSPY_ERROR_HEAD_FIELD = -51,       /* a field line is too long */
     WSPY_ERROR_HEAD_FIELD_COUNT = -52, /* too many field lines */
     WSPY_ERROR_HEAD_SIZE = -53,
     WSPY_ERROR_HEAD_TIMEOUT = -54, /* the request line is complete, the head is not */
     /* why a connection ended, beside the above */
-    WSPY_ERROR_EOF = -64,           /* the peer ended TCP without a Close frame */
-    WSPY_ERROR_RESET = -65,         /* a system call on the connection failed */
+    WSPY_ERROR_EOF = -64,   /* the peer ended TCP without a Close frame */
+    WSPY_ERROR_RESET = -65, /* a system call on the connection failed */
     WSPY_ERROR_OPEN_TIMEOUT = -66,
     WSPY_ERROR_CLOSE_TIMEOUT = -67,
     WSPY_ERROR_PING_TIMEOUT = -68,
-    WSPY_ERROR_BACKLOG = -69,       /* more unsent bytes than max_backlog */
-    WSPY_ERROR_ABORTED = -70        /* abort() was called */
+    WSPY_ERROR_BACKLOG = -69, /* more unsent bytes than max_backlog */
+    WSPY_ERROR_ABORTED = -70  /* abort() was called */
 };
 
-int wspy_error_close_code(int error);        /* the code a Close frame for it carries, or 1006 */
-const char *wspy_error_section(int error);   /* "RFC 6455 §5.2" or "" (static) */
-const char *wspy_error_text(int error);      /* a sentence without a full stop (static) */
+int wspy_error_close_code(int error);      /* the code a Close frame for it carries, or 1006 */
+const char *wspy_error_section(int error); /* "RFC 6455 §5.2" or "" (static) */
+const char *wspy_error_text(int error);    /* a sentence without a full stop (static) */
 
 /* ---- masking (mask.c), RFC 6455 §5.3 ---- */
 
@@ -196,10 +196,11 @@ typedef struct {
     uint32_t max_fields; /* field lines */
 } wspy_head_limits;
 
-typedef struct { /* zero it before the first byte of a head */
-    uint32_t size;       /* bytes of this head so far */
-    uint32_t line;       /* bytes of the current line so far */
-    uint16_t fields;     /* complete field lines */
+/* zero it before the first byte of a head */
+typedef struct {
+    uint32_t size;   /* bytes of this head so far */
+    uint32_t line;   /* bytes of the current line so far */
+    uint16_t fields; /* complete field lines */
     uint8_t state;
     uint8_t empty_lines; /* before the request line */
 } wspy_head_scanner;
@@ -219,14 +220,14 @@ int wspy_head_has_line(const wspy_head_scanner *scanner);
 typedef struct {
     wspy_limits limits;
     wspy_head_limits head;
-    uint64_t max_backlog;       /* unsent bytes of a connection, checked before a send */
-    uint32_t notsent_lowat;     /* TCP_NOTSENT_LOWAT; 0: leave it */
-    uint32_t open_timeout_ms;   /* accept to 101; deadlines: WSPY_FOREVER for none */
+    uint64_t max_backlog;     /* unsent bytes of a connection, checked before a send */
+    uint32_t notsent_lowat;   /* TCP_NOTSENT_LOWAT; 0: leave it */
+    uint32_t open_timeout_ms; /* accept to 101; deadlines: WSPY_FOREVER for none */
     uint32_t close_timeout_ms;
     uint32_t ping_interval_ms;
     uint32_t ping_timeout_ms;
-    uint32_t idle_request_ms;   /* between two requests of plain HTTP */
-    uint32_t wants;             /* events below are reported only if wanted */
+    uint32_t idle_request_ms; /* between two requests of plain HTTP */
+    uint32_t wants;           /* events below are reported only if wanted */
 } wspy_settings;
 
 #define WSPY_WANT_PING 1
@@ -253,11 +254,12 @@ enum wspy_command {
     WSPY_COMMAND_BROADCAST = 15, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
                                     count WSPY_FOREVER: no handles, every open connection */
     WSPY_COMMAND_NOTE = 16,      /* nothing: a place in the order that only Python gives a meaning */
-    WSPY_COMMAND_REFUSE = 17     /* handle 0; an HTTP response for every connection whose head is not complete */
+    WSPY_COMMAND_REFUSE = 17 /* handle 0; an HTTP response for every connection whose head is not complete */
 };
 #define WSPY_BROADCAST_MARK 1
 
-typedef struct { /* payload of ACCEPT, before the response */
+/* payload of ACCEPT, before the response */
+typedef struct {
     uint32_t credit; /* messages that may be delivered; WSPY_FOREVER: no flow control */
     uint16_t opcodes;
     uint8_t rsv;
@@ -268,9 +270,9 @@ typedef struct {
     uint64_t accepted, opened, closed, refused;
     uint64_t messages_received, bytes_received, bytes_sent, broadcasts;
     uint64_t protocol_errors, timeouts, accept_errors, turns;
-    uint64_t connections;        /* now, in every phase */
-    uint64_t handshakes;         /* of these, before the 101 */
-    uint64_t backlog;            /* unsent bytes of all */
+    uint64_t connections; /* now, in every phase */
+    uint64_t handshakes;  /* of these, before the 101 */
+    uint64_t backlog;     /* unsent bytes of all */
 } wspy_stats;
 
 typedef struct wspy_loop wspy_loop;

@@ -234,7 +234,7 @@ static void publish_one(wspy_loop *loop, connection *conn)
         report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn),
                (uint32_t)-conn->end_error | (uint32_t)conn->end_errno << 8);
     conn->sent_marks = 0;
-    conn->flags &= (uint16_t)~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
+    conn->flags &= (uint16_t) ~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
     wspy_loop_release(loop, conn);
 }
 

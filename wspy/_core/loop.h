@@ -27,21 +27,22 @@ enum phase {
     LINGER  /* our half of TCP is closed; what comes is thrown away */
 };
 
-enum { /* connection.flags */
-    READS = 1,            /* the epoll set has it for reading */
-    WRITES = 2,           /* ... for writing */
-    IN_EPOLL = 4,         /* the epoll set has it at all */
-    PAUSED = 8,           /* by the application */
-    SENDABLE = 16,        /* no Close was sent, and its end was not carried out */
+/* connection.flags */
+enum {
+    READS = 1,     /* the epoll set has it for reading */
+    WRITES = 2,    /* ... for writing */
+    IN_EPOLL = 4,  /* the epoll set has it at all */
+    PAUSED = 8,    /* by the application */
+    SENDABLE = 16, /* no Close was sent, and its end was not carried out */
     AWAITS_PONG = 32,
-    SURFACED = 64,        /* Python knows it: CLOSED is due */
+    SURFACED = 64, /* Python knows it: CLOSED is due */
     REPORT_OPENED = 128,
     REPORT_CLOSED = 256,
     LISTED_ENDING = 512,  /* in loop->ending */
     LISTED_READY = 1024,  /* in loop->ready: has input that can be decoded, or read, now */
     LISTED_REPORT = 2048, /* in loop->report */
     SAW_EOF = 4096,
-    DONE = 8192,     /* the descriptor is closed; the slot waits for its reports */
+    DONE = 8192,      /* the descriptor is closed; the slot waits for its reports */
     UPGRADED = 16384, /* the protocol is set up */
     UNREAD = 32768    /* there was no room in the turn to read it */
 };
@@ -86,9 +87,9 @@ enum {
     CHUNK_CONNECTIONS = 256,
     CHUNKS_MAX = 1 << 16,
     LISTENERS_MAX = 16,
-    ARENA_FULL = 1 << 20,            /* a turn ends here ... */
-    READ_MAX = 256 << 10,            /* ... or after so much of one connection */
-    HEAD_MAX = 256 << 10,            /* the most that max_head may allow */
+    ARENA_FULL = 1 << 20, /* a turn ends here ... */
+    READ_MAX = 256 << 10, /* ... or after so much of one connection */
+    HEAD_MAX = 256 << 10, /* the most that max_head may allow */
     HEAD_READ = 16 << 10,
     PACKED_SIZE = ARENA_FULL + READ_MAX + HEAD_READ,
     SCRATCH_SIZE = 64 << 10,
@@ -101,8 +102,8 @@ enum {
     LINGER_MS = 1000,
     LINGER_BYTES = 1 << 20,
     LISTEN_PAUSE_MS = 100,
-    LATE_TICKS = 8, /* a deadline that passed so long ago says more about us than about the peer ... */
-    GRACE_MS = 1000, /* ... who has so long again, if it did what was due */
+    LATE_TICKS = 8,     /* a deadline that passed so long ago says more about us than about the peer ... */
+    GRACE_MS = 1000,    /* ... who has so long again, if it did what was due */
     REQUESTS_MAX = 1000 /* of plain HTTP on one connection */
 };
 
@@ -122,24 +123,24 @@ struct wspy_loop {
     int woken;   /* the eventfd was signalled and not drained */
     uint64_t began_ns;
     uint64_t now_ms;
-    uint32_t tick; /* of now_ms, modulo 2^32 */
+    uint32_t tick;     /* of now_ms, modulo 2^32 */
     uint64_t armed_ms; /* what the timerfd is set to; UINT64_MAX: nothing */
     uint64_t alarm_ms; /* UINT64_MAX: none */
     uint64_t applied;
     listener listeners[LISTENERS_MAX];
     uint32_t listener_count; /* entries that were ever used */
-    connection **chunks; /* reserved; chunk i holds slots 256 i to 256 i + 255 */
-    uint32_t slot_count; /* ever used */
-    uint32_t free_slots; /* list through next_ready */
-    uint32_t freed_slots; /* in this turn: reusable from the next on */
+    connection **chunks;     /* reserved; chunk i holds slots 256 i to 256 i + 255 */
+    uint32_t slot_count;     /* ever used */
+    uint32_t free_slots;     /* list through next_ready */
+    uint32_t freed_slots;    /* in this turn: reusable from the next on */
     uint32_t ending, ready, ready_last, report, report_last; /* lists of slots */
-    uint32_t *backlogs;                          /* reserved; by slot */
-    uint8_t *arena, *packed;                     /* reserved */
-    uint8_t *scratch;                            /* reserved: frames of the run that is being sent */
+    uint32_t *backlogs;                                      /* reserved; by slot */
+    uint8_t *arena, *packed;                                 /* reserved */
+    uint8_t *scratch; /* reserved: frames of the run that is being sent */
     size_t arena_used, arena_touched;
     uint32_t small_turns; /* in a row, since the arena was large */
-    wspy_event *events; /* reserved */
-    uint32_t heads;     /* surfaced in this turn */
+    wspy_event *events;   /* reserved */
+    uint32_t heads;       /* surfaced in this turn */
     wspy_sink sink;
     wspy_detached detached;
     wspy_bytes replies;
@@ -182,7 +183,8 @@ typedef struct {
     const char *keys, *lengths, *joined, *addresses;
 } wspy_batch;
 
-typedef struct { /* consecutive sends to one connection */
+/* consecutive sends to one connection */
+typedef struct {
     struct iovec parts[64];
     size_t count;
     size_t length;

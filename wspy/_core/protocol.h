@@ -18,11 +18,11 @@ typedef struct {
     struct {
         uint8_t *data;
         uint64_t length;
-    } *items;
+    } * items;
     uint32_t count, capacity;
 } wspy_detached;
 
-int wspy_detached_reserve(wspy_detached *detached); /* makes room for one more */
+int wspy_detached_reserve(wspy_detached *detached);  /* makes room for one more */
 void wspy_detached_release(wspy_detached *detached); /* frees the payloads, keeps the table */
 void wspy_detached_free(wspy_detached *detached);
 
@@ -31,14 +31,14 @@ typedef struct {
     wspy_event *events;
     uint32_t count, capacity;
     const uint8_t *arena; /* input given to wspy_protocol_feed must lie within 4 GiB behind it */
-    uint8_t *packed;      /* short payloads are moved here, one behind the other; NULL: they stay in the arena */
+    uint8_t *packed; /* short payloads are moved here, one behind the other; NULL: they stay in the arena */
     size_t packed_length; /* always less than the memory there by the length of the input */
     wspy_detached *detached;
     wspy_bytes *replies; /* pongs owed to the peer */
     uint32_t slot;
-    uint32_t apart; /* counts events whose payload stayed in the arena */
-    uint32_t credit; /* messages that may be delivered; WSPY_FOREVER: no flow control */
-    uint32_t wants;  /* WSPY_WANT_PING, WSPY_WANT_PONG */
+    uint32_t apart;    /* counts events whose payload stayed in the arena */
+    uint32_t credit;   /* messages that may be delivered; WSPY_FOREVER: no flow control */
+    uint32_t wants;    /* WSPY_WANT_PING, WSPY_WANT_PONG */
     uint64_t messages; /* delivered, counted on */
 } wspy_sink;
 

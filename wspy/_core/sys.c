@@ -79,8 +79,7 @@ void *wspy_sys_reserve(size_t size)
 {
     if (fails(WSPY_SYS_CREATE))
         return NULL;
-    void *memory =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? NULL : memory;
 }
 
@@ -173,8 +172,8 @@ int wspy_sys_timer_set(int timer, uint64_t at_ns)
 {
     if (fails(WSPY_SYS_TIMER))
         return -1;
-    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at_ns / 1000000000u),
-                                           .tv_nsec = (long)(at_ns % 1000000000u)}};
+    struct itimerspec when = {
+        .it_value = {.tv_sec = (time_t)(at_ns / 1000000000u), .tv_nsec = (long)(at_ns % 1000000000u)}};
     return timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL);
 }
 

@@ -1,0 +1,394 @@
+"""Does nobody have to hold more than agreed: paused readers, slow readers, backlogs with a limit?"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from drivers import DEADLINE_S, PATIENCE, PING, PONG, TEXT, close_frame, echo, frame, until
+
+import wspy
+
+if TYPE_CHECKING:
+    from drivers import RawClient, Servers
+
+MEASURED_S = 0.1
+
+
+def is_idle(server: Any) -> bool:
+    """Measure for a moment whether the server's thread does next to nothing."""
+    turns, cpu = server.server.stats()["turns"], server.cpu_seconds()
+    threading.Event().wait(MEASURED_S)
+    turns, cpu = server.server.stats()["turns"] - turns, server.cpu_seconds() - cpu
+    return bool(turns < 20 and cpu < MEASURED_S * 0.2 * PATIENCE)
+
+
+# ---- pause_reading and resume_reading ----
+
+
+def test_a_paused_client_gets_no_messages_and_all_of_them_later(serve: Servers) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        if message.payload == "pause":
+            client.pause_reading()
+
+    server = serve(onmessage=onmessage)
+    peer, other = server.open(), server.open()
+    # in one batch: what arrived with the pause is held, and comes first
+    peer.send(b"".join(frame(TEXT, text) for text in (b"before", b"pause", b"held 1", b"held 2")))
+    server.wait(lambda: server.story(peer).messages[-1:] == ["pause"], "paused")
+    peer.text("later 1")
+    peer.text("later 2")
+    other.text("not affected")
+    server.wait(lambda: server.story(other).messages, "the other one")
+    assert server.story(peer).messages == ["before", "pause"]
+    server.client(peer).resume_reading()
+    everything = ["before", "pause", "held 1", "held 2", "later 1", "later 2"]
+    server.wait(lambda: len(server.story(peer).messages) == 6, "all of them")
+    assert server.story(peer).messages == everything
+
+
+def test_backpressure_reaches_the_peer(serve: Servers) -> None:
+    """A paused connection is not read: the peer's kernel stops taking bytes."""
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.pause_reading()
+    server.call(int)
+    peer.socket.settimeout(0.2)
+    data = frame(2, bytes(1 << 16))
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 64 << 20:
+            peer.socket.sendall(data)
+            sent += len(data)
+    assert sent < 16 << 20
+    assert server.server.stats()["bytes_received"] < 1 << 20
+    assert is_idle(server)
+    assert server.story(peer).messages == []
+    client.resume_reading()
+    server.wait(lambda: len(server.story(peer).messages) >= sent // len(data), "all that was sent")
+
+
+@pytest.mark.parametrize("state", ["nothing comes", "data waits", "the peer has gone", "the peer has reset"])
+def test_a_paused_connection_costs_no_cpu(serve: Servers, state: str) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.pause_reading()
+    server.call(int)
+    if state == "data waits":
+        for _ in range(10):
+            peer.text("x" * 1000)
+    elif state == "the peer has gone":
+        peer.text("x")
+        peer.end()
+    elif state == "the peer has reset":
+        peer.abort()
+    assert is_idle(server)
+    client.resume_reading()
+    if state == "the peer has gone":
+        assert server.outcome(peer)[0] == 1006
+        assert server.story(peer).messages == ["x"]
+
+
+def test_a_resumed_client_may_be_paused_again_by_a_held_message(serve: Servers) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        client.pause_reading()
+
+    server = serve(onmessage=onmessage)
+    peer = server.open()
+    peer.send(b"".join(frame(TEXT, str(number).encode()) for number in range(10)))
+    for number in range(10):
+        server.wait(lambda number=number: len(server.story(peer).messages) > number, "one more")
+        server.call(int)
+        assert server.story(peer).messages == [str(n) for n in range(number + 1)]
+        server.client(peer).resume_reading()
+
+
+def test_pause_and_resume_from_another_thread_while_messages_come(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    stop = threading.Event()
+
+    def toggle() -> None:
+        while not stop.is_set():
+            client.pause_reading()
+            client.resume_reading()
+
+    toggler = threading.Thread(target=toggle)
+    toggler.start()
+    try:
+        for number in range(500):
+            peer.text(str(number))
+    finally:
+        stop.set()
+        toggler.join()
+    client.resume_reading()
+    server.wait(lambda: len(server.story(peer).messages) == 500, "all")
+    assert server.story(peer).messages == [str(number) for number in range(500)]
+
+
+def test_held_messages_are_delivered_before_onclose(serve: Servers) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        if message.payload == "pause":
+            client.pause_reading()
+
+    server = serve(onmessage=onmessage)
+    peer = server.open()
+    peer.send(frame(TEXT, b"pause") + frame(TEXT, b"held") + close_frame(1000))
+    server.wait(lambda: server.story(peer).messages, "paused")
+    server.client(peer).resume_reading()
+    assert server.outcome(peer) == (1000, "")
+    assert server.story(peer).messages == ["pause", "held"]
+
+
+def test_a_paused_client_can_be_sent_to_and_closed(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.pause_reading()
+    client.send("while paused")
+    assert peer.message() == "while paused"
+    client.close()
+    peer.closes(1000)
+    peer.send(close_frame(1000))
+    client.resume_reading()
+    assert server.outcome(peer)[0] == 1000
+
+
+def test_a_paused_client_can_be_aborted(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.pause_reading()
+    peer.text("never delivered")
+    client.abort()
+    peer.reset()
+    assert server.outcome(peer)[0] == 1006
+    assert server.story(peer).messages == []
+
+
+def test_a_pause_holds_pings_and_pongs_for_handlers_too(serve: Servers) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        client.pause_reading()
+
+    handlers = {name: lambda client, payload: None for name in ("onpingreceived", "onpong")}
+    server = serve(onmessage=onmessage, **handlers)
+    peer = server.open()
+    peer.send(frame(TEXT, b"1") + frame(PING, b"2") + frame(TEXT, b"3") + frame(PONG, b"4"))
+    server.wait(lambda: server.story(peer).messages, "paused")
+    for _ in range(2):
+        server.client(peer).resume_reading()
+        server.call(int)
+    server.wait(lambda: server.story(peer).named("onpong"), "onpong")
+    names = [event.name for event in server.story(peer).events]
+    assert names == ["onopen", "onmessage", "onpingreceived", "onmessage", "onpong"]
+
+
+# ---- slow readers ----
+
+
+def flood(client: Any, message: Any) -> None:
+    """Send far more than the kernel takes."""
+    for _ in range(100):
+        client.send(bytes(100_000))
+
+
+def test_h6_max_backlog_ends_a_client_that_does_not_read(serve: Servers) -> None:
+    server = serve(onmessage=flood, max_backlog=1 << 20, onsent=lambda client, message: None)
+    other = server.open()
+    peer = server.open(receive_buffer=4096)
+    peer.text("flood")
+    assert server.outcome(peer)[0] == 1008
+    assert len(server.story(peer).named("onsent")) < 100
+    peer.reset()
+    server.client(other).send("not affected")
+    assert other.message() == "not affected"
+
+
+def test_h6_max_backlog_holds_for_broadcasts(serve: Servers) -> None:
+    server = serve(max_backlog=1 << 20)
+    slow, live = server.open(receive_buffer=4096), server.open()
+    assert server.client(slow)
+    assert server.client(live)
+    for number in range(60):
+        server.server.broadcast(bytes([number]) * 100_000)
+        assert live.message() == bytes([number]) * 100_000
+    assert server.outcome(slow)[0] == 1008
+
+
+def test_a_backlog_up_to_the_limit_is_delivered(serve: Servers) -> None:
+    """The limit is looked at before each send: one message alone may be larger."""
+    server = serve(onopen=lambda client: client.send(bytes(8 << 20)), max_backlog=1 << 20)
+    peer = server.open(receive_buffer=4096)
+    assert server.client(peer).buffered_amount > 1 << 20
+    assert len(peer.message()) == 8 << 20
+    peer.close()
+
+
+def test_buffered_amount(serve: Servers) -> None:
+    server = serve()
+    peer = server.open(receive_buffer=4096)
+    client = server.client(peer)
+    assert client.buffered_amount == 0
+    client.send(bytes(3_000_000))
+    waiting = client.buffered_amount
+    assert 1_000_000 < waiting <= 3_000_010
+    client.send("x" * 100)
+    assert client.buffered_amount == waiting + 102
+    assert len(peer.message()) == 3_000_000
+    assert peer.message() == "x" * 100
+    until(lambda: client.buffered_amount == 0, "all is taken")
+
+
+def test_buffered_amount_in_a_handler_counts_what_was_just_sent(serve: Servers) -> None:
+    amounts: list[int] = []
+
+    def onmessage(client: Any, message: Any) -> None:
+        client.send(bytes(5_000_000))
+        amounts.append(client.buffered_amount)
+        client.send("small")
+        amounts.append(client.buffered_amount)
+
+    server = serve(onmessage=onmessage)
+    peer = server.open(receive_buffer=4096)
+    peer.text("go")
+    assert len(peer.message()) == 5_000_000
+    assert amounts[0] > 1_000_000
+    assert amounts[1] == amounts[0] + 7
+
+
+def test_other_clients_are_served_while_one_does_not_read(serve: Servers) -> None:
+    server = serve(onmessage=echo)
+    slow = server.open(receive_buffer=4096)
+    for _ in range(20):
+        slow.binary(bytes(500_000))
+    fast = server.open()
+    for number in range(50):
+        fast.text(str(number))
+        assert fast.message() == str(number)
+    for _ in range(20):
+        assert slow.message() == bytes(500_000)
+
+
+def test_pings_to_a_peer_that_reads_nothing_do_not_pile_up(serve: Servers) -> None:
+    """H4: one Pong waits, the newest."""
+    server = serve(onopen=lambda client: client.send(bytes(4_000_000)), ping_interval=None)
+    peer = server.open(receive_buffer=4096)
+    client = server.client(peer)
+    before = client.buffered_amount
+    for number in range(20_000):
+        peer.send(frame(PING, str(number).encode()))
+    until(lambda: server.server.stats()["bytes_received"] > 20_000 * 7, "read")
+    assert client.buffered_amount <= before + 139
+    pongs = []
+    while not pongs or pongs[-1] != b"19999":
+        received = peer.frame()
+        if received.opcode == PONG:
+            pongs.append(received.payload)
+    assert pongs == sorted(pongs, key=int)
+    assert len(pongs) < 200
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize("limit", [1, 5, 125, 126, 65535, 65536, 100_000])
+def test_max_size_is_inclusive(serve: Servers, limit: int) -> None:
+    server = serve(onmessage=echo, max_size=limit)
+    peer = server.open()
+    peer.binary(b"x" * limit)
+    assert peer.message() == b"x" * limit
+    peer.send(frame(2, b"x" * (limit + 1))[:14])
+    peer.closes(1009)
+    assert server.outcome(peer)[0] == 1009
+
+
+def test_max_size_holds_for_the_sum_of_fragments(serve: Servers) -> None:
+    server = serve(onmessage=echo, max_size=10)
+    peer = server.open()
+    for end in (b"", b"x"):
+        peer.send(frame(2, b"x" * 6, final=False) + frame(0, b"x" * 4, final=not end))
+        if end:
+            peer.send(frame(0, end)[:6])
+            peer.closes(1009)
+        else:
+            assert peer.message() == b"x" * 10
+
+
+def test_no_max_size(serve: Servers) -> None:
+    server = serve(onmessage=lambda client, message: client.send(str(len(message))), max_size=None)
+    peer = server.open()
+    peer.binary(bytes(5 << 20))
+    assert peer.message() == str(5 << 20)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 50])
+def test_max_fragments_is_inclusive(serve: Servers, limit: int) -> None:
+    server = serve(onmessage=echo, max_fragments=limit)
+    peer = server.open()
+    peer.send(
+        frame(2, b"x", final=limit == 1) + b"".join(frame(0, b"x", final=n == limit - 1) for n in range(1, limit))
+    )
+    assert peer.message() == b"x" * limit
+    peer.send(frame(2, b"x", final=False) + b"".join(frame(0, b"x", final=False) for _ in range(limit)))
+    peer.closes(1008)
+    assert server.outcome(peer)[0] == 1008
+
+
+def test_c18_max_connections(serve: Servers) -> None:
+    server = serve(max_connections=3)
+    peers = [server.open() for _ in range(3)]
+    for _ in range(2):
+        refused = server.connect()
+        refused.send(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n")  # fmt: skip
+        response = refused.response()
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) > 0
+        refused.eof()
+    peers[0].close()
+    server.outcome(peers[0])
+    server.open().close()
+
+
+def test_notsent_lowat_is_set(serve: Servers) -> None:
+    """The kernel holds back little of what a peer does not read: the limits of this side can work."""
+    amounts = []
+    for lowat in (16_384, 0):
+        server = serve(onopen=lambda client: client.send(bytes(12 << 20)), notsent_lowat=lowat, max_backlog=32 << 20)
+        peer = server.open(receive_buffer=4096)
+        amounts.append(server.client(peer).buffered_amount)
+    assert amounts[0] > amounts[1]
+
+
+def test_a_large_receive_buffer_of_the_peer_takes_all(serve: Servers) -> None:
+    server = serve(onopen=lambda client: client.send(bytes(100_000)))
+    peer = server.open()
+    client = server.client(peer)
+    until(lambda: client.buffered_amount == 0, "the kernel has it")
+    assert len(peer.message()) == 100_000
+
+
+def silent(peer: RawClient) -> bool:
+    """Whether nothing has come from the server."""
+    peer.socket.setblocking(False)  # noqa: FBT003 -- as socket has it
+    try:
+        peer.socket.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    finally:
+        peer.socket.settimeout(DEADLINE_S)
+    return False
+
+
+def test_nothing_is_sent_that_nobody_asked_for(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    assert server.client(peer)
+    server.call(int)
+    assert silent(peer)
+    assert isinstance(server.client(peer), wspy.AsyncClient)

@@ -1,0 +1,668 @@
+"""How does a test start a front end and speak to it? Front ends by name, and a client that sends any bytes.
+
+A scenario gets the fixture ``serve`` (behaviour/conftest.py has it), gives it handlers as plain functions, and so runs
+on each entry of ``FRONT_ENDS``. A new front end is a subclass of ``Server`` and an entry there; one with TLS is the same class with ``secure`` set. What happened to each client is written down in its ``Story``.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import itertools
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import wspy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+PATIENCE: Final = float(os.environ.get("WSPY_PATIENCE", "1"))
+DEADLINE_S: Final = 15.0 * PATIENCE
+"""Nothing is waited for any longer, so that a defect is a failure and not a hang."""
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+FIN: Final = 0x80
+KEY: Final = base64.b64encode(b"the sample nonce").decode()
+MASKING_KEY: Final = bytes.fromhex("37fa213d")
+HANDLERS: Final = (
+    "onopen", "onmessage", "onping", "onpingreceived", "onpong", "onsent", "onclose", "onerror", "onframe", "onrequest",
+)  # fmt: skip
+ALWAYS: Final = ("onopen", "onmessage", "onclose", "onerror")
+"""What is always written down. The others cost something, or change how a front end works: only if a test asks."""
+
+
+# ---- waiting ----
+
+
+def until(predicate: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until something holds that nobody tells of; fail after the deadline."""
+    end = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not predicate():
+        assert time.monotonic() < end, f"in {deadline_s} s not true: {what}"
+        pause.wait(0.0005)
+
+
+# ---- what a peer sends ----
+
+
+def masked(payload: bytes, key: bytes) -> bytes:
+    """Mask or unmask a payload."""
+    keys = (key * (len(payload) // 4 + 1))[: len(payload)]
+    return (int.from_bytes(payload) ^ int.from_bytes(keys)).to_bytes(len(payload))
+
+
+def frame(opcode: int, payload: bytes = b"", *, final: bool = True, key: bytes = MASKING_KEY) -> bytes:
+    """Return a frame as a client sends it."""
+    first = opcode | (FIN if final else 0)
+    length = len(payload)
+    if length < 126:
+        header = bytes([first, 0x80 | length])
+    elif length < 1 << 16:
+        header = struct.pack(">BBH", first, 0x80 | 126, length)
+    else:
+        header = struct.pack(">BBQ", first, 0x80 | 127, length)
+    return header + key + masked(payload, key)
+
+
+def close_frame(code: int | None = 1000, reason: str = "") -> bytes:
+    """Return a Close frame as a client sends it; with None, an empty one."""
+    return frame(CLOSE, b"" if code is None else code.to_bytes(2) + reason.encode())
+
+
+def head(path: str = "/", headers: Iterable[tuple[str, str]] = (), *, without: Iterable[str] = ()) -> bytes:
+    """Return the request of an opening handshake; ``headers`` come last, those named in ``without`` are left out."""
+    usual = {
+        "Host": "here",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": "13",
+    }
+    lines = [f"{name}: {value}" for name, value in usual.items() if name not in without]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+def accept_value(key: str = KEY) -> str:
+    """Return Sec-WebSocket-Accept for a key, RFC 6455 §4.2.2."""
+    return base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()  # noqa: S324
+
+
+# ---- how it is cut ----
+
+
+def at(data: bytes, *positions: int) -> list[bytes]:
+    """Cut at positions."""
+    ends = [0, *positions, len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    """Cut everywhere."""
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+def deliveries(data: bytes, *, most: int = 8, short: int = 24) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield ways to send the same bytes: whole, each byte alone, and in two parts, cut everywhere if they are few."""
+    yield "whole", [data]
+    if len(data) < 2:
+        return
+    yield "bytes", bytewise(data)
+    cuts = range(1, len(data))
+    if len(data) > short:
+        step = max(len(data) // most, 1)
+        # the places where something begins or ends, and the same ones in each run between them
+        cuts = sorted({1, 2, len(data) - 2, len(data) - 1, *range(step, len(data) - 1, step)})
+    for cut in cuts:
+        yield f"cut at {cut}", at(data, cut)
+
+
+# ---- what a peer receives ----
+
+
+class Response(NamedTuple):
+    """An HTTP response; names of headers in lower case."""
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    body: bytes
+    head: bytes
+
+
+class Received(NamedTuple):
+    """A frame of the server."""
+
+    opcode: int
+    payload: bytes
+    final: bool = True
+
+
+class ConnectionEndedError(AssertionError):
+    """The server has ended the connection where something else was expected."""
+
+
+class RawClient:
+    """A TCP or Unix connection to a server, and the most naive parser of what comes back.
+
+    Args:
+        address: of the server.
+        receive_buffer: bytes that the kernel keeps for this end, about.
+        source: the address to connect from.
+        pace: returns how many bytes the server has read in all; then each piece is read before the next one is sent.
+    """
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        receive_buffer: int | None = None,
+        source: str | None = None,
+        pace: Callable[[], int] | None = None,
+    ) -> None:
+        family = (
+            socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+        )
+        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        self._pace = pace
+        self._data = bytearray()
+        try:
+            if receive_buffer is not None:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if family != socket.AF_UNIX:
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if source is not None:
+                self.socket.bind((source, 0))
+            self.socket.settimeout(DEADLINE_S)
+            self.socket.connect(address)
+        except BaseException:
+            self.socket.close()
+            raise
+        self.address = self.socket.getsockname()
+
+    # ---- sending ----
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self.socket.sendall(data)
+
+    def send_pieces(self, pieces: Iterable[bytes]) -> bool:
+        """Send one piece after the other, each in a segment of its own, until the server ends the connection.
+
+        Returns whether everything was sent.
+        """
+        for piece in pieces:
+            if self.is_ended():
+                return False
+            before = self._pace() if self._pace else 0
+            try:
+                self.socket.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            self._wait_until_read(before + len(piece))
+        return True
+
+    def _polled(self, events: int) -> bool:
+        poll = select.poll()
+        poll.register(self.socket, events)
+        return bool(poll.poll(0))
+
+    def is_ended(self) -> bool:
+        """Whether the server has sent a FIN or a RST."""
+        return self._polled(select.POLLRDHUP)
+
+    def _wait_until_read(self, count: int) -> None:
+        if self._pace is None:
+            return
+        end = time.monotonic() + DEADLINE_S
+        while self._pace() < count and not self.is_ended():
+            assert time.monotonic() < end, "the server does not read"
+
+    def text(self, text: str) -> None:
+        """Send a text message."""
+        self.send(frame(TEXT, text.encode()))
+
+    def binary(self, payload: bytes) -> None:
+        """Send a binary message."""
+        self.send(frame(BINARY, payload))
+
+    def half_close(self) -> None:
+        """Send a FIN, and go on receiving."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    # ---- the opening handshake ----
+
+    def open(self, path: str = "/", headers: Iterable[tuple[str, str]] = ()) -> Response:
+        """Perform the opening handshake."""
+        self.send(head(path, headers))
+        return self.opened()
+
+    def opened(self) -> Response:
+        """Receive the response that opens the connection, RFC 6455 §4.1."""
+        response = self.response()
+        assert response.status == 101, response
+        assert response.headers["upgrade"] == "websocket"
+        assert response.headers["connection"] == "Upgrade"
+        assert response.headers["sec-websocket-accept"] == accept_value()
+        return response
+
+    def response(self, *, to_head_request: bool = False) -> Response:
+        """Receive one HTTP response."""
+        while b"\r\n\r\n" not in self._data:
+            self._more()
+        end = self._data.index(b"\r\n\r\n") + 4
+        raw = self._take(end)
+        first, *lines = raw[:-4].decode("latin-1").split("\r\n")
+        version, status, reason = first.split(" ", 2)
+        assert version == "HTTP/1.1", first
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, value = line.split(": ", 1)
+            assert name.lower() not in headers, f"{name} is repeated"
+            headers[name.lower()] = value
+        length = 0 if to_head_request else int(headers.get("content-length", "0"))
+        return Response(int(status), reason, headers, self.exactly(length), raw)
+
+    # ---- frames ----
+
+    def frame(self) -> Received:
+        """Receive one frame."""
+        first, second = self.exactly(2)
+        assert first & 0x70 == 0, "a reserved bit is set"
+        assert second & 0x80 == 0, "a server does not mask (RFC 6455 §5.1)"
+        length = second
+        if second == 126:
+            length = int.from_bytes(self.exactly(2))
+            assert length >= 126, "the length is not in its shortest form"
+        elif second == 127:
+            length = int.from_bytes(self.exactly(8))
+            assert length >= 1 << 16, "the length is not in its shortest form"
+        return Received(first & 0x0F, self.exactly(length), bool(first & FIN))
+
+    def message(self) -> str | bytes:
+        """Receive one message, of any number of frames with nothing between them: a str or bytes."""
+        opcode, payload, final = self.frame()
+        assert opcode in {TEXT, BINARY}, f"opcode {opcode}, {payload!r}"
+        parts = [payload]
+        while not final:
+            continuation, payload, final = self.frame()
+            assert continuation == CONTINUATION
+            parts.append(payload)
+        whole = b"".join(parts)
+        return whole.decode() if opcode == TEXT else whole
+
+    def closes(self, code: int | None, reason: str | None = None) -> None:
+        """Receive a Close frame; code None: without a payload; reason None: any."""
+        opcode, payload, final = self.frame()
+        assert opcode == CLOSE, f"opcode {opcode}, {payload[:50]!r}"
+        assert final
+        found = int.from_bytes(payload[:2]) if payload else None
+        assert found == code, f"{found} {payload[2:].decode()!r}"
+        assert reason in {None, payload[2:].decode()}
+
+    def frames(self) -> list[Received]:
+        """Receive whole frames to the end of the connection."""
+        found = []
+        while self._data or not self._at_end():
+            found.append(self.frame())
+        return found
+
+    def close(self, code: int | None = 1000, reason: str = "") -> None:
+        """Perform the closing handshake from this side, to the end of TCP."""
+        self.send(close_frame(code, reason))
+        self.closes(code)
+        self.eof()
+        self.end()
+
+    # ---- bytes ----
+
+    def _more(self) -> None:
+        try:
+            data = self.socket.recv(1 << 18)
+        except ConnectionResetError:
+            raise ConnectionEndedError(f"reset after {bytes(self._data[:200])!r}") from None
+        if not data:
+            raise ConnectionEndedError(f"the end after {bytes(self._data[:200])!r}")
+        self._data += data
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._data[:size])
+        del self._data[:size]
+        return data
+
+    def exactly(self, size: int) -> bytes:
+        """Receive so many bytes."""
+        if size > len(self._data) + (1 << 18):
+            return self._large(size)
+        while len(self._data) < size:
+            self._more()
+        return self._take(size)
+
+    def _large(self, size: int) -> bytes:
+        whole = bytearray(self._take(len(self._data)))
+        while len(whole) < size:
+            self._more()
+            whole += self._take(size - len(whole))
+        return bytes(whole)
+
+    def _at_end(self) -> bool:
+        try:
+            data = self.socket.recv(1 << 18)
+        except ConnectionResetError:
+            return True
+        self._data += data
+        return not data
+
+    def waiting(self) -> bytes:
+        """Return what has arrived and was not taken, without waiting for more."""
+        while self._polled(select.POLLIN | select.POLLRDHUP):
+            data = self.socket.recv(1 << 18)
+            if not data:
+                break
+            self._data += data
+        return bytes(self._data)
+
+    def eof(self) -> None:
+        """Expect the end of the connection by a FIN, and nothing before it."""
+        assert not self._data, bytes(self._data[:200])
+        data = self.socket.recv(1 << 18)
+        assert data == b"", data[:200]
+
+    def reset(self) -> None:
+        """Expect the end of the connection by a RST, whatever is received before it."""
+        end = time.monotonic() + DEADLINE_S
+        with contextlib.suppress(ConnectionResetError):
+            while self.socket.recv(1 << 18):
+                assert time.monotonic() < end
+            raise AssertionError("it ended by a FIN")
+
+    # ---- ending ----
+
+    def abort(self) -> None:
+        """End the connection with a RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def end(self) -> None:
+        """End the connection without a word; twice is fine."""
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+# ---- what happened in a server ----
+
+
+class Event(NamedTuple):
+    """A call of a handler; messages as str or bytes, exceptions as they are."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{argument!r:.40}' for argument in self.arguments)})"
+
+
+class Story:
+    """What happened to one client, in order."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.events: list[Event] = []
+
+    def named(self, name: str) -> list[Any]:
+        """Return the arguments of each call of a handler; of those with one argument, the argument."""
+        found = [event.arguments for event in list(self.events) if event.name == name]
+        return [arguments[0] if len(arguments) == 1 else arguments for arguments in found]
+
+    @property
+    def messages(self) -> list[Any]:
+        """What onmessage got."""
+        return self.named("onmessage")
+
+    @property
+    def closed(self) -> tuple[int, str] | None:
+        """What onclose got."""
+        found = self.named("onclose")
+        return found[0] if found else None
+
+    def check(self) -> None:
+        """Check what holds for every connection: onopen first, onclose once and last."""
+        names = [event.name for event in self.events]
+        assert names[0] == "onopen", names[:10]
+        assert names.count("onopen") == 1
+        assert names.count("onclose") <= 1
+        # an exception in onclose itself is the one thing that may follow it
+        after = names[names.index("onclose") + 1 :] if "onclose" in names else []
+        assert after in ([], ["onerror"]), names[-10:]
+
+
+def plain(argument: Any) -> Any:
+    """Return messages as str or bytes: what is written down may not be changed by what a handler does."""
+    if isinstance(argument, wspy.Message):
+        return argument.payload if isinstance(argument.payload, str) else bytes(argument.payload)
+    return argument
+
+
+class Server(ABC):
+    """A front end while it runs, with its peers. What it can't do, its subclass leaves out.
+
+    Args:
+        address: to listen on.
+        handlers: functions by the names in ``HANDLERS``; they get the client first.
+        options: arguments of the front end.
+    """
+
+    secure = False
+
+    def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
+        self._handlers = handlers
+        self._changed = threading.Condition()
+        self._peers: list[RawClient] = []
+        self.stories: list[Story] = []
+        self.errors: list[BaseException] = []
+        """What onerror got without a client."""
+        self.expects_errors = "onerror" in handlers
+        self._by_client: dict[int, Story] = {}
+        self.address = address
+
+    # ---- for subclasses ----
+
+    def handle(self, name: str, client: Any, *arguments: Any) -> Any:
+        """Write down that a handler was called, and call the test's."""
+        with self._changed:
+            if client is None:
+                self.errors.append(arguments[-1])
+            else:
+                self._story(client).events.append(Event(name, tuple(map(plain, arguments))))
+            self._changed.notify_all()
+        handler = self._handlers.get(name)
+        return handler(client, *arguments) if handler is not None else None
+
+    def _story(self, client: Any) -> Story:
+        story = self._by_client.get(id(client))
+        if story is None:
+            story = self._by_client[id(client)] = Story(client)
+            self.stories.append(story)
+        return story
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to serve; when this returns, ``address`` can be connected to."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask for a graceful end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End at once, and wait for the end."""
+
+    @abstractmethod
+    def ended(self, timeout: float) -> bool:
+        """Wait for the end; return whether it came."""
+
+    @abstractmethod
+    def bytes_read(self) -> int:
+        """Return how many bytes it has read from all peers."""
+
+    # ---- for tests ----
+
+    def wait(self, predicate: Callable[[], object], what: str = "") -> None:
+        """Wait until something holds that a call of a handler brings about."""
+        with self._changed:
+            reached = self._changed.wait_for(lambda: predicate(), DEADLINE_S)  # noqa: PLW0108 -- a new call each time
+        assert reached, f"{what or 'not reached'}; {[story.events[-5:] for story in self.stories[-5:]]!r:.2000}"
+
+    def connect(self, **options: Any) -> RawClient:
+        """Return a client whose connection is there and nothing more."""
+        peer = RawClient(self.address, **options)
+        self._peers.append(peer)
+        return peer
+
+    def paced(self) -> RawClient:
+        """Return a client whose pieces arrive one by one, if no other peer sends meanwhile."""
+        return self.connect(pace=self.bytes_read)
+
+    def open(self, path: str = "/", headers: Iterable[tuple[str, str]] = (), **options: Any) -> RawClient:
+        """Return a client after its opening handshake."""
+        peer = self.connect(**options)
+        peer.open(path, headers)
+        return peer
+
+    def story(self, peer: RawClient) -> Story:
+        """Return what happened to a peer, once its onopen was called."""
+        found: list[Story] = []
+
+        def is_there() -> bool:
+            # the latest: a port may be used again
+            found[:] = [story for story in self.stories if story.client.remote_address[:2] == peer.address[:2]][-1:]
+            return bool(found)
+
+        self.wait(is_there, "onopen")
+        return found[0]
+
+    def client(self, peer: RawClient) -> Any:
+        """Return the server's object for a peer."""
+        return self.story(peer).client
+
+    def outcome(self, peer: RawClient) -> tuple[int, str]:
+        """Return what onclose got for a peer, once it was called."""
+        story = self.story(peer)
+        self.wait(lambda: story.closed, "onclose")
+        assert story.closed is not None
+        return story.closed
+
+    def finish(self) -> None:
+        """End everything, and check what holds for every server."""
+        for peer in self._peers:
+            peer.end()
+        self.close()
+        for story in self.stories:
+            story.check()
+        if not self.expects_errors:
+            raised = [*self.errors, *(error for story in self.stories for error in story.named("onerror"))]
+            assert not raised, raised
+
+
+class Epoll(Server):
+    """``AsyncServer`` in a thread of its own."""
+
+    def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
+        super().__init__(address, handlers, options)
+        methods = {name: self._method(name) for name in {*ALWAYS, *handlers}}
+        self.server: wspy.AsyncServer = type("Recorded", (wspy.AsyncServer,), methods)(address, **options)
+        self.address = self.server.address
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        if name == "onrequest":  # there is no client yet
+            return lambda _, request: self._handlers["onrequest"](request)
+        return lambda _, client, *arguments: self.handle(name, client, *arguments)
+
+    def start(self) -> None:
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def ended(self, timeout: float = DEADLINE_S) -> bool:
+        return self.server.join(timeout)
+
+    def close(self) -> None:
+        if self.server.loop.closed:
+            return
+        self.call(int)  # it runs by now
+        self.server.close()
+        assert self.ended(), "it does not end"
+
+    def bytes_read(self) -> int:
+        return self.server.stats()["bytes_received"]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the server's thread, and return what it returns."""
+        result: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                result.set_result(function(*arguments))
+            except BaseException as error:  # noqa: BLE001 -- raised again below
+                result.set_exception(error)
+
+        self.server.call_soon(call)
+        return result.result(DEADLINE_S)
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the server's thread has used."""
+        return float(self.call(time.thread_time))
+
+
+FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll}
+
+
+class Servers:
+    """The servers of a test: ``servers(onmessage=..., max_size=...)`` starts one, the end of the test ends all."""
+
+    def __init__(self, front_end: str) -> None:
+        self.front_end = front_end
+        self._servers: list[Server] = []
+
+    def __call__(self, address: Any = ("127.0.0.1", 0), **arguments: Any) -> Any:
+        handlers = {name: value for name, value in arguments.items() if name in HANDLERS}
+        options = {name: value for name, value in arguments.items() if name not in HANDLERS}
+        server = FRONT_ENDS[self.front_end](address, handlers, options)
+        self._servers.append(server)
+        server.start()
+        return server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            for server in self._servers:
+                stack.callback(server.finish)
+
+
+def echo(client: Any, message: Any) -> None:
+    """Answer a message with itself: the handler of many tests."""
+    client.send(message)

@@ -1,0 +1,529 @@
+"""Do the benchmarks measure, and notice everything that a server does wrong?"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from native import COMPILE, COMPILER, SANITIZE, needs_compiler
+from programs import PYTHON, Program
+
+import wspy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+BENCHMARKS: Final = Path(__file__).resolve().parent.parent / "benchmarks"
+SERVERS: Final = BENCHMARKS / "servers"
+WARNINGS: Final = ["-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+ACCEPT: Final = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+UPGRADED: Final = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+)
+
+pytestmark = [needs_compiler, pytest.mark.slow]
+
+
+class Load:
+    """The load client, compiled with sanitizers where there are any."""
+
+    def __init__(self, directory: Path, patience: float) -> None:
+        self.program = directory / "load"
+        self.patience = patience
+        command = [str(COMPILER), *COMPILE, *WARNINGS, str(BENCHMARKS / "load.c"), "-o", str(self.program)]
+        if subprocess.run([*command, *SANITIZE], capture_output=True, check=False).returncode != 0:
+            plain = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert plain.returncode == 0, plain.stderr
+
+    def run(self, port: int, pid: int, *options: str) -> tuple[int, dict[str, Any], str]:
+        """Return the exit status, the figures, and what was told of faults."""
+        # its sanitizers are its own, not those that Python may be running under
+        environment = {key: value for key, value in os.environ.items() if key not in {"LD_PRELOAD", "ASAN_OPTIONS"}}
+        times = ("--seconds=0.3", "--settle=0.1")
+        result = subprocess.run(
+            [str(self.program), f"--port={port}", f"--pid={pid}", *times, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=20 * self.patience,
+        )
+        return result.returncode, json.loads(result.stdout or "{}"), result.stderr
+
+    def measure(self, program: Program, port: int, *options: str) -> dict[str, Any]:
+        """Measure a server that does nothing wrong."""
+        status, figures, faults = self.run(port, program.process.pid, *options)
+        assert (status, faults) == (0, "")
+        assert figures["failed"] == figures["wrong"] == 0
+        return figures
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Load:
+    return Load(tmp_path_factory.mktemp("load"), patience)
+
+
+@contextlib.contextmanager
+def running(script: str, patience: float) -> Iterator[tuple[Program, int]]:
+    """Start a script of servers/ and wait until it listens."""
+    with socket.socket() as reserved:
+        # Bound and not listening: nobody else gets this port, and the server does.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        with Program(*PYTHON, SERVERS / script, str(port), patience=patience) as program:
+            end = time.monotonic() + 20 * patience
+            while not listens(port):
+                assert program.process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            yield program, port
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def serving(server: wspy.AsyncServer) -> Iterator[int]:
+    """Run a server in a thread of this process."""
+    server.start()
+    yield server.address[1]
+    server.close()
+    server.join()
+
+
+# ---- what is measured ----
+
+
+@pytest.fixture(scope="module")
+def echo(patience: float) -> Iterator[tuple[Program, int]]:
+    with running("wspy_echo.py", patience) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--connections=10",),
+        ("--connections=1",),
+        ("--connections=10", "--depth=16"),
+        ("--connections=10", "--depth=16", "--text"),
+        ("--connections=3", "--size=65536"),
+        ("--connections=3", "--size=4096", "--fragments=8"),
+        ("--connections=3", "--size=0", "--depth=2", "--fragments=3"),
+        ("--connections=3", "--size=125"),
+        ("--connections=3", "--size=126"),
+        ("--connections=3", "--size=65535", "--depth=3", "--text"),
+        ("--connections=2", "--size=700000", "--fragments=3"),
+    ],
+    ids=" ".join,
+)
+def test_echo(load: Load, echo: tuple[Program, int], options: tuple[str, ...]) -> None:
+    figures = load.measure(*echo, *options)
+    assert figures["count"] > 0
+    assert figures["server_cpu_us"] >= 0
+    assert figures["per_second"] == pytest.approx(figures["count"] / figures["seconds"], rel=0.01)
+    assert figures["client_cpu_percent"] > 0
+    assert figures["memory_kb"] > 1000
+
+
+def test_handshakes(load: Load, echo: tuple[Program, int]) -> None:
+    figures = load.measure(*echo, "--mode=connect", "--connections=5")
+    assert figures["count"] > 5
+    assert figures["server_cpu_us"] > 0
+
+
+def test_memory(load: Load, patience: float) -> None:
+    with running("wspy_echo.py", patience) as (program, port):
+        figures = load.measure(program, port, "--mode=hold", "--base=10", "--connections=200")
+    assert figures["base"] == 10
+    difference = figures["memory_kb"] - figures["base_memory_kb"]
+    assert figures["bytes_per_connection"] == pytest.approx(difference * 1024 / 190, abs=0.1)
+
+
+def test_broadcast(load: Load, patience: float) -> None:
+    with running("wspy_broadcast.py", patience) as (program, port):
+        figures = load.measure(program, port, "--mode=receive", "--connections=5", "--size=100")
+    assert figures["count"] >= 5
+
+
+def test_pings_are_answered(load: Load, patience: float) -> None:
+    server = wspy.AsyncServer(("127.0.0.1", 0), ping_interval=0.05, ping_timeout=5 * patience)
+    with serving(server) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--mode=receive", "--connections=3")
+    assert (status, faults) == (0, "")
+    assert figures["pings"] >= 3
+    assert figures["count"] == 0
+
+
+def test_nobody_is_there(load: Load) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        status, figures, faults = load.run(reserved.getsockname()[1], os.getpid(), "--connections=2")
+    assert status == 1
+    assert figures["failed"] == 2
+    assert "Connection refused" in faults
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--mode=none",), ("--connections=0",), ("--seconds=soon",), ("--base=100",), ("--host=localhost",), ("extra",)],
+    ids=" ".join,
+)
+def test_misuse_is_told(load: Load, options: tuple[str, ...]) -> None:
+    status, figures, faults = load.run(1, os.getpid(), *options)
+    assert (status, figures) == (2, {})
+    assert faults.startswith("load: ")
+
+
+# ---- what servers do wrong ----
+
+
+class Corrupting(wspy.AsyncServer):
+    """Changes one bit of the tenth message."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.data = (client.data or 0) + 1
+        payload = bytearray(message.bytes)
+        if client.data == 10:
+            payload[-1] ^= 1
+        client.send(payload)
+
+
+class Cutting(wspy.AsyncServer):
+    """Leaves out the last byte."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.send(message.bytes[:-1])
+
+
+class Lengthening(wspy.AsyncServer):
+    """Adds a byte."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.send(message.bytes + b"x")
+
+
+class Retyping(wspy.AsyncServer):
+    """Sends binary messages as text."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.send(message.bytes.decode("latin-1").encode("ascii", "replace").decode())
+
+
+class Reordering(wspy.AsyncServer):
+    """Answers the second message before the first."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        if client.data is None:
+            client.data = message.bytes
+        else:
+            client.send(message.bytes)
+            client.send(client.data)
+            client.data = None
+
+
+class Misaddressing(wspy.AsyncServer):
+    """Sends each message to the other client."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        next(other for other in self.clients if other is not client).send(message)
+
+
+class Repeating(wspy.AsyncServer):
+    """Answers twice."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.send(message)
+        client.send(message)
+
+
+class Pushing(wspy.AsyncServer):
+    """Speaks before it is spoken to."""
+
+    def onopen(self, client: wspy.AsyncClient) -> None:
+        client.send(b"hello")
+
+
+class Silent(wspy.AsyncServer):
+    """Answers nobody but the first client."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        if client is next(iter(self.clients)):
+            client.send(message)
+
+
+class Closing(wspy.AsyncServer):
+    """Has had enough."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.close()
+
+
+class Aborting(wspy.AsyncServer):
+    """Says no word."""
+
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.abort()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Corrupting, "differs"),
+        (Cutting, "differs"),
+        (Lengthening, "differs"),
+        (Retyping, "differs"),
+        (Reordering, "differs"),
+        (Misaddressing, "differs"),
+        (Repeating, "nobody asked for"),
+        (Pushing, "nobody asked for"),
+        (Silent, "not one message"),
+        (Closing, "Close frame"),
+        (Aborting, "connection"),
+    ],
+)
+def test_a_faulty_server_is_caught(load: Load, kind: type[wspy.AsyncServer], fault: str) -> None:
+    with serving(kind(("127.0.0.1", 0))) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=2", "--depth=2")
+    assert status == 1
+    assert (figures["wrong"] if fault == "differs" else figures["failed"]) > 0
+    assert fault in faults
+
+
+def test_a_wrong_broadcast_is_caught(load: Load) -> None:
+    with serving(Pushing(("127.0.0.1", 0))) as port:
+        status, figures, _ = load.run(port, os.getpid(), "--mode=receive", "--connections=2", "--size=5")
+    assert status == 1
+    assert figures["wrong"] == 2
+
+
+@contextlib.contextmanager
+def scripted(response: str, script: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Serve one client: answer its request with a response, whatever that says, and run a script."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(ConnectionResetError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(4096)
+            connection.sendall(response.encode())
+            script(connection)
+            while connection.recv(4096):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (b"\x82\x80abcd", "§5.1"),
+        (b"\xc2\x20", "§5.2"),
+        (b"\x83\x20", "unknown opcode"),
+        (b"\x8b\x00", "unknown opcode"),
+        (b"\x82\x7e\x00\x20", "shortest"),
+        (b"\x82\x7f\x00\x00\x00\x00\x00\x00\xff\xff", "shortest"),
+        (b"\x80\x20", "§5.4"),
+        (b"\x02\x00\x82\x00", "§5.4"),
+        (b"\x09\x00", "§5.5"),
+        (b"\x89\x7e\x00\x7e", "§5.5"),
+        (b"\x88\x00", "Close frame"),
+        (b"\x82", "not one message"),
+    ],
+)
+def test_a_bad_frame_is_caught(load: Load, answer: bytes, fault: str) -> None:
+    def script(connection: socket.socket) -> None:
+        assert connection.recv(4096)
+        connection.sendall(answer)
+
+    with scripted(UPGRADED, script) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=1")
+    assert (status, figures["failed"]) == (1, 1)
+    assert fault in faults
+
+
+def test_answers_may_be_fragmented_and_interrupted(load: Load) -> None:
+    pongs = []
+
+    def unmasked(frame: bytes) -> bytes:
+        return bytes(byte ^ frame[2 + i % 4] for i, byte in enumerate(frame[6:]))
+
+    def script(connection: socket.socket) -> None:
+        for _ in range(3):
+            payload = unmasked(connection.recv(4096))
+            connection.sendall(b"\x02\x02" + payload[:2] + b"\x89\x04ping\x8a\x00\x00\x00")
+            pongs.append(connection.recv(4096))
+            for byte in b"\x80\x03" + payload[2:]:
+                connection.sendall(bytes([byte]))
+
+    with scripted(UPGRADED, script) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=1", "--size=5")
+    assert (status, figures["wrong"], faults) == (0, 0, "")
+    assert [(pong[:2], unmasked(pong)) for pong in pongs] == [(b"\x8a\x84", b"ping")] * 3
+
+
+def test_a_pong_waits_for_the_end_of_a_message(load: Load, patience: float) -> None:
+    size = 16 << 20  # more than the kernel takes while nobody reads
+    pongs = []
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1, socket.MSG_PEEK)
+        connection.sendall(b"\x89\x04ping")
+        with connection.makefile("rb") as stream:
+            stream.read(2 + 8 + 4 + size)
+            pongs.append(stream.read(2 + 4 + 4)[:2])
+
+    with scripted(UPGRADED, script) as port:
+        options = ("--connections=1", f"--size={size}", f"--seconds={0.5 * patience}")
+        status, figures, faults = load.run(port, os.getpid(), *options)
+    assert (status, figures["failed"], pongs) == (1, 1, [b"\x8a\x84"])
+    assert "not one message" in faults
+
+
+@pytest.mark.parametrize(
+    ("response", "fault"),
+    [
+        ("HTTP/1.1 404 Not Found\r\n\r\n", "status"),
+        (UPGRADED.replace("101", "200"), "status"),
+        (UPGRADED.replace("websocket", "h2c"), "something else"),
+        (UPGRADED.replace("Connection: Upgrade", "Connection: close"), "something else"),
+        (UPGRADED.replace(ACCEPT, ACCEPT.swapcase()), "another key"),
+        (UPGRADED.replace("Sec-WebSocket-Accept", "X"), "another key"),
+        (UPGRADED.replace("\r\n\r\n", "\r\nsec-websocket-extensions: permessage-deflate\r\n\r\n"), "not offered"),
+        (UPGRADED.replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: chat\r\n\r\n"), "not offered"),
+        ("HTTP/1.1 101 " + "x" * 9000, "too long"),
+    ],
+    ids=range(9),
+)
+def test_a_bad_response_is_caught(load: Load, response: str, fault: str) -> None:
+    with scripted(response, lambda _connection: None) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=1")
+    assert (status, figures["failed"]) == (1, 1)
+    assert fault in faults
+
+
+# ---- comparing ----
+
+
+def run_script(script: str, *arguments: str | Path, patience: float) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(wspy.__file__).parent.parent)}
+    command = [*PYTHON, BENCHMARKS / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=50 * patience)
+
+
+def shortened(*arguments: str | Path) -> tuple[str | Path, ...]:
+    cpus = sorted(os.sched_getaffinity(0))
+    return ("--seconds=0.2", "--connections=5", f"--cpus={cpus[0]},{cpus[-1]}", *arguments)
+
+
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare", BENCHMARKS / "compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compare"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_compare_stores_what_it_prints_and_report_renders_it(tmp_path: Path, patience: float) -> None:
+    stored = tmp_path / "figures.json"
+    command = f"{sys.executable} {SERVERS}/wspy_echo.py {{port}}"
+    servers = (f"wspy={command}", f"other={command} drop-request")
+    options = shortened("--rounds=2", "--scenario=d1,slope", f"--json={stored}")
+    result = run_script("compare.py", *options, *servers, patience=patience)
+    assert (result.returncode, result.stderr) == (0, "")
+
+    figures = json.loads(stored.read_text(encoding="utf-8"))
+    assert list(figures["scenarios"]) == ["d1", "slope"]
+    other = figures["scenarios"]["d1"]["servers"]["other"]
+    assert len(other["runs"]) == 2
+    assert other["versions"]["wspy"] == wspy.__version__
+    # what is published tells nothing of whose machine it was
+    assert other["command"] == f"{Path(sys.executable).name} benchmarks/servers/wspy_echo.py {{port}} drop-request"
+    least = min(run["server_cpu_us"] for run in other["runs"])
+    assert f"{least:,.2f}" in result.stdout
+
+    page = run_script("report.py", stored, "--scenario=d1", patience=patience)
+    assert (page.returncode, page.stderr) == (0, "")
+    assert "| `d1`: 100 connections" in page.stdout
+    assert wspy.__version__ in page.stdout
+    assert "slope" not in page.stdout
+    assert "shortened" in page.stdout
+
+
+@pytest.mark.parametrize(
+    ("server", "fault"),
+    [
+        ("pass", "ended with status 0"),
+        ("import time; time.sleep(60)", "Connection refused"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with status -9"),
+        ("raise SystemExit('no such thing')", "no such thing"),
+    ],
+)
+def test_compare_gives_no_figure_of_a_broken_server(
+    load: Load, compare: ModuleType, monkeypatch: pytest.MonkeyPatch, server: str, fault: str
+) -> None:
+    monkeypatch.setattr(compare, "START_SECONDS", 0.5)
+    cpu = min(os.sched_getaffinity(0))
+    settings = compare.Settings(1, 0.2, 2, cpu, cpu, load.program)
+    scenario = compare.SCENARIOS["d1"]
+    run = compare.run_once(shlex.join([sys.executable, "-c", server]), scenario, settings)
+    assert fault in run["error"]
+    assert compare.figures([run], scenario) == []
+
+
+def test_compare_ends_with_1_if_a_server_is_wrong(tmp_path: Path, patience: float) -> None:
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys, wspy\n"
+        "class Wrong(wspy.AsyncServer):\n"
+        "    def onmessage(self, client, message):\n"
+        "        client.send(bytes(len(message.bytes)))\n"
+        "Wrong(('127.0.0.1', int(sys.argv[1]))).run()\n",
+        encoding="utf-8",
+    )
+    options = shortened("--rounds=1", "--scenario=d1")
+    result = run_script("compare.py", *options, f"wrong={sys.executable} {script} {{port}}", patience=patience)
+    assert result.returncode == 1
+    assert "differs" in result.stderr
+    assert "failed" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all", "a=b"), ("--scenario=d2", "a=b"), ("nameless",)])
+def test_compare_refuses_misuse(arguments: tuple[str, ...], patience: float) -> None:
+    result = run_script("compare.py", *arguments, patience=patience)
+    assert result.returncode == 2
+    assert "usage" in result.stderr
+
+
+def test_every_scenario_has_servers_and_is_described(compare: ModuleType) -> None:
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    used = {command.split()[0] for line_up in compare.LINE_UPS.values() for command in line_up.values()}
+    assert used == {path.name for path in SERVERS.glob("*.py")}
+    assert set(compare.LINE_UPS) == set(compare.SCENARIOS)
+    assert all(f"`{name}`" in readme for name in compare.SCENARIOS)
+    assert all(next(iter(line_up)) == "wspy" for line_up in compare.LINE_UPS.values())
