@@ -1,7 +1,8 @@
 """How does a test start a front end and speak to it? Front ends by name, and a client that sends any bytes.
 
-A scenario gets the fixture ``serve`` (behaviour/conftest.py has it), gives it handlers as plain functions, and so runs
-on each entry of ``FRONT_ENDS``. A new front end is a subclass of ``Server`` and an entry there; one with TLS is the same class with ``secure`` set. What happened to each client is written down in its ``Story``.
+A scenario gets the fixture ``serve`` (behaviour/conftest.py has it), gives it handlers as plain functions, and so
+runs on each entry of ``FRONT_ENDS``. A new front end is a subclass of ``Server`` and an entry there; one with TLS is
+the same class with ``secure`` set. What happened to each client is written down in its ``Story``.
 """
 
 from __future__ import annotations

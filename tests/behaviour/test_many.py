@@ -1,4 +1,4 @@
-"""Does it hold for many: thousands of clients at once, thousands one after the other, and none when there is no room?"""
+"""Does it hold for many: thousands of clients at once, thousands in a row, none when there is no room?"""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Peer:
 
     def __init__(self, address: Any, number: int) -> None:
         self.socket = socket.socket()
-        self.socket.setblocking(False)
+        self.socket.setblocking(False)  # noqa: FBT003
         self.socket.connect_ex(address)
-        chance = random.Random(number)  # noqa: S311
+        chance = random.Random(number)
         self.messages = [chance.randbytes(chance.choice([0, 7, 125, 126, 3000])) for _ in range(ROUNDS)]
         self.output = head(f"/{number}")
         self.expected: list[bytes] = [b""]  # the 101 ends with an empty line, whatever its length
