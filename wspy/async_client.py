@@ -106,8 +106,12 @@ class AsyncClient:
         elif kind is ReceivedText or kind is TextMessage:
             payload = message.payload.encode()  # type: ignore[union-attr]
             key = self._handle | core.TEXT
+        elif kind is str:
+            payload = message.encode()  # type: ignore[union-attr]
+            key = self._handle | core.TEXT
         else:
-            self.send(create_message(message), fragment_size)
+            whole = create_message(message)
+            self._send_otherwise(whole, whole.bytes, fragment_size)
             return
         # nothing but immutable bytes may wait in the queue
         if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) <= core.LARGE:
@@ -116,7 +120,7 @@ class AsyncClient:
             if not server.alone:
                 server.flush()
             return
-        self._send_otherwise(message, bytes(payload), fragment_size)  # type: ignore[arg-type]
+        self._send_otherwise(create_message(message), bytes(payload), fragment_size)  # type: ignore[arg-type]
 
     def _send_otherwise(self, message: Message, payload: bytes, fragment_size: int | None) -> None:
         self._check_open()

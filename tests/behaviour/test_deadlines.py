@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import PATIENCE, PING, PONG, RawClient, close_frame, echo, frame, head, until
+from drivers import PATIENCE, PING, PONG, close_frame, echo, frame, head, until
 
 if TYPE_CHECKING:
     from drivers import Servers
@@ -239,6 +240,32 @@ def test_a_paused_client_is_not_dropped(serve: Servers) -> None:
     assert received.payload == b"waits"
 
 
+def test_h10_a_peer_that_takes_nothing_is_dropped(serve: Servers) -> None:
+    """Its TCP is alive, its program isn't: no byte of what is queued goes through."""
+    server = serve(ping_interval=0.1, ping_timeout=0.1)
+    peer = server.open(receive_buffer=4096)
+    server.client(peer).send(bytes(4_000_000))
+    began = time.monotonic()
+    assert server.outcome(peer)[0] == 1006
+    assert time.monotonic() - began < 2 * PATIENCE
+    peer.reset()
+
+
+def test_a_peer_that_reads_slowly_is_not_dropped(serve: Servers) -> None:
+    """Whatever the kernel takes is life too."""
+    server = serve(ping_interval=0.1, ping_timeout=0.1)
+    peer = server.open(receive_buffer=4096)
+    server.client(peer).send(bytes(2_000_000))
+    pause = threading.Event()
+    left = 2_000_010
+    began = time.monotonic()
+    while left > 4096:
+        left -= len(peer.exactly(min(left - 4096, 50_000)))
+        pause.wait(0.02)
+    assert time.monotonic() - began > 0.5
+    assert server.story(peer).closed is None
+
+
 # ---- close_timeout ----
 
 
@@ -309,6 +336,16 @@ def test_e14_the_server_ends_tcp_first(serve: Servers) -> None:
     server = serve()
     peer = server.open()
     peer.close()
-    with RawClient(server.address) as again:
-        again.open()
     assert server.outcome(peer)[0] == 1000
+    ports = (server.address[1], peer.address[1])
+    until(lambda: (ports, TIME_WAIT) in tcp_states(), "the server's end of the connection waits")
+
+
+TIME_WAIT = 6
+
+
+def tcp_states() -> set[tuple[tuple[int, int], int]]:
+    """Return local and remote port of each IPv4 connection of this machine, with its state."""
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    fields = [line.split()[1:4] for line in lines]
+    return {((int(local[-4:], 16), int(remote[-4:], 16)), int(state, 16)) for local, remote, state in fields}

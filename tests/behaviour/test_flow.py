@@ -274,8 +274,8 @@ def test_other_clients_are_served_while_one_does_not_read(serve: Servers) -> Non
         assert slow.message() == bytes(500_000)
 
 
-def test_pings_to_a_peer_that_reads_nothing_do_not_pile_up(serve: Servers) -> None:
-    """H4: one Pong waits, the newest."""
+def test_h4_pings_to_a_peer_that_reads_nothing_do_not_pile_up(serve: Servers) -> None:
+    """One Pong waits, the newest."""
     server = serve(onopen=lambda client: client.send(bytes(4_000_000)), ping_interval=None)
     peer = server.open(receive_buffer=4096)
     client = server.client(peer)

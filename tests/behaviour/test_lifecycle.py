@@ -164,8 +164,8 @@ def test_a_client_that_is_closed_can_not_be_sent_to(serve: Servers, end: Any, co
     assert client.remote_address == peer.address
 
 
-def test_everything_in_one_segment_with_the_request(serve: Servers) -> None:
-    """C20: what follows the request is kept, and handled after the 101."""
+def test_c20_everything_in_one_segment_with_the_request(serve: Servers) -> None:
+    """What follows the request is kept, and handled after the 101."""
     server = serve(onopen=lambda client: client.send("welcome"), onmessage=echo)
     peer = server.connect()
     peer.send(head() + frame(TEXT, b"early") + frame(TEXT, b"bird") + close_frame(1000))
@@ -177,8 +177,8 @@ def test_everything_in_one_segment_with_the_request(serve: Servers) -> None:
 
 
 @pytest.mark.parametrize("ended", ["end", "abort"])
-def test_onclose_comes_after_all_messages_that_arrived_before(serve: Servers, ended: str) -> None:
-    """I5: data that is pending at the end of a connection is delivered first."""
+def test_i5_onclose_comes_after_all_messages_that_arrived_before(serve: Servers, ended: str) -> None:
+    """Data that is pending at the end of a connection is delivered first."""
     entered, go_on = threading.Event(), threading.Event()
 
     def onmessage(client: Any, message: Any) -> None:
@@ -278,8 +278,8 @@ def test_frames_behind_a_refused_request_are_thrown_away(serve: Servers) -> None
 # ---- the closing handshake ----
 
 
-def test_messages_that_arrive_after_our_close_are_delivered(serve: Servers) -> None:
-    """E10: until the peer's Close."""
+def test_e10_messages_that_arrive_after_our_close_are_delivered(serve: Servers) -> None:
+    """Until the peer's Close."""
     server = serve()
     peer = server.open()
     server.client(peer).close()
@@ -345,8 +345,7 @@ def test_nothing_is_said_after_the_close(serve: Servers) -> None:
     peer.eof()
 
 
-def test_a_partial_message_is_never_delivered(serve: Servers) -> None:
-    """I24."""
+def test_i24_a_partial_message_is_never_delivered(serve: Servers) -> None:
     server = serve()
     whole = frame(TEXT, b"x" * 70_000)
     fragmented = frame(TEXT, b"a fragment", final=False) + frame(CONTINUATION, b"x" * 70_000)
