@@ -5,7 +5,7 @@ Names with an underscore are shared with async_server.py, and with nothing else.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -52,7 +52,8 @@ class Rare:
     def __init__(self) -> None:
         self.held: deque[tuple[int, bytes]] = deque()
         self.resumes = False
-        self.sent: dict[int, Message] = {}  # what the kernel has not taken yet, by the number of its command
+        # what the kernel has not taken yet, by the number of its command; taken from here while threads add
+        self.sent: OrderedDict[int, Message] = OrderedDict()
         self.fragments: list[bytes] = []
         self.close_code: int | None = None
         self.close_reason = ""

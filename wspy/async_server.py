@@ -721,8 +721,8 @@ class AsyncServer:
         if client is None:
             return
         sent = client.rare().sent
-        for number in list(islice(sent, start)):
-            message = sent.pop(number)
+        for _ in range(start):
+            _, message = sent.popitem(last=False)
             if client._mode != DROP:
                 self._guarded(client, self.onsent, client, message)
 

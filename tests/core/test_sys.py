@@ -141,3 +141,11 @@ def test_nothing_else_in_the_core_allocates_or_calls_the_kernel() -> None:
         text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"])*\"", "", source.read_text(encoding="utf-8"), flags=re.DOTALL)
         found += [f"{source.name}: {call}" for call in calls_past_the_seam.findall(text)]
     assert not found
+
+
+def test_every_function_of_the_seam_is_implemented_by_the_fake_kernel() -> None:
+    prototypes = re.findall(r"^[\w *]*?(wspy_sys_\w+)\(", (CORE / "sys.h").read_text(encoding="utf-8"), re.MULTILINE)
+    fake = (Path(__file__).resolve().parent.parent / "fuzz" / "fake_kernel.c").read_text(encoding="utf-8")
+    defined = set(re.findall(r"^[\w *]*?(wspy_sys_\w+)\([^;]*?\)\n?\{", fake, re.MULTILINE | re.DOTALL))
+    assert len(prototypes) > 20
+    assert set(prototypes) <= defined
