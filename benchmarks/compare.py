@@ -314,7 +314,7 @@ def without_places(command: str) -> str:
     words = []
     for word in shlex.split(command):
         path = Path(word)
-        inside = path.is_absolute() and path.is_relative_to(ROOT)
+        inside = path.is_absolute() and path.is_relative_to(ROOT) and not path.name.startswith("python")
         words.append(str(path.relative_to(ROOT)) if inside else path.name if path.is_absolute() else word)
     return shlex.join(words).replace("'{port}'", "{port}")
 
