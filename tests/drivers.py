@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import resource
 import select
 import socket
 import struct
@@ -19,6 +20,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import wspy
@@ -53,6 +56,11 @@ def until(predicate: Callable[[], object], what: str, deadline_s: float = DEADLI
     while not predicate():
         assert time.monotonic() < end, f"in {deadline_s} s not true: {what}"
         pause.wait(0.0005)
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 # ---- what a peer sends ----
@@ -115,12 +123,29 @@ def bytewise(data: bytes) -> list[bytes]:
     return [data[i : i + 1] for i in range(len(data))]
 
 
+LONG: Final = 4000
+
+
+def mostly_bytewise(data: bytes, edge: int = 100) -> list[bytes]:
+    """Cut everywhere near both ends, and somewhere in between."""
+    middle = data[edge:-edge]
+    step = len(middle) // 100
+    pieces = [middle[start : start + step] for start in range(0, len(middle), step)]
+    return [*bytewise(data[:edge]), *pieces, *bytewise(data[-edge:])]
+
+
 def deliveries(data: bytes, *, most: int = 8, short: int = 24) -> Iterator[tuple[str, list[bytes]]]:
-    """Yield ways to send the same bytes: whole, each byte alone, and in two parts, cut everywhere if they are few."""
+    """Yield ways to send the same bytes: whole, each byte alone, and in two parts, cut everywhere if they are few.
+
+    Args:
+        data: what is sent.
+        most: about how many cuts in two parts.
+        short: up to this many bytes there is one cut at each place.
+    """
     yield "whole", [data]
     if len(data) < 2:
         return
-    yield "bytes", bytewise(data)
+    yield "bytes", bytewise(data) if len(data) <= LONG else mostly_bytewise(data)
     cuts = range(1, len(data))
     if len(data) > short:
         step = max(len(data) // most, 1)
@@ -555,7 +580,8 @@ class Server(ABC):
 
         def is_there() -> bool:
             # the latest: a port may be used again
-            found[:] = [story for story in self.stories if story.client.remote_address[:2] == peer.address[:2]][-1:]
+            latest = (story for story in reversed(self.stories) if story.client.remote_address[:2] == peer.address[:2])
+            found.extend(islice(latest, 1))
             return bool(found)
 
         self.wait(is_there, "onopen")
@@ -610,7 +636,6 @@ class Epoll(Server):
     def close(self) -> None:
         if self.server.loop.closed:
             return
-        self.call(int)  # it runs by now
         self.server.close()
         assert self.ended(), "it does not end"
 

@@ -173,6 +173,7 @@ def test_c20_everything_in_one_segment_with_the_request(serve: Servers) -> None:
     assert [peer.message() for _ in range(3)] == ["welcome", "early", "bird"]
     peer.closes(1000)
     peer.eof()
+    server.outcome(peer)
     assert [event.name for event in server.story(peer).events] == ["onopen", "onmessage", "onmessage", "onclose"]
 
 
