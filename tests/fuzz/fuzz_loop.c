@@ -270,14 +270,18 @@ static void check_pong(guest *g, const uint8_t *payload, size_t length)
     fail(__func__, __LINE__, "a Pong that answers no Ping");
 }
 
+/* Whether the newest Ping is without a Pong. Of equal ones the first was taken for the one that was answered. */
 static int owes_pong(const guest *g)
 {
     const wspy_event *events = wspy_endpoint_events(g->reference);
-    uint32_t count = wspy_endpoint_event_count(g->reference);
-    for (uint32_t i = g->pong_next; i < count; i++)
-        if (events[i].kind == WSPY_EVENT_PING)
-            return 1;
-    return 0;
+    uint32_t newest = wspy_endpoint_event_count(g->reference);
+    while (newest > g->pong_next && events[newest - 1].kind != WSPY_EVENT_PING)
+        newest--;
+    if (newest == g->pong_next)
+        return 0;
+    uint64_t length;
+    const uint8_t *payload = reference_payload(g, &events[newest - 1], &length);
+    return g->pong_next == 0 || !reference_equals(g, &events[g->pong_next - 1], payload, length);
 }
 
 /* Ours, the echo of the peer's, or what tells of its mistake. */
