@@ -173,6 +173,10 @@ def _check(result: int) -> int:
 
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
 
+# Loops that the garbage collector has taken. Other finalizers of the same collection may still ask them something, so
+# their memory goes when the next loop is made.
+_gone: list[Any] = []
+
 
 def _abandon_loops() -> None:
     for loop in list(_loops):
@@ -198,8 +202,9 @@ class Loop:
         loop = lib.wspy_loop_new(c_settings)
         if loop == ffi.NULL:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
-        # its memory outlives close(): another thread may be about to submit
-        self._loop = ffi.gc(loop, lib.wspy_loop_free)
+        while _gone:
+            lib.wspy_loop_free(_gone.pop())
+        self._loop = loop
         self._queue: list[Any] = [0]
         self.push = self._queue.extend
         """Adds commands: alternating keys (a handle and a command) and payloads. Atomic; from any thread."""
@@ -222,6 +227,11 @@ class Loop:
         slots = lib.wspy_loop_slot_capacity(self._loop)
         self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
         _loops.add(self)
+
+    def __del__(self) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is not None and lib.wspy_loop_close(loop) == lib.WSPY_OK:
+            _gone.append(loop)
 
     # ---- turning ----
 
