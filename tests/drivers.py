@@ -146,10 +146,10 @@ def deliveries(data: bytes, *, most: int = 8, short: int = 24) -> Iterator[tuple
     if len(data) < 2:
         return
     yield "bytes", bytewise(data) if len(data) <= LONG else mostly_bytewise(data)
-    cuts = range(1, len(data))
+    cuts = list(range(1, len(data)))
     if len(data) > short:
         step = max(len(data) // most, 1)
-        # the places where something begins or ends, and the same ones in each run between them
+        # behind the first bytes, before the last ones, and evenly in between
         cuts = sorted({1, 2, len(data) - 2, len(data) - 1, *range(step, len(data) - 1, step)})
     for cut in cuts:
         yield f"cut at {cut}", at(data, cut)

@@ -1,0 +1,76 @@
+"""Is there a test for every row that applies, on every front end?"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drivers import FRONT_ENDS
+from rows import ROWS
+
+TESTS = Path(__file__).resolve().parent.parent
+LIST = TESTS.parent.parent / "shared" / "threats.md"
+
+
+def rows_of(test: str) -> set[str]:
+    """Return the rows that a test names: test_i7_… in its function, "A5 …" in its parameters."""
+    function, _, parameters = test.partition("[")
+    named = re.findall(r"(?<=_)[a-n]\d+(?=_|$)", function)
+    return {name.upper() for name in named} | set(re.findall(r"(?<![\w#])[A-N]\d+(?=[ \]-]|$)", parameters))
+
+
+@pytest.fixture(scope="module")
+def collected() -> dict[str, set[str]]:
+    """The rows that the tests of each front end name."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "behaviour", "hostile"]
+    command += [f"--ignore=hostile/{Path(__file__).name}"]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stdout[-2000:]
+    found: dict[str, set[str]] = {front_end: set() for front_end in FRONT_ENDS}
+    for test in filter(re.compile(r"\S+\.py::").match, result.stdout.splitlines()):
+        name = test.rpartition("::")[2] if "[" not in test else test[test.rindex("::", 0, test.index("[")) + 2 :]
+        fronts = [front_end for front_end in FRONT_ENDS if re.search(rf"\[(.*-)?{front_end}[-\]]", name)]
+        # a test that chooses no front end is about AsyncServer
+        for front_end in fronts or ["epoll"]:
+            found[front_end] |= rows_of(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_every_row_that_applies_has_a_test(front_end: str, collected: dict[str, set[str]]) -> None:
+    missing = [name for name, row in ROWS.items() if row.applies_to(front_end) and name not in collected[front_end]]
+    assert not missing
+
+
+def test_each_exception_is_about_a_front_end_that_exists() -> None:
+    for row in ROWS.values():
+        assert row.why_not.keys() <= {*FRONT_ENDS, "*"}
+        assert all(row.why_not.values())
+
+
+@pytest.mark.skipif(not LIST.exists(), reason="the list of hostile inputs is not here")
+def test_the_table_has_every_row_of_the_list() -> None:
+    section = LIST.read_text(encoding="utf-8").partition("## 4.")[2].partition("## 5.")[0]
+    assert set(re.findall(r"^\| ([A-N]\d+) \|", section, re.MULTILINE)) == ROWS.keys()
+
+
+@pytest.mark.parametrize(
+    ("test", "rows"),
+    [
+        ("test_h11_no_descriptors", {"H11"}),
+        ("test_c9_c10_c11_origins[epoll-x]", {"C9", "C10", "C11"}),
+        ("test_the_answer[epoll-A5 70000 bytes]", {"A5"}),
+        ("test_the_byte_that_decides[epoll-D7]", {"D7"}),
+        ("test_a_stream[epoll-D15 0 bytes (server)]", {"D15"}),
+        ("test_t8_churn[epoll]", set()),
+        ("test_utf8[epoll-U+FFFE]", set()),
+    ],
+)
+def test_names_of_rows_are_recognised(test: str, rows: set[str]) -> None:
+    assert rows_of(test) == rows
