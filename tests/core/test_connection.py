@@ -172,6 +172,17 @@ def test_i1_a_peer_that_goes_in_its_head_is_never_reported(pair: Pair, size: int
         assert turns.stats()["connections"] == 0
 
 
+def test_a22_a_head_in_single_bytes_is_one_piece(pair: Pair) -> None:
+    request = REQUEST[:-2] + b"".join(b"field-%d: %s\r\n" % (i, b"x" * 90) for i in range(20)) + b"\r\n"
+    with Turns() as turns, pair[1] as peer:
+        turns.adopt(pair[0])
+        events: list[Event] = []
+        for i in range(len(request)):
+            peer.sendall(request[i : i + 1])
+            events += turns.turn(100)
+        assert [event.payload for event in events] == [request]
+
+
 # ---- plain HTTP ----
 
 
@@ -186,6 +197,22 @@ def test_b25_pipelined_requests_are_answered_in_order_one_at_a_time(pair: Pair) 
             turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
         assert turns.settle() == []
         assert received(peer) == ANSWER * 50
+
+
+def test_b25_at_most_64_pipelined_requests_of_a_turn() -> None:
+    pairs = [socket.socketpair() for _ in range(100)]
+    with Turns() as turns:
+        for ours, peer in pairs:
+            turns.adopt(ours)
+            peer.sendall(REQUEST * 2)
+        heads = [event for _ in range(2) for event in turns.turn()]
+        assert len(heads) == 100
+        for event in heads:
+            turns.push(RESPOND, event.handle, KEEP_ALIVE + ANSWER)
+        assert [len(turns.turn()) for _ in range(3)] == [64, 36, 0]
+        for _, peer in pairs:
+            assert received(peer) == ANSWER
+            peer.close()
 
 
 def test_b30_the_thousandth_answer_is_the_last(pair: Pair) -> None:
@@ -686,6 +713,43 @@ def test_a_pong_never_follows_our_close(pair: Pair) -> None:
         assert server_frames(data) == [(2, bytes(20_000)), (PONG_FRAME, b"?"), (CLOSE_FRAME, NORMAL)]
 
 
+def test_an_end_that_waits_for_a_peer_ends_with_it() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 16 << 20)
+        peer.sendall(b"\xff\xff")
+        assert turns.settle() == []
+        reset(peer)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_OPCODE)
+        assert turns.stats()["connections"] == 0
+
+
+def test_a_close_that_can_neither_be_written_nor_waited_for(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(b"\xff\xff")
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EAGAIN), faults(lib.WSPY_SYS_EPOLL_CTL, 1, 2, errno.ENOMEM):
+            events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_OPCODE)
+        assert turns.stats()["connections"] == 0
+
+
+def test_more_pongs_than_are_kept_room_for_leave_in_order() -> None:
+    ours, peer = tcp_pair()
+    pings = [b"%0125d" % i for i in range(1500)]
+    with Turns() as turns, peer:
+        turns.opened((ours, peer))
+        peer.settimeout(5)
+        peer.sendall(b"".join(frame(PING_FRAME, ping) for ping in pings))
+        data = b""
+        while len(data) < len(pings) * 127:
+            turns.turn(100)
+            data += received(peer)
+        assert server_frames(data) == [(PONG_FRAME, ping) for ping in pings]
+
+
 def test_h4_pings_of_a_peer_that_does_not_read_leave_one_pong(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
@@ -857,6 +921,14 @@ def test_h9_a_silent_peer_is_given_up(pair: Pair) -> None:
         assert turns.stats()["timeouts"] == 1
 
 
+def test_a_ping_that_waits_for_its_pong_is_not_followed_by_another(pair: Pair) -> None:
+    with Turns(ping_interval_ms=20, ping_timeout_ms=120, wants=lib.WSPY_WANT_PINGED) as turns, pair[1]:
+        handle = turns.opened(pair)
+        began = time.monotonic()
+        assert kinds(turns.until(CLOSED, handle)) == [PINGED, CLOSED]
+        assert time.monotonic() - began > 0.12
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 13])
 def test_d19_a_peer_that_falls_silent_in_a_header_is_given_up(pair: Pair, size: int) -> None:
     with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1] as peer:
@@ -942,15 +1014,31 @@ def test_opened_is_reported_before_the_first_ping(pair: Pair) -> None:
 # ---- without memory ----
 
 
-def test_h13_a_connection_without_memory_for_its_message_ends(pair: Pair) -> None:
-    with Turns() as turns, pair[1] as peer:
-        handle = turns.opened(pair)
-        with faults(lib.WSPY_SYS_ALLOCATE, 1, 1, errno.ENOMEM):
-            peer.settimeout(0)
-            assert peer.send(frame(2, bytes(1 << 20))) > 65536
-            events = turns.until(CLOSED, handle)
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_h13_a_connection_without_memory_for_its_message_ends(nth: int) -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        peer.settimeout(0)
+        message = frame(2, bytes(1 << 20))
+        with faults(lib.WSPY_SYS_ALLOCATE, nth, 1, errno.ENOMEM):
+            for start in range(0, len(message), 50_000):
+                peer.send(message[start : start + 50_000])
+                if events := turns.turn():
+                    break
+            events += turns.until(CLOSED, handle) if not events else []
         assert kinds(events) == [CLOSED]
         assert (events[0].start, events[0].error) == (1011, lib.WSPY_ERROR_NO_MEMORY)
+
+
+def test_h13_a_connection_without_memory_for_its_close_ends(pair: Pair) -> None:
+    with Turns() as turns, pair[1]:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        with faults(lib.WSPY_SYS_ALLOCATE, 1, 1, errno.ENOMEM):
+            turns.push(CLOSE, handle, NORMAL)
+            events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1011, lib.WSPY_ERROR_NO_MEMORY)
 
 
 def test_h13_a_connection_without_memory_for_its_queue_ends(pair: Pair) -> None:

@@ -20,6 +20,7 @@ from turns import (
     ABORT,
     ACCEPT,
     ACCEPT_PAUSED,
+    BAD_HEAD,
     BINARY,
     BROADCAST,
     CLOSED,
@@ -28,6 +29,7 @@ from turns import (
     HEAD,
     OPENED,
     PAUSE,
+    PINGED,
     REQUEST,
     RESPONSE,
     SEND,
@@ -355,6 +357,17 @@ def test_h11_a_listener_that_fails_is_left_alone_for_a_while(listener: socket.so
             assert turns.stats()["turns"] < 8
 
 
+def test_h11_a_listener_that_epoll_does_not_take_back_is_tried_again(listener: socket.socket) -> None:
+    with Turns() as turns:
+        turns.listen(listener)
+        with connected(listener) as peer:
+            peer.sendall(REQUEST)
+            with faults(lib.WSPY_SYS_ACCEPT, 1, 1, errno.EMFILE), faults(lib.WSPY_SYS_EPOLL_CTL, 2, 1, errno.ENOSPC):
+                began = time.monotonic()
+                assert kinds(turns.until(HEAD)) == [ACCEPT_PAUSED, HEAD]
+            assert time.monotonic() - began > 0.19
+
+
 def test_h11_without_room_in_the_epoll_set_a_connection_is_refused(listener: socket.socket) -> None:
     before = descriptors()
     with Turns() as turns:
@@ -524,6 +537,49 @@ def test_of_one_connection_a_turn_reads_a_quarter_of_a_mebibyte() -> None:
         sender.join()
         assert most <= READ_BYTES
         assert len(events[0].payload) == 4 << 20
+
+
+@pytest.mark.slow
+def test_deadlines_pass_under_a_flood() -> None:
+    """Every turn is full, and a head that is never complete gets its answer, an idle peer its ping all the same."""
+    flooder, slow, idle = tcp_pair(), tcp_pair(), tcp_pair()
+    with Turns(open_timeout_ms=50, ping_interval_ms=50, wants=lib.WSPY_WANT_PINGED) as turns:
+        turns.opened(flooder)
+        idle_handle = turns.opened(idle)
+        flood = Flood([flooder[1]])
+        for _ in range(10):
+            flood.go_on()
+            turns.turn()
+        slow_handle = turns.adopt(slow[0])
+        slow[1].sendall(REQUEST[:-2])
+        seen: dict[int, int] = {}
+        end = time.monotonic() + 2
+        while len(seen) < 2 and time.monotonic() < end:
+            flood.go_on()
+            events = turns.turn()
+            assert len(events) >= TURN_EVENTS
+            seen.update((event.handle, event.kind) for event in events if event.handle in {slow_handle, idle_handle})
+        assert seen == {slow_handle: BAD_HEAD, idle_handle: PINGED}
+        for _, peer in (flooder, slow, idle):
+            peer.close()
+
+
+def test_the_memory_of_a_burst_is_given_back() -> None:
+    pairs = [tcp_pair() for _ in range(25)]
+    with Turns() as turns:
+        for pair in pairs:
+            turns.opened(pair)
+        for _, peer in pairs:
+            peer.settimeout(0)
+            peer.send(frame(2, bytes(60_000)) * 2)
+        events = turns.turn()
+        assert sum(len(event.payload) for event in events) > 700_000
+        before = resident()
+        for _ in range(70):
+            turns.turn()
+        assert before - resident() > 256 << 10
+        for _, peer in pairs:
+            peer.close()
 
 
 @pytest.mark.slow

@@ -954,7 +954,7 @@ static int was_not_read(const wspy_loop *loop, const connection *conn)
 
 void wspy_connection_expired(wspy_loop *loop, connection *conn)
 {
-    if (loop->sink.count >= EVENTS_TURN) { /* no room to report it */
+    if (loop->sink.count >= EVENTS_TURN + EVENTS_EXPIRED) { /* no room to report it */
         wspy_connection_arm(loop, conn, WSPY_TICK_MS);
         return;
     }

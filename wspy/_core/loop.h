@@ -95,7 +95,8 @@ enum {
     SCRATCH_SIZE = 64 << 10,
     ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ,
     EVENTS_TURN = 4096,
-    EVENTS_SIZE = EVENTS_TURN + 1024, /* reports find room behind a full turn */
+    EVENTS_EXPIRED = 512,             /* deadlines find room behind a full turn ... */
+    EVENTS_SIZE = EVENTS_TURN + 1024, /* ... and reports behind both */
     POLL_MAX = 1024,
     ACCEPT_TURN = 64,
     KEPT_MAX = 64 << 10, /* behind a head that waits for its decision */
