@@ -37,7 +37,6 @@ FACES = {"_core", "frames", "loop", "protocol"}
 
 # Source files whose test isn't their namesake, and where it is.
 TESTED_BY = {
-    "wspy/loop.py": "tests/behaviour/test_queue.py",
     "wspy/_core/ffi_build.py": "tests/core/test_boundary.py",
 }
 

@@ -695,6 +695,20 @@ def test_e17_a_close_that_is_never_written_is_given_up(pair: Pair) -> None:
         assert turns.stats()["connections"] == 0
 
 
+def test_e17_an_answer_to_a_close_that_is_never_written_is_given_up() -> None:
+    """The peer began the closing handshake and did not let it end: messages were lost, and 1000 would hide it."""
+    ours, peer = tcp_pair()
+    with Turns(close_timeout_ms=50) as turns, peer:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 16 << 20)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSE_RECEIVED, CLOSED]
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_CLOSE_TIMEOUT)
+        with pytest.raises(ConnectionResetError):
+            to_the_end(peer, turns)
+
+
 def test_a_pong_never_follows_our_close(pair: Pair) -> None:
     """The Pong waits behind a frame that is half written, and the Close is queued right behind that frame."""
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

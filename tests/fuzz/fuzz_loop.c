@@ -695,7 +695,7 @@ static void take_closed(guest *g, uint32_t code, uint32_t length)
     require(error == 0 || error == WSPY_ERROR_NO_MEMORY || is_violation ||
             (error <= WSPY_ERROR_EOF && error >= WSPY_ERROR_ABORTED));
     if (error == 0)
-        require(g->got_close); /* ours need not have left: the peer may have read no more */
+        require(g->got_close && g->wire_closed);
     feed_reference(g);
     if (is_violation)
         require(g->reference && wspy_endpoint_error(g->reference) == error);

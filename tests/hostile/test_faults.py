@@ -160,6 +160,8 @@ def test_h13_each_allocation_of_the_core_fails_once(serve: Servers) -> None:
     """The connection that it hits ends with 1011, or is cut; the next one is as if nothing had been."""
     server = serve(onmessage=echo, onsent=lambda client, message: None)
     witness = server.open("/witness")
+    witness.text("known to the server")
+    assert witness.message() == "known to the server"
     nth, is_hit = 0, True
     codes: set[int] = set()
     while is_hit:

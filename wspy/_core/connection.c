@@ -282,8 +282,10 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
     }
     wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
     wspy_connection_poll(loop, conn);
-    if (!(conn->flags & WRITES)) /* it can't be waited for */
+    if (!(conn->flags & WRITES)) { /* it can't be waited for */
+        write_failed(loop, conn, WSPY_ERROR_RESET, errno);
         abandon(loop, conn);
+    }
 }
 
 /* ---- writing ---- */
@@ -293,7 +295,7 @@ static int would_block(int error)
     return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
 }
 
-/* While it is ending, a write that fails makes the end a hard one. */
+/* While it is ending, a write that fails, or takes too long, makes the end a hard one. */
 static void write_failed(wspy_loop *loop, connection *conn, int error, int system_error)
 {
     if (conn->phase == ENDING) {
@@ -984,6 +986,7 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
         return;
     case ENDING:
         loop->stats.timeouts++;
+        write_failed(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
         abandon(loop, conn);
         return;
     default:
