@@ -16,21 +16,18 @@ class EchoServer(wspy.AsyncServer):
 
 async def serve(port: int) -> None:
     loop = asyncio.get_running_loop()
-    interrupted, idle = asyncio.Event(), asyncio.Event()
+    finished = asyncio.Event()
 
     def turn() -> None:
         server.handle_events()
-        if interrupted.is_set() and not server.stats()["connections"]:
-            idle.set()
+        if server.finished:
+            finished.set()
 
     with EchoServer(("127.0.0.1", port)) as server:
-        loop.add_signal_handler(signal.SIGINT, interrupted.set)
+        loop.add_signal_handler(signal.SIGINT, server.stop)
         loop.add_reader(server.fileno(), turn)
         print("ws://{}:{}/".format(*server.address), flush=True)
-        await interrupted.wait()
-        server.stop()
-        turn()
-        await idle.wait()
+        await finished.wait()
         loop.remove_reader(server.fileno())
 
 

@@ -280,7 +280,7 @@ class AsyncServer:
         self.thread = threading.get_ident()
         self._begun.set()
         seen = 0
-        while not self._is_done():
+        while not self.finished:
             self._turn(-1)
             if signals.count > seen:
                 seen = signals.count
@@ -340,8 +340,12 @@ class AsyncServer:
         for client in (*self._opening.values(), *self.clients):
             client.abort()
 
-    def _is_done(self) -> bool:
-        """Whether a stop has come to its end: nothing is open, and the peers have read what was sent."""
+    @property
+    def finished(self) -> bool:
+        """Whether a stop has come to its end: nothing is open, and the peers have read what was sent.
+
+        For a foreign loop, which calls ``handle_events`` until then, and ``close`` at last.
+        """
         if self._stopping is None or self.clients or self._opening or not self._stop_began:
             return False
         return monotonic() > self._stopping or not self.loop.stats()["connections"]

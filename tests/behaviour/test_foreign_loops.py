@@ -214,9 +214,19 @@ def test_a_server_that_is_driven_stops(server: Echo, peer: RawClient) -> None:
     peer.closes(1001)
     peer.send(close_frame(1001))
     turn_until(server, lambda: ("onclose", 1001) in server.events)
+    assert not server.finished  # the peer may not have read everything
     peer.end()
+    turn_until(server, lambda: server.finished)
     server.close()
     assert server.join(0)
+
+
+def test_a_server_that_is_driven_finishes_without_clients(server: Echo) -> None:
+    assert not server.finished
+    server.stop()
+    assert not server.finished
+    turn_until(server, lambda: server.finished)
+    assert server.events == []
 
 
 # ---- asyncio ----

@@ -175,10 +175,12 @@ const uint8_t *wspy_endpoint_replies(const wspy_endpoint *endpoint, size_t *leng
 /* Drop events and replies that were taken. */
 void wspy_endpoint_clear(wspy_endpoint *endpoint);
 /* Write the Close frame that is owed (the echo, or the failure's code) into output (139 bytes). Returns its
- * size, or 0 if none is owed. Call it after everything received before was handled and answered. */
+ * size, 0 if none is owed, or WSPY_ERROR_SYSTEM (a client without random numbers). Call it after everything
+ * received before was handled and answered. */
 int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output);
 /* Start the closing handshake: write a Close frame with this checked payload (0 or 2 to 125 bytes) into output
- * (139 bytes). Returns its size, or 0 if a Close was sent or failed before. */
+ * (139 bytes). Returns its size, 0 if a Close was sent or is owed or the endpoint has failed,
+ * WSPY_ERROR_ARGUMENT for a longer payload, or WSPY_ERROR_SYSTEM (as above). */
 int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t length, uint8_t *output);
 int wspy_endpoint_error(const wspy_endpoint *endpoint); /* 0, or the sticky error */
 /* Bit 0: our Close was sent; bit 1: the peer's was received. */
@@ -206,7 +208,8 @@ typedef struct {
 } wspy_head_scanner;
 
 /* Scan the next bytes of a head. Returns how many belong to it once it is complete (scanner->state is then
- * WSPY_HEAD_COMPLETE), 0 if more are needed, or an error at the first byte that can't belong to any request. */
+ * WSPY_HEAD_COMPLETE), 0 if more are needed, or an error at the first byte that can't belong to any request, and
+ * at every call after that. scanner->size counts what was looked at, with that byte. */
 #define WSPY_HEAD_COMPLETE 255
 int wspy_head_feed(wspy_head_scanner *scanner, const wspy_head_limits *limits, const uint8_t *data,
                    uint32_t length);

@@ -625,8 +625,8 @@ static void close_everything(wspy_loop *loop)
         if (conn->phase != FREE)
             wspy_connection_drop(loop, conn);
     }
+    __atomic_store_n(&loop->closed, 1, __ATOMIC_RELAXED); /* wspy_loop_fd takes no lock */
     close_descriptors(loop);
-    loop->closed = 1;
 }
 
 int wspy_loop_close(wspy_loop *loop)
@@ -676,7 +676,7 @@ void wspy_loop_abandon(wspy_loop *loop)
 
 int wspy_loop_fd(const wspy_loop *loop)
 {
-    return loop->closed ? WSPY_ERROR_CLOSED : loop->epoll;
+    return __atomic_load_n(&loop->closed, __ATOMIC_RELAXED) ? WSPY_ERROR_CLOSED : loop->epoll;
 }
 
 /* ---- what the loop watches ---- */
