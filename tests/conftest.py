@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from measures import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -71,7 +72,7 @@ def no_leaked_descriptors() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def patience() -> float:
     """Return the factor for a test's bound of time: 1, and more where everything is slow, as under a sanitizer."""
-    return float(os.environ.get("WSPY_PATIENCE", "1"))
+    return PATIENCE
 
 
 def must_run(node: pytest.Item | pytest.Collector) -> bool:

@@ -11,8 +11,6 @@ import base64
 import contextlib
 import hashlib
 import itertools
-import os
-import resource
 import select
 import socket
 import struct
@@ -21,8 +19,9 @@ import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from measures import PATIENCE
 
 import wspy
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-PATIENCE: Final = float(os.environ.get("WSPY_PATIENCE", "1"))
 DEADLINE_S: Final = 15.0 * PATIENCE
 """Nothing is waited for any longer, so that a defect is a failure and not a hang."""
 
@@ -56,11 +54,6 @@ def until(predicate: Callable[[], object], what: str, deadline_s: float = DEADLI
     while not predicate():
         assert time.monotonic() < end, f"in {deadline_s} s not true: {what}"
         pause.wait(0.0005)
-
-
-def resident() -> int:
-    """Return the bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 # ---- what a peer sends ----

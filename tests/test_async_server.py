@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import os
 import re
 import resource
 import select
@@ -19,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from measures import PATIENCE
 
 from wspy import AsyncServer, CoreError
 from wspy.version import __version__
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ADDRESS: Final = ("127.0.0.1", 0)
-DEADLINE_S: Final = 20.0 * float(os.environ.get("WSPY_PATIENCE", "1"))
+DEADLINE_S: Final = 20.0 * PATIENCE
 DEFAULTS: Final = {
     "loglevel": None,
     "protocols": (),

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measures import best_time
 
 from wspy import handshake
 from wspy.errors import HandshakeError
@@ -23,8 +22,6 @@ from wspy.handshake import HEAD_STATUSES, Acceptance, HeadError, ServerHandshake
 from wspy.headers import Headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from wspy.http11 import Request
 
 CORE_H = Path(__file__).resolve().parent.parent / "wspy" / "_core" / "core.h"
@@ -86,19 +83,6 @@ def check_refusal(response: bytes, status: int, data: bytes = b"") -> None:
         assert headers["Sec-WebSocket-Version"] == "13"
     for word in re.findall(rb"[\w-]{12,}", data):
         assert word in (b"Sec-WebSocket-Version", b"Content-Length") or word not in response
-
-
-def best_time(function: Callable[[], object]) -> float:
-    """Return the shortest of some runs in seconds of this process: what the machine does besides doesn't count."""
-    # Nor does what a tracer, such as that of coverage, adds to each line.
-    factor = 0.05 if sys.gettrace() else 1
-
-    def once() -> float:
-        start = time.process_time()
-        function()
-        return (time.process_time() - start) * factor
-
-    return min(once() for _ in range(5))
 
 
 # RFC 6455 §4.2.2: the answer

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import string
-import sys
-import time
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measures import best_time
 
 from wspy.headers import Headers, is_token, parse_extensions, parse_host, parse_token_list
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TOKEN_CHARACTERS = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
 LATIN1 = [chr(octet) for octet in range(256)]
 BLANKS = st.text(" \t", max_size=3)
 TOKENS = st.text(TOKEN_CHARACTERS, min_size=1, max_size=12)
-
-
-def best_time(function: Callable[[], object]) -> float:
-    """Return the shortest of some runs in seconds of this process: what the machine does besides doesn't count."""
-    # Nor does what a tracer, such as that of coverage, adds to each line.
-    factor = 0.05 if sys.gettrace() else 1
-
-    def once() -> float:
-        start = time.process_time()
-        function()
-        return (time.process_time() - start) * factor
-
-    return min(once() for _ in range(5))
 
 
 # RFC 9110 §5.6.2

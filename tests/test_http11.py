@@ -6,14 +6,13 @@ Rows A1 to B31 are named after the threat model's table; those that need a clock
 from __future__ import annotations
 
 import re
-import sys
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from measures import best_time
 
 from wspy import http11
 from wspy.errors import HandshakeError
@@ -61,19 +60,6 @@ def refused(data: bytes, **limits: int) -> HandshakeError:
         parse_request(data, **limits)
     assert 400 <= info.value.status <= 599
     return info.value
-
-
-def best_time(function: Callable[[], object]) -> float:
-    """Return the shortest of some runs in seconds of this process: what the machine does besides doesn't count."""
-    # Nor does what a tracer, such as that of coverage, adds to each line.
-    factor = 0.05 if sys.gettrace() else 1
-
-    def once() -> float:
-        start = time.process_time()
-        function()
-        return (time.process_time() - start) * factor
-
-    return min(once() for _ in range(5))
 
 
 def judge(data: bytes, **limits: int) -> int:

@@ -91,8 +91,12 @@ def interrupt() -> None:
 
 
 def interrupted(function: Callable[[], object], nth: int) -> bool:
-    """Call a function that an exception interrupts at the n-th place; return whether it did."""
+    """Call a function that an exception interrupts at the n-th place; return whether it did.
+
+    Not in a finalizer of what other tests left: it would be lost there.
+    """
     previous = sys.gettrace()
+    gc.disable()
     sys.settrace(Intruder(nth, interrupt))
     try:
         function()
@@ -100,6 +104,7 @@ def interrupted(function: Callable[[], object], nth: int) -> bool:
         return True
     finally:
         sys.settrace(previous)
+        gc.enable()
     return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
 import select
 import socket
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
+from measures import measures_memory, resident
 from turns import (
     ABORT,
     ACCEPT,
@@ -85,10 +85,6 @@ def kinds(events: list[Event]) -> list[int]:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def connected(listener: socket.socket) -> socket.socket:
@@ -564,6 +560,7 @@ def test_deadlines_pass_under_a_flood() -> None:
             peer.close()
 
 
+@measures_memory
 def test_the_memory_of_a_burst_is_given_back() -> None:
     pairs = [tcp_pair() for _ in range(25)]
     with Turns() as turns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 from endpoints import Endpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from measures import PATIENCE
 from memory import allocated
 from reference import Decoder, encode
 from vectors import (
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 ROLES = pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
 GRANULARITIES = pytest.mark.parametrize("frames", [False, True], ids=["messages", "frames"])
-PATIENCE = float(os.environ.get("WSPY_PATIENCE", "1"))
 NONE = 2**64 - 1
 
 

@@ -6,7 +6,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import BINARY, CLOSE, PONG, TEXT, Servers, bytewise, close_frame, deliveries, echo, frame, resident, until
+from drivers import BINARY, CLOSE, PONG, TEXT, Servers, bytewise, close_frame, deliveries, echo, frame, until
+from measures import measures_memory, resident
 from reference import CLOSE_CODES
 from vectors import SERVER, VECTORS, Vector
 
@@ -158,6 +159,7 @@ def test_d7_nothing_is_allocated_for_what_is_only_announced(serve: Servers) -> N
     assert resident() - before < 8 << 20
 
 
+@measures_memory
 def test_d19_memory_follows_what_has_arrived(serve: Servers) -> None:
     server = serve()
     before = resident()

@@ -8,20 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import (
-    BINARY,
-    CONTINUATION,
-    PATIENCE,
-    PING,
-    PONG,
-    TEXT,
-    RawClient,
-    close_frame,
-    echo,
-    frame,
-    resident,
-    until,
-)
+from drivers import BINARY, CONTINUATION, PING, PONG, TEXT, RawClient, close_frame, echo, frame, until
+from measures import PATIENCE, measures_memory, resident
 
 if TYPE_CHECKING:
     from drivers import Servers
@@ -80,6 +68,7 @@ def test_h3_one_legal_frame_in_segments_of_one_byte(serve: Servers) -> None:
 
 
 @pytest.mark.slow
+@measures_memory
 def test_h3_memory_of_a_frame_that_drips(serve: Servers) -> None:
     server = serve(max_size=16 * MIB)
     peer = server.open()
@@ -113,6 +102,7 @@ def test_h4_pings_are_answered_while_the_peer_reads(serve: Servers) -> None:
 
 
 @pytest.mark.slow
+@measures_memory
 def test_h4_pings_that_nobody_reads_the_answers_of(serve: Servers) -> None:
     server = serve(ping_interval=None)
     peer = server.open(receive_buffer=4096)
