@@ -9,7 +9,7 @@ import pytest
 
 from wspy._core import ffi, lib
 from wspy.codes import Opcode
-from wspy.frames import FIN, HEADERS, SHORT, Frame, frame_header
+from wspy.frames import FIN, Frame, frame_header
 
 LENGTHS = [0, 1, 125, 126, 127, 65_535, 65_536, 2**32 - 1, 2**32, 2**63 - 1]
 
@@ -34,12 +34,6 @@ def test_the_core_reads_what_a_header_says(first: int, length: int) -> None:
 @pytest.mark.parametrize(("length", "size"), [(125, 2), (126, 4), (65_535, 4), (65_536, 10)])
 def test_a_length_takes_no_more_bytes_than_it_must(length: int, size: int) -> None:
     assert len(frame_header(FIN, length)) == size
-
-
-def test_short_headers_are_a_table() -> None:
-    assert set(HEADERS) == set(Opcode)
-    for opcode, headers in HEADERS.items():
-        assert list(headers) == [frame_header(FIN | opcode, length) for length in range(SHORT)]
 
 
 # ---- frames ----

@@ -60,7 +60,7 @@ class Connection:
         self.handle = loop.adopt(ours.detach())
         self.peer.sendall(REQUEST)
         until(loop, core.EVENT_HEAD)
-        loop.push((self.handle | core.ACCEPT, acceptance(RESPONSE, granularity=core.MESSAGES)))
+        loop.push(core.command(self.handle | core.ACCEPT, acceptance(RESPONSE, granularity=core.MESSAGES)))
         until(loop, core.EVENT_OPENED)
         assert exactly(self.peer, len(RESPONSE)) == RESPONSE
 
@@ -101,7 +101,16 @@ def connect(loop: Loop) -> Iterator[Callable[..., Connection]]:
 
 def sends(handle: int, *payloads: bytes) -> list[Any]:
     """Return the commands for binary messages."""
-    return [item for payload in payloads for item in (handle | core.BINARY, payload)]
+    prefixes = [core.message_prefix(0x80 | BINARY, len(payload)) for payload in payloads]
+    return [
+        item for prefix, payload in zip(prefixes, payloads, strict=True) for item in (core.key(handle), prefix, payload)
+    ]
+
+
+def submit_only(loop: Loop) -> None:
+    """Apply what is queued, and leave it there, as an exception would."""
+    batch, _kept = loop._batch()
+    assert lib.wspy_loop_submit(loop._loop, batch, len(batch)) == lib.WSPY_OK
 
 
 def is_readable(loop: Loop) -> bool:
@@ -217,19 +226,21 @@ def test_commands_are_applied_once_and_in_order(
 
 def test_each_kind_of_send_is_on_the_wire(loop: Loop, connection: Connection) -> None:
     handle = connection.handle
-    loop.push((handle | core.BINARY, b"bytes", handle | core.TEXT, b"text", handle | core.SEND, b"\x8a\x04pong"))
+    key = core.key(handle)
+    loop.push((key, core.BINARY_PREFIXES[5], b"bytes", key, core.TEXT_PREFIXES[4], b"text"))
+    loop.push(core.command(handle | core.SEND, b"\x8a\x04pong"))
     loop.submit()
     assert server_frames(received(connection.peer)) == [(BINARY, b"bytes"), (TEXT, b"text"), (10, b"pong")]
 
 
 def test_batches_may_overlap(loop: Loop, connection: Connection) -> None:
     loop.push(sends(connection.handle, b"one", b"two"))
-    first = loop._batch()
+    first, _ = loop._batch()
     loop.push(sends(connection.handle, b"three"))
-    second = loop._batch()
+    second, _ = loop._batch()
     loop.push(sends(connection.handle, b"four"))
     for batch in (second, first, second):
-        loop._submit(batch)
+        assert lib.wspy_loop_submit(loop._loop, batch, len(batch)) == lib.WSPY_OK
     loop.submit()
     expected = [(BINARY, payload) for payload in (b"one", b"two", b"three", b"four")]
     assert server_frames(received(connection.peer)) == expected
@@ -238,7 +249,7 @@ def test_batches_may_overlap(loop: Loop, connection: Connection) -> None:
 
 def test_what_an_exception_left_in_the_queue_is_not_applied_again(loop: Loop, connection: Connection) -> None:
     loop.push(sends(connection.handle, b"one", b"two"))
-    assert lib.wspy_loop_submit(loop._loop, *loop._batch()) == lib.WSPY_OK
+    submit_only(loop)
     loop.push(sends(connection.handle, b"three"))
     loop.turn(0)
     assert server_frames(received(connection.peer)) == [(BINARY, b"one"), (BINARY, b"two"), (BINARY, b"three")]
@@ -274,6 +285,7 @@ def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> It
         last.clear()
         yield
         previous = sys.gettrace()
+        gc.disable()  # in a finalizer of what other tests left, an exception would be lost
         sys.settrace(trace)
         try:
             call()
@@ -281,6 +293,7 @@ def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> It
             pass
         finally:
             sys.settrace(previous)
+            gc.enable()
     assert steps > 5
 
 
@@ -427,12 +440,12 @@ def test_a_heavy_batch_is_not_kept_while_a_turn_waits(loop: Loop, connection: Co
 def test_notes_come_in_order_with_their_numbers(loop: Loop, connection: Connection) -> None:
     notes: list[tuple[int, int, Any]] = []
     loop.notes = lambda *note: notes.append(note)
-    number = loop._queue[0]
+    number = int.from_bytes(loop._queue[0], sys.byteorder)
     handle = connection.handle
-    loop.push((handle | core.NOTE, "a note", handle | core.BINARY, b"one"))
+    loop.push((*core.note(handle, "a note"), *sends(handle, b"one")))
     loop.submit()
     assert notes == [(handle, number, "a note")]
-    loop.push((handle | core.BINARY, b"two", handle | core.NOTE, None))
+    loop.push((*sends(handle, b"two"), *core.note(handle, None)))
     loop.turn(0)
     assert notes[1:] == [(handle, number + 3, None)]
     assert server_frames(received(connection.peer)) == [(BINARY, b"one"), (BINARY, b"two")]
@@ -441,8 +454,8 @@ def test_notes_come_in_order_with_their_numbers(loop: Loop, connection: Connecti
 def test_a_note_that_another_thread_left_behind_is_taken_by_the_next_turn(loop: Loop, connection: Connection) -> None:
     notes: list[Any] = []
     loop.notes = lambda _handle, _number, note: notes.append(note)
-    loop.push((connection.handle | core.NOTE, "a note"))
-    assert lib.wspy_loop_submit(loop._loop, *loop._batch()) == lib.WSPY_OK
+    loop.push(core.note(connection.handle, "a note"))
+    submit_only(loop)
     assert notes == []
     loop.turn(0)
     loop.turn(0)
@@ -453,8 +466,8 @@ def test_a_turn_takes_the_notes_that_were_queued_while_it_waited(loop: Loop, con
     notes: list[Any] = []
     loop.notes = lambda _handle, _number, note: notes.append(note)
     with waiting(loop):
-        loop.push((connection.handle | core.NOTE, "a note"))
-        assert lib.wspy_loop_submit(loop._loop, *loop._batch()) == lib.WSPY_OK
+        loop.push(core.note(connection.handle, "a note"))
+        submit_only(loop)
     assert notes == ["a note"]
 
 
@@ -464,7 +477,7 @@ def test_who_takes_a_note_may_queue_and_submit(loop: Loop, connection: Connectio
         loop.submit()
 
     loop.notes = take
-    loop.push((connection.handle | core.NOTE, None))
+    loop.push(core.note(connection.handle, None))
     loop.submit()
     loop.submit()
     assert server_frames(received(connection.peer)) == [(BINARY, b"answer")]
@@ -617,9 +630,10 @@ def test_time_goes_on(loop: Loop) -> None:
 
 def test_a_broadcast_is_for_all_or_for_some(loop: Loop, connect: Callable[..., Connection]) -> None:
     first, second, third = connect(), connect(), connect()
-    loop.push((core.BROADCAST, broadcast_payload(b"\x82\x03all", None)))
-    loop.push((core.BROADCAST, broadcast_payload(b"\x82\x04some", [first.handle, third.handle])))
-    loop.push((core.BROADCAST, broadcast_payload(b"\x82\x04none", [])))
+    some = [core.key(first.handle), core.key(third.handle)]
+    loop.push(core.command(core.BROADCAST, broadcast_payload(b"\x82\x03all", None)))
+    loop.push(core.command(core.BROADCAST, broadcast_payload(b"\x82\x04some", some)))
+    loop.push(core.command(core.BROADCAST, broadcast_payload(b"\x82\x04none", [])))
     loop.submit()
     assert server_frames(received(second.peer)) == [(BINARY, b"all")]
     for connection in (first, third):

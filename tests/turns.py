@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 SEND: Final = lib.WSPY_COMMAND_SEND
 SEND_MARK: Final = lib.WSPY_COMMAND_SEND | lib.WSPY_COMMAND_MARK
-SEND_TEXT: Final = lib.WSPY_COMMAND_TEXT
-SEND_BINARY: Final = lib.WSPY_COMMAND_BINARY
+SEND_FAR: Final = lib.WSPY_COMMAND_SEND | lib.WSPY_COMMAND_FAR
 MARK: Final = lib.WSPY_COMMAND_MARK
 ACCEPT: Final = lib.WSPY_COMMAND_ACCEPT
 RESPOND: Final = lib.WSPY_COMMAND_RESPOND
@@ -128,6 +127,17 @@ def frame(opcode: int, payload: bytes = b"", *, final: bool = True, key: bytes |
     return head + key + (int.from_bytes(payload) ^ keys).to_bytes(length)
 
 
+def text(payload: bytes) -> bytes:
+    """Return a text message as a server sends it."""
+    return frame(1, payload, key=None)
+
+
+def far(whole: bytes | bytearray, header: int) -> bytes:
+    """Return the payload of a FAR command for a frame with a header of so many bytes; the frame has to stay alive."""
+    address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", whole))) + header
+    return struct.pack("=QQ", address, len(whole) - header) + bytes(whole[:header])
+
+
 def server_frames(data: bytes) -> list[tuple[int, bytes]]:
     """Return the unmasked frames in data as opcode and payload; fail if they aren't whole."""
     found = []
@@ -178,9 +188,13 @@ class Turns:
     @staticmethod
     def pack(first: int, commands: list[tuple[int, bytes]]) -> tuple[Any, ...]:
         """Return commands as the arguments of a turn or submit."""
-        keys = b"".join(struct.pack("=Q", key) for key, _ in commands)
-        lengths = b"".join(struct.pack("=I", len(payload)) for _, payload in commands)
-        return first, len(commands), keys, lengths, b"".join(payload for _, payload in commands), ffi.NULL
+        records = [struct.pack("=QI", key, len(payload)) + payload for key, payload in commands]
+        batch = struct.pack("=Q", first) + b"".join(records)
+        return batch, len(batch)
+
+    def applied(self) -> int:
+        """Return the number of the next command to apply."""
+        return int(lib.wspy_loop_applied(self.loop)[0])
 
     def submit(self) -> None:
         """Apply the queued commands without a turn."""

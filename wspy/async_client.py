@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from . import loop as core
 from .codes import Opcode
 from .errors import PingError, SocketClosed
-from .frames import FIN, HEADERS, frame_header
+from .frames import FIN
+from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
     BinaryMessage,
     Message,
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Clients", "MarkingClient"]
 
-Commands: TypeAlias = list[Any]  # alternating keys and payloads, as loop.py wants them
-
-_COMMANDS: Final[dict[int, int]] = {Opcode.TEXT: core.TEXT, Opcode.BINARY: core.BINARY}
+Commands: TypeAlias = list[Any]  # keys, prefixes and payloads, as loop.py wants them
 
 # AsyncClient._mode: what becomes of its events.
 DELIVER: Final = 0
@@ -41,7 +40,7 @@ HOLD: Final = 1
 DROP: Final = 2
 
 _MAX_PING: Final = 125
-_MAX_FRAME: Final = (1 << 32) - 1
+_MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits in the queue
 
 
 class Rare:
@@ -72,13 +71,13 @@ class AsyncClient:
         subprotocol: the one that was agreed upon, or None (RFC 6455 §1.9).
     """
 
-    __slots__ = ("__weakref__", "_handle", "_mode", "_rare", "_request", "_state", "data", "server", "subprotocol")
+    __slots__ = ("__weakref__", "_key", "_mode", "_rare", "_request", "_state", "data", "server", "subprotocol")
 
     def __init__(self, server: AsyncServer, handle: int, request: Request, subprotocol: str | None) -> None:
         self.server = server
         self.data: Any = None
         self.subprotocol = subprotocol
-        self._handle = handle
+        self._key = core.key(handle)
         self._request: Request | bytes | None = request
         self._mode = DELIVER
         # why nothing can be sent: None while something can, else who began to close
@@ -103,21 +102,21 @@ class AsyncClient:
         kind = type(message)
         if kind is ReceivedBinary or kind is BinaryMessage:
             payload = message.payload  # type: ignore[union-attr]
-            key = self._handle
+            prefixes = BINARY_PREFIXES
         elif kind is ReceivedText or kind is TextMessage:
             payload = message.payload.encode()  # type: ignore[union-attr]
-            key = self._handle | core.TEXT
+            prefixes = TEXT_PREFIXES
         elif kind is str:
             payload = message.encode()  # type: ignore[union-attr]
-            key = self._handle | core.TEXT
+            prefixes = TEXT_PREFIXES
         else:
             whole = create_message(message)
             self._send_otherwise(whole, whole.bytes, fragment_size)
             return
         # nothing but immutable bytes may wait in the queue
-        if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) <= core.LARGE:
+        if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) < SHORT:
             server = self.server
-            server.push((key, payload))
+            server.push((self._key, prefixes[len(payload)], payload))
             if not server.alone:
                 server.flush()
             return
@@ -134,13 +133,11 @@ class AsyncClient:
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         """Return what to queue for a message: keys and payloads."""
-        if fragment_size is None and message.opcode in _COMMANDS:
-            return [self._handle | _COMMANDS[message.opcode], payload]
         if fragment_size is None:
-            return [self._handle | core.SEND, frame_header(FIN | message.opcode, len(payload)) + payload]
+            return [self._key, core.message_prefix(FIN | message.opcode, len(payload)), payload]
         commands: Commands = []
-        for header, part in fragments(message.opcode, payload, fragment_size):
-            commands += (self._handle | core.SEND, header + part)
+        for first, part in fragments(message.opcode, payload, fragment_size):
+            commands += (self._key, core.message_prefix(first, len(part)), part)
         return commands
 
     def _check_open(self) -> None:
@@ -161,7 +158,7 @@ class AsyncClient:
         if len(data) > _MAX_PING:
             raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
         self._check_open()
-        self.server.push((self._handle | core.SEND, HEADERS[Opcode.PING][len(data)] + data))
+        self.server.push((self._key, core.message_prefix(FIN | Opcode.PING, len(data)), data))
         self.server.pinged(self, data)
         self.server.flush()
 
@@ -185,7 +182,7 @@ class AsyncClient:
         if self._state is not None:
             return
         self._state = SocketClosed(initialized=True, message="this side has closed the connection")
-        self.server.push((self._handle | core.CLOSE, payload))
+        self.server.push(core.command(self.handle | core.CLOSE, payload))
         self.server.flush()
 
     def abort(self) -> None:
@@ -193,7 +190,7 @@ class AsyncClient:
         self._mode = DROP
         if self._state is None:
             self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
-        self.server.push((self._handle | core.ABORT, b""))
+        self.server.push(core.command(self.handle | core.ABORT))
         self.server.flush()
 
     @property
@@ -209,7 +206,7 @@ class AsyncClient:
             self._rare.resumes = False
         if self._mode == DELIVER:
             self._mode = HOLD
-            self.server.push((self._handle | core.PAUSE, b""))
+            self.server.push(core.command(self.handle | core.PAUSE))
             self.server.flush()
 
     def resume_reading(self) -> None:
@@ -224,7 +221,7 @@ class AsyncClient:
         if self._state is not None and self not in self.server.clients:
             return 0
         self.server.loop.submit()
-        return self.server.loop.backlog(self._handle)
+        return self.server.loop.backlog(self.handle)
 
     # ---- who it is ----
 
@@ -245,7 +242,12 @@ class AsyncClient:
         """The peer's address, as ``socket.getpeername`` has it: (host, port) for IPv4; "" for a Unix socket."""
         if self._rare is not None and self._rare.peer is not None:
             return self._rare.peer
-        return self.server.loop.peer(self._handle)
+        return self.server.loop.peer(self.handle)
+
+    @property
+    def handle(self) -> int:
+        """What the loop calls this connection; it never gives this name again."""
+        return core.handle(self._key)
 
     def rare(self) -> Rare:
         """Return the part that few connections need."""
@@ -278,8 +280,8 @@ class MarkingClient(AsyncClient):
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         commands = super()._commands(message, payload, fragment_size)
-        commands[-2] |= core.MARK
-        return [self._handle | core.NOTE, message, *commands]
+        commands[-3] = core.key(self.handle | core.MARK)
+        return [*core.note(self.handle, message), *commands]
 
 
 class Clients(Collection[AsyncClient]):
@@ -296,7 +298,7 @@ class Clients(Collection[AsyncClient]):
         return iter([client for client in self._slots.copy() if client is not None])
 
     def __contains__(self, client: object) -> bool:
-        return isinstance(client, AsyncClient) and self._find(client._handle & core.SLOT) is client
+        return isinstance(client, AsyncClient) and self._find(client.handle & core.SLOT) is client
 
     def __repr__(self) -> str:
         return f"<Clients {len(self)}>"

@@ -19,7 +19,7 @@ from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClie
 from .calls import Call, Calls
 from .codes import CloseCode, Opcode
 from .errors import HandshakeError, SocketClosed
-from .frames import FIN, HEADERS, SHORT, Frame, frame_header
+from .frames import FIN, Frame, frame_header
 from .handshake import ServerHandshake
 from .http11 import Request, Response
 from .listening import Address, close_listener, open_listener
@@ -325,7 +325,7 @@ class AsyncServer:
         self._stop_began = True
         self._release_listener()
         refusal = HandshakeError(503, "the server is stopping")
-        self.push((core.REFUSE, self.handshake.refuse(refusal)))
+        self.push(core.command(core.REFUSE, self.handshake.refuse(refusal)))
         for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
         self.call_later(self._shutdown_timeout, self._abort_all)
@@ -457,21 +457,19 @@ class AsyncServer:
         """
         whole = create_message(message)
         payload = whole.bytes
-        headers = HEADERS.get(whole.opcode)
-        length = len(payload)
-        short = headers is not None and length < SHORT
-        frame = (headers[length] if short else frame_header(FIN | whole.opcode, length)) + payload  # type: ignore[index]
+        frame = frame_header(FIN | whole.opcode, len(payload)) + payload
         if self._marks:
             self._broadcast_marked(whole, frame, self.clients if clients is None else clients)
             return
-        handles = None if clients is None else [client._handle for client in clients]
-        self.push((core.BROADCAST, broadcast_payload(frame, handles)))
+        keys = None if clients is None else [client._key for client in clients]
+        self.push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
         self.flush()
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: Iterable[AsyncClient]) -> None:
-        handles = [client._handle for client in clients if not client.closed]
-        notes = [item for handle in handles for item in (handle | core.NOTE, message)]
-        self.push((*notes, core.BROADCAST_MARK, broadcast_payload(frame, handles)))
+        told = [client for client in clients if not client.closed]
+        notes = [item for client in told for item in core.note(client.handle, message)]
+        payload = broadcast_payload(frame, [client._key for client in told])
+        self.push((*notes, *core.command(core.BROADCAST_MARK, payload)))
         self.flush()
 
     def stats(self) -> dict[str, int]:
@@ -615,7 +613,7 @@ class AsyncServer:
         while held and client._mode == DELIVER:
             self._deliver(client, *held.popleft())
         if client._mode == DELIVER:
-            self.push((client._handle | core.RESUME, b""))
+            self.push(core.command(client.handle | core.RESUME))
             self.flush()
 
     # ---- failing handlers ----
@@ -665,7 +663,7 @@ class AsyncServer:
             return False
         keep_alive = request.keep_alive and self._stopping is None
         encoded = response.encode(keep_alive=keep_alive, head_only=request.method == "HEAD")
-        self.push((handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
+        self.push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
         return True
 
     def _accept(self, handle: int, request: Request) -> None:
@@ -675,7 +673,8 @@ class AsyncServer:
         if len(self.clients) + len(self._opening) >= self._max_connections:
             raise HandshakeError(503, "there are max_connections already")
         self._opening[handle & core.SLOT] = self._make_client(self, handle, request, accepted.subprotocol)
-        self.push((handle | core.ACCEPT, acceptance(accepted.response, granularity=self._granularity)))
+        response = acceptance(accepted.response, granularity=self._granularity)
+        self.push(core.command(handle | core.ACCEPT, response))
 
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
         try:
@@ -684,12 +683,12 @@ class AsyncServer:
             log.exception("a HandshakeError can't be sent")
             response = self.handshake.refuse(HandshakeError(500, ""), head)
         log.info("refused a request from %s with %d: %s", self._name(handle), error.status, error.message)
-        self.push((handle | core.RESPOND, _LAST + response))
+        self.push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
         log.info("refused a request from %s: %s", self._name(handle), error_text(start))
-        self.push((handle | core.RESPOND, _LAST + self.handshake.refuse_core(start)))
+        self.push(core.command(handle | core.RESPOND, _LAST + self.handshake.refuse_core(start)))
 
     def _name(self, handle: int) -> str:
         address = self.loop.peer(handle)
@@ -748,7 +747,7 @@ class AsyncServer:
         while rare.held and client._mode != DROP:
             self._deliver(client, *rare.held.popleft())
         self.clients._remove(slot)
-        rare.peer = self.loop.peer(client._handle)
+        rare.peer = self.loop.peer(client.handle)
         code, reason = _verdict(rare, start, error)
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
@@ -786,7 +785,7 @@ class _Notes:
 
     def __call__(self, handle: int, number: int, message: Message) -> None:
         client = self._clients._find(handle & core.SLOT)
-        if client is not None and client._handle == handle:
+        if client is not None and client.handle == handle:
             client.rare().sent[number] = message
 
 

@@ -6,15 +6,9 @@ from typing import Final
 
 from .codes import Opcode
 
-__all__ = ["FIN", "HEADERS", "SHORT", "Frame", "frame_header"]
+__all__ = ["FIN", "Frame", "frame_header"]
 
 FIN: Final = 0x80
-SHORT: Final = 126  # payloads below this have their length in the second byte
-
-# The headers of short, unfragmented, unmasked frames, as a server sends them: HEADERS[opcode][length of the payload].
-HEADERS: Final[dict[int, tuple[bytes, ...]]] = {
-    opcode: tuple(bytes((FIN | opcode, length)) for length in range(SHORT)) for opcode in Opcode
-}
 
 
 def frame_header(first: int, length: int) -> bytes:
@@ -24,7 +18,7 @@ def frame_header(first: int, length: int) -> bytes:
         first: its first byte: FIN, RSV bits and opcode.
         length: bytes of its payload.
     """
-    if length < SHORT:
+    if length < 126:
         return bytes((first, length))
     if length < 1 << 16:
         return bytes((first, 126)) + length.to_bytes(2, "big")

@@ -1,9 +1,12 @@
 """The Python face of the C loop: a queue of commands, turns, and what a turn brings.
 
-The queue is one list: ``[number, key, payload, key, payload, ...]``, where ``number`` is that of the first command in
-it since the loop began. Adding is one atomic ``extend``. A batch is a copy; the core applies each number once, so
-overlapping batches of several threads, or one that an exception interrupted, do no harm. What was applied is taken off
-by one slice assignment that also moves ``number``.
+The queue is one list: ``[number, key, prefix, payload, key, prefix, payload, ...]``. All of them are bytes, and joined
+they are a batch as the core wants it: ``number`` is that of the first command in it since the loop began, ``key`` the
+handle with the command, ``prefix`` the length of what follows and, for a message, the header of its frame.
+
+Adding is one atomic ``extend``, and joining is atomic, too. The core applies each number once, so overlapping batches
+of several threads, or one that an exception interrupted, do no harm. What was applied is taken off by one slice
+assignment that also moves ``number``.
 """
 
 from __future__ import annotations
@@ -18,17 +21,36 @@ from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ._core import ffi, lib
+from .codes import Opcode
 from .errors import CoreError
+from .frames import FIN, frame_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["LARGE", "SLOT", "Loop", "Settings", "acceptance", "broadcast_payload", "close_code", "error_text"]
+__all__ = [
+    "BINARY_PREFIXES",
+    "LARGE",
+    "SHORT",
+    "SLOT",
+    "TEXT_PREFIXES",
+    "Loop",
+    "Settings",
+    "acceptance",
+    "broadcast_payload",
+    "close_code",
+    "command",
+    "error_text",
+    "handle",
+    "key",
+    "message_prefix",
+    "note",
+]
 
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
-BINARY: Final = lib.WSPY_COMMAND_BINARY << SHIFT
-TEXT: Final = lib.WSPY_COMMAND_TEXT << SHIFT
 SEND: Final = lib.WSPY_COMMAND_SEND << SHIFT
+FAR: Final = lib.WSPY_COMMAND_FAR << SHIFT
+LAST_SEND: Final = lib.WSPY_COMMAND_SEND_LAST
 MARK: Final = lib.WSPY_COMMAND_MARK << SHIFT
 ACCEPT: Final = lib.WSPY_COMMAND_ACCEPT << SHIFT
 RESPOND: Final = lib.WSPY_COMMAND_RESPOND << SHIFT
@@ -74,13 +96,14 @@ _EVENT: Final = struct.Struct("=IIII")
 # From so many events on, the quicker of two ways to read them is the one that takes longer to set up.
 MANY: Final = 16
 _ACCEPT: Final = struct.Struct("=IHBB")
-_NULL: Final = ffi.NULL
-_ONE: Final = struct.Struct("=Q")
+_NUMBER: Final = struct.Struct("=Q")
+_KEY: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
+_FAR: Final = struct.Struct("=QQ")
 _CREDIT_UNLIMITED: Final = lib.WSPY_FOREVER
 
 Note: TypeAlias = "Callable[[int, int, Any], object]"
-Batch: TypeAlias = tuple[int, int, bytes, bytes, bytes, Any]
+Command: TypeAlias = tuple[bytes, bytes, Any]
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 
@@ -205,11 +228,11 @@ class Loop:
         while _gone:
             lib.wspy_loop_free(_gone.pop())
         self._loop = loop
-        self._queue: list[Any] = [0]
+        self._queue: list[Any] = [_NUMBER.pack(0)]
         self.push = self._queue.extend
-        """Adds commands: alternating keys (a handle and a command) and payloads. Atomic; from any thread."""
+        """Adds commands, as ``command`` and ``message_prefix`` make them. Atomic; from any thread."""
         self.has_large = False
-        """To be set before pushing a payload above LARGE; if it gets lost, the payload is copied, no more."""
+        """To be set before pushing a message above LARGE; if it gets lost, the payload is copied, no more."""
         self.notes: Note | None = None
         """Called with handle, number and payload of each NOTE command, once the commands before it were applied.
 
@@ -224,6 +247,8 @@ class Loop:
         self._packed = ffi.buffer(lib.wspy_loop_packed(self._loop), lib.wspy_loop_arena_capacity(self._loop))
         length = ffi.buffer(lib.wspy_loop_packed_length(self._loop), ffi.sizeof("size_t"))
         self._packed_length = memoryview(length).cast("B").cast("L")
+        applied = ffi.buffer(lib.wspy_loop_applied(self._loop), _NUMBER.size)
+        self._applied = memoryview(applied).cast("B").cast("Q")
         slots = lib.wspy_loop_slot_capacity(self._loop)
         self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
         _loops.add(self)
@@ -245,24 +270,18 @@ class Loop:
             CoreError: a turn is running already, or the loop was closed.
             OSError: epoll failed.
         """
-        start = self._queue[:4]  # at once: other threads add and take off
-        if len(start) == 1:
-            count = lib.wspy_loop_turn(self._loop, start[0], 0, b"", b"", b"", _NULL, timeout_ms)
-            if self.notes is not None:  # another thread may have sent, and come no further
-                self._trim(0)
-            return count if count >= 0 else _check(count)
-        if len(start) == 3 and not self.has_large and self.notes is None:
-            number, key, payload = start
-            length = _LENGTH.pack(len(payload))
-            count = lib.wspy_loop_turn(self._loop, number, 1, _ONE.pack(key), length, payload, _NULL, timeout_ms)
-            self._trim(number + 1)
-            return count if count >= 0 else _check(count)
-        number, size, keys, lengths, joined, addresses = batch = self._batch()
-        if len(joined) > HEAVY or addresses is not _NULL:
-            self._submit(batch)
-            return self.turn(timeout_ms)
-        count = lib.wspy_loop_turn(self._loop, number, size, keys, lengths, joined, addresses, timeout_ms)
-        self._trim(number + size)
+        queue = self._queue
+        if self.has_large or self.notes is not None:
+            self.submit()
+            batch = queue[0]
+        else:
+            batch = b"".join(queue)
+            if len(batch) > HEAVY:
+                self.submit()
+                batch = queue[0]
+        count = lib.wspy_loop_turn(self._loop, batch, len(batch), timeout_ms)
+        if len(queue) > 1:  # also what another thread has sent, and came no further
+            self._trim()
         return count if count >= 0 else _check(count)
 
     def submit(self) -> None:
@@ -271,33 +290,23 @@ class Loop:
         Raises:
             CoreError: the loop was closed.
         """
-        if len(self._queue) > 1:
-            self._submit(self._batch())
-
-    def _submit(self, batch: Batch) -> None:
-        result = lib.wspy_loop_submit(self._loop, *batch)
-        self._trim(batch[0] + batch[1])
+        if len(self._queue) == 1:
+            return
+        batch, _kept = self._batch()
+        result = lib.wspy_loop_submit(self._loop, batch, len(batch))
+        self._trim()
         _check(result)
 
-    def _batch(self) -> Batch:
-        """Return a copy of the queue as the core wants it; what payloads need to stay alive is in the queue."""
-        queue = self._queue
-        size = len(queue)
-        batch = queue[:size]
-        payloads = batch[2::2]
-        if self.notes is not None:
-            payloads = [b"" if _is_note(key) else payload for key, payload in zip(batch[1::2], payloads, strict=True)]
-        keys = array("Q", batch[1::2]).tobytes()
-        lengths = array("I", map(len, payloads)).tobytes()
-        if not self.has_large:
-            return batch[0], len(payloads), keys, lengths, b"".join(payloads), _NULL
+    def _batch(self) -> tuple[bytes, list[Any]]:
+        """Return the queue as the core wants it, and what has to stay alive as long."""
+        if not self.has_large and self.notes is None:
+            return b"".join(self._queue), []
         self.has_large = False
-        addresses = array("Q", map(_address, payloads)).tobytes()
-        joined = b"".join(payload for payload in payloads if len(payload) <= LARGE)
-        return batch[0], len(payloads), keys, lengths, joined, addresses
+        queue = self._queue[:]
+        return b"".join(_records(queue)), queue
 
-    def _trim(self, applied: int) -> None:
-        """Take off the queue what comes before the command of this number."""
+    def _trim(self) -> None:
+        """Take off the queue what was applied."""
         thread = get_ident()
         if self._trimmer == thread:
             return  # a signal handler, or a finalizer, that sends: what it interrupted goes on afterwards
@@ -306,18 +315,15 @@ class Loop:
             # no signal handler can run between the lock and this
             self._trimmer = thread
             try:
-                if self.notes is not None:
-                    applied = lib.wspy_loop_applied(self._loop)
-                    self._take_notes(queue[: 1 + 2 * max(applied - queue[0], 0)], self.notes)
-                if applied > queue[0]:
-                    queue[: 1 + 2 * (applied - queue[0])] = (applied,)
+                applied = self._applied[0]
+                (number,) = _NUMBER.unpack(queue[0])
+                if applied > number:
+                    size = 1 + 3 * (applied - number)
+                    if self.notes is not None:
+                        _take_notes(queue[1:size], number, self.notes)
+                    queue[:size] = (_NUMBER.pack(applied),)
             finally:
                 self._trimmer = 0
-
-    def _take_notes(self, commands: list[Any], take: Note) -> None:
-        for number, (key, payload) in enumerate(zip(commands[1::2], commands[2::2], strict=True), commands[0]):
-            if _is_note(key):
-                take(key & HANDLE, number, payload)
 
     def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
@@ -463,14 +469,66 @@ _STATS: Final = (
 )
 
 
-def _is_note(key: int) -> bool:
-    return key >> SHIFT == NOTE >> SHIFT
+def key(handle: int) -> bytes:
+    """Return a handle, with a command added, as the queue wants it."""
+    return _KEY.pack(handle)
 
 
-def _address(payload: bytes) -> int:
-    if len(payload) <= LARGE:
-        return 0
-    return int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", payload)))
+def handle(key: bytes) -> int:
+    """Return the handle in a key."""
+    return int(_KEY.unpack(key)[0]) & HANDLE
+
+
+def command(handle: int, payload: bytes = b"") -> Command:
+    """Return a command to push: a handle with the command added, and a payload."""
+    return _KEY.pack(handle), _LENGTH.pack(len(payload)), payload
+
+
+def note(handle: int, payload: Any) -> Command:
+    """Return a NOTE to push, whose payload is anything but bytes."""
+    return _KEY.pack(handle | NOTE), _LENGTH.pack(0), payload
+
+
+def message_prefix(first: int, length: int) -> bytes:
+    """Return what stands between the key and the payload of a frame.
+
+    Args:
+        first: the first byte of the frame: FIN and opcode.
+        length: bytes of its payload.
+    """
+    header = frame_header(first, length)
+    return _LENGTH.pack(len(header) + length) + header
+
+
+SHORT: Final = 1024
+"""Prefixes of shorter messages need not be made."""
+
+TEXT_PREFIXES: Final = tuple(message_prefix(FIN | Opcode.TEXT, length) for length in range(SHORT))
+BINARY_PREFIXES: Final = tuple(message_prefix(FIN | Opcode.BINARY, length) for length in range(SHORT))
+
+
+def _records(queue: list[Any]) -> Iterator[bytes]:
+    """Yield what a queue with notes or large messages has to be joined from."""
+    yield queue[0]
+    for key, prefix, payload in zip(queue[1::3], queue[2::3], queue[3::3], strict=True):
+        if type(payload) is not bytes:  # a note
+            yield from (key, prefix)
+        elif len(payload) > LARGE and _KEY.unpack(key)[0] >> SHIFT <= LAST_SEND:
+            yield from _far(_KEY.unpack(key)[0], prefix[_LENGTH.size :], payload)
+        else:
+            yield from (key, prefix, payload)
+
+
+def _far(key: int, header: bytes, payload: bytes) -> Command:
+    address = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", payload)))
+    return command(key | FAR, _FAR.pack(address, len(payload)) + header)
+
+
+def _take_notes(commands: list[Any], number: int, take: Note) -> None:
+    for key, payload in zip(commands[::3], commands[2::3], strict=True):
+        if type(payload) is not bytes:
+            take(handle(key), number, payload)
+        number += 1
 
 
 def acceptance(response: bytes, *, granularity: int) -> bytes:
@@ -478,8 +536,8 @@ def acceptance(response: bytes, *, granularity: int) -> bytes:
     return _ACCEPT.pack(_CREDIT_UNLIMITED, 0, 0, granularity) + response
 
 
-def broadcast_payload(frame: bytes, handles: list[int] | None) -> bytes:
+def broadcast_payload(frame: bytes, keys: list[bytes] | None) -> bytes:
     """Return the payload of a BROADCAST command; None for every open connection."""
-    if handles is None:
+    if keys is None:
         return _LENGTH.pack(EVERYONE) + frame
-    return _LENGTH.pack(len(handles)) + array("Q", handles).tobytes() + frame
+    return b"".join((_LENGTH.pack(len(keys)), *keys, frame))

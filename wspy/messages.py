@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from .codes import Opcode
-from .frames import FIN, frame_header
+from .frames import FIN
 
 if TYPE_CHECKING:
     import builtins
@@ -174,7 +174,7 @@ def create_message(message: Sendable) -> Message:
     return TextMessage(message) if isinstance(message, str) else BinaryMessage(message)
 
 
-def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
+def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[int, bytes]]:
     """Split a payload into the frames of a fragmented message, RFC 6455 §5.4.
 
     Args:
@@ -183,7 +183,7 @@ def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[bytes, b
         size: bytes of payload in each frame but the last, at least 1.
 
     Yields:
-        header and payload of each frame, unmasked.
+        first byte and payload of each frame.
 
     Raises:
         ValueError: ``size`` is below 1.
@@ -194,4 +194,4 @@ def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[bytes, b
     for start in range(0, end, size):
         part = payload[start : start + size]
         first = (opcode if start == 0 else Opcode.CONTINUATION) | (FIN if start + size >= end else 0)
-        yield frame_header(first, len(part)), part
+        yield first, part

@@ -26,9 +26,8 @@ from turns import (
     RESPOND,
     RESPONSE,
     SEND,
-    SEND_BINARY,
+    SEND_FAR,
     SEND_MARK,
-    SEND_TEXT,
     SENT,
     SHIFT,
     TEXT,
@@ -36,15 +35,17 @@ from turns import (
     Turns,
     accept,
     exactly,
+    far,
     faults,
     frame,
     received,
     server_frames,
     tcp_pair,
+    text,
     to_the_end,
 )
 
-from wspy._core import ffi, lib
+from wspy._core import lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,18 +90,18 @@ def collect(turns: Turns, peer: socket.socket, size: int) -> bytes:
 
 def test_an_empty_batch_changes_nothing() -> None:
     with Turns() as turns:
-        assert lib.wspy_loop_submit(turns.loop, 0, 0, b"", b"", b"", ffi.NULL) == lib.WSPY_OK
-        assert lib.wspy_loop_applied(turns.loop) == 0
+        assert lib.wspy_loop_submit(turns.loop, *turns.pack(0, [])) == lib.WSPY_OK
+        assert turns.applied() == 0
 
 
 def test_a_gap_is_an_error_and_nothing_is_applied(pair: Pair) -> None:
     with Turns() as turns:
         handle = turns.opened(pair)
-        applied = lib.wspy_loop_applied(turns.loop)
+        applied = turns.applied()
         for call in (lib.wspy_loop_submit, lambda *batch: lib.wspy_loop_turn(*batch, 0)):
             arguments = turns.pack(applied + 1, [(SEND << SHIFT | handle, number_frame(1))])
             assert call(turns.loop, *arguments) == lib.WSPY_ERROR_ARGUMENT
-            assert lib.wspy_loop_applied(turns.loop) == applied
+            assert turns.applied() == applied
         assert turns.settle() == []
         assert received(pair[1]) == b""
 
@@ -108,12 +109,12 @@ def test_a_gap_is_an_error_and_nothing_is_applied(pair: Pair) -> None:
 def test_what_was_applied_is_skipped(pair: Pair) -> None:
     with Turns() as turns:
         handle = turns.opened(pair)
-        first = lib.wspy_loop_applied(turns.loop)
+        first = turns.applied()
         commands = [(SEND << SHIFT | handle, number_frame(i)) for i in range(20)]
         for start, end in ((0, 5), (0, 5), (2, 8), (8, 8), (0, 20), (19, 20), (3, 4)):
             batch = turns.pack(first + start, commands[start:end])
             assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
-        assert lib.wspy_loop_applied(turns.loop) == first + 20
+        assert turns.applied() == first + 20
         assert numbers(received(pair[1])) == list(range(20))
 
 
@@ -122,13 +123,13 @@ def test_overlapping_batches_of_several_threads_apply_each_command_once(pair: Pa
     count = 4000
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
-        first = lib.wspy_loop_applied(turns.loop)
+        first = turns.applied()
         commands = [(SEND << SHIFT | handle, number_frame(i)) for i in range(count)]
         results: set[int] = set()
 
         def submit(seed: int) -> None:
             dice = random.Random(seed)
-            while (applied := lib.wspy_loop_applied(turns.loop) - first) < count:
+            while (applied := turns.applied() - first) < count:
                 start = max(0, applied - dice.randrange(20))
                 batch = turns.pack(first + start, commands[start : applied + dice.randrange(20)])
                 results.add(lib.wspy_loop_submit(turns.loop, *batch))
@@ -151,7 +152,7 @@ def test_overlapping_batches_of_several_threads_apply_each_command_once(pair: Pa
 def exactly_while_turning(turns: Turns, peer: socket.socket, size: int, applied: int) -> bytes:
     data = b""
     while len(data) < size:
-        turns._applied = lib.wspy_loop_applied(turns.loop)
+        turns._applied = turns.applied()
         assert turns._applied <= applied
         turns.turn()
         data += received(peer)
@@ -159,28 +160,38 @@ def exactly_while_turning(turns: Turns, peer: socket.socket, size: int, applied:
     return data
 
 
-@pytest.mark.parametrize("with_addresses", [False, True])
-def test_payloads_lie_in_one_piece_or_at_addresses(pair: Pair, with_addresses: bool) -> None:
-    payloads = [number_frame(i) if i % 3 else frame(2, struct.pack(">I", i) * 3000, key=None) for i in range(30)]
+@pytest.mark.parametrize("size", range(40))
+def test_a_batch_that_is_cut_off_is_an_error_behind_what_is_whole(pair: Pair, size: int) -> None:
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        first = turns.applied()
+        batch, whole = turns.pack(first, [(SEND << SHIFT | handle, number_frame(i)) for i in range(3)])
+        count = max(size - 8, 0) // ((whole - 8) // 3)
+        result = lib.wspy_loop_submit(turns.loop, batch[:size], size)
+        assert result == (lib.WSPY_OK if size >= 8 and (size - 8) % 18 == 0 else lib.WSPY_ERROR_ARGUMENT)
+        assert turns.applied() == first + count
+        assert numbers(received(pair[1])) == list(range(count))
+
+
+def test_a_payload_may_lie_far_away(pair: Pair) -> None:
+    frames = [number_frame(i) if i % 3 else frame(2, struct.pack(">I", i) * 3000, key=None) for i in range(30)]
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
-        keys = struct.pack("=Q", SEND << SHIFT | handle) * len(payloads)
-        lengths = struct.pack(f"={len(payloads)}I", *map(len, payloads))
-        apart = [with_addresses and len(payload) > 100 for payload in payloads]
-        buffers = [ffi.from_buffer("char[]", payload) for payload in payloads]
-        addresses = struct.pack(
-            f"={len(payloads)}Q",
-            *(
-                int(ffi.cast("uintptr_t", buffer)) if is_apart else 0
-                for buffer, is_apart in zip(buffers, apart, strict=True)
-            ),
-        )
-        joined = b"".join(payload for payload, is_apart in zip(payloads, apart, strict=True) if not is_apart)
-        first = lib.wspy_loop_applied(turns.loop)
-        batch = (first, len(payloads), keys, lengths, joined, addresses if with_addresses else ffi.NULL)
-        assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
-        turns._applied += len(payloads)
-        assert collect(turns, peer, len(b"".join(payloads))) == b"".join(payloads)
+        for whole in frames:
+            is_far = len(whole) > 100
+            turns.push(SEND_FAR if is_far else SEND, handle, far(whole, 4) if is_far else whole)
+        turns.submit()
+        assert collect(turns, peer, len(b"".join(frames))) == b"".join(frames)
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(15), bytes(16 + 15)])
+def test_a_far_send_that_says_not_where_is_none(pair: Pair, payload: bytes) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(SEND_FAR, handle, payload)
+        turns.push(SEND, handle, text(b"next"))
+        turns.turn()
+        assert received(peer) == text(b"next")
 
 
 def test_i14_a_payload_at_an_address_may_change_after_the_call(pair: Pair) -> None:
@@ -188,11 +199,8 @@ def test_i14_a_payload_at_an_address_may_change_after_the_call(pair: Pair) -> No
         handle = turns.opened(pair)
         message = bytearray(frame(2, b"before" * 200_000, key=None))
         expected = bytes(message)
-        address = struct.pack("=Q", int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", message))))
-        key, length = struct.pack("=Q", SEND << SHIFT | handle), struct.pack("=I", len(message))
-        first = lib.wspy_loop_applied(turns.loop)
-        assert lib.wspy_loop_submit(turns.loop, first, 1, key, length, b"", address) == lib.WSPY_OK
-        turns._applied += 1
+        turns.push(SEND_FAR, handle, far(message, 10))
+        turns.submit()
         message[:] = bytes(len(message))
         assert collect(turns, peer, len(expected)) == expected
 
@@ -203,14 +211,16 @@ def test_i14_a_payload_at_an_address_may_change_after_the_call(pair: Pair) -> No
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 61, 62, 63, 64, 65, 130, 500])
 @pytest.mark.parametrize("short", [0, 997])
 def test_sends_of_many_parts_leave_in_order(pair: Pair, count: int, short: int) -> None:
-    """A long payload isn't copied behind its header, so that it takes two of the 64 parts of a call."""
-    commands = []
+    """A far payload isn't copied behind its header, so that it takes two of the 64 parts of a call."""
+    commands, kept = [], []
     expected = b""
     for i in range(count):
         payload = struct.pack(">I", i) * (2100 if i % 7 == 3 else 3)
-        command = (SEND_BINARY, SEND_TEXT, SEND)[i % 3]
-        whole = frame(1 if command == SEND_TEXT else 2, payload, key=None)
-        commands.append((command | (lib.WSPY_COMMAND_MARK if i % 2 else 0), whole if command == SEND else payload))
+        whole = frame(1 + i % 2, payload, key=None)
+        is_far = i % 3 == 0
+        command = (SEND_FAR if is_far else SEND) | (lib.WSPY_COMMAND_MARK if i % 2 else 0)
+        commands.append((command, far(whole, len(whole) - len(payload)) if is_far else whole))
+        kept.append(whole)
         expected += whole
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
@@ -231,7 +241,7 @@ def test_consecutive_sends_leave_in_one_call(pair: Pair) -> None:
     with Turns() as turns:
         handle = turns.opened(pair)
         for i in range(60):
-            turns.push(SEND_TEXT, handle, b"%d" % i)
+            turns.push(SEND, handle, text(b"%d" % i))
         lib.wspy_sys_fail(lib.WSPY_SYS_SEND, 0, 0, 0, 0)
         turns.turn()
         assert lib.wspy_sys_fail(lib.WSPY_SYS_SEND, 0, 0, 0, 0) == 1
@@ -245,7 +255,7 @@ def test_sends_to_several_connections_are_not_mixed() -> None:
         dice = random.Random(1)
         order = [dice.randrange(5) for _ in range(1000)]
         for number, which in enumerate(order):
-            turns.push(SEND_BINARY, handles[which], struct.pack(">I", number))
+            turns.push(SEND, handles[which], number_frame(number))
         turns.turn()
         for which, (_, peer) in enumerate(pairs):
             assert numbers(received(peer)) == [number for number, at in enumerate(order) if at == which]
@@ -255,13 +265,13 @@ def test_sends_to_several_connections_are_not_mixed() -> None:
 def test_commands_of_all_kinds_for_one_connection_keep_their_order(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.awaiting(pair)
-        turns.push(SEND_TEXT, handle, b"too early")
+        turns.push(SEND, handle, text(b"too early"))
         turns.push(CLOSE, handle, NORMAL)
         turns.push(ACCEPT, handle, accept())
         turns.push(SEND_MARK, handle, frame(1, b"one", key=None))
-        turns.push(SEND_TEXT, handle, b"two")
+        turns.push(SEND, handle, text(b"two"))
         turns.push(CLOSE, handle, NORMAL)
-        turns.push(SEND_TEXT, handle, b"too late")
+        turns.push(SEND, handle, text(b"too late"))
         assert kinds(turns.settle()) == [OPENED, SENT]
         assert exactly(peer, len(RESPONSE)) == RESPONSE
         assert server_frames(received(peer)) == [(1, b"one"), (1, b"two"), (8, NORMAL)]
@@ -274,10 +284,10 @@ def test_a_broadcast_reaches_whom_it_names_and_in_the_order_of_commands() -> Non
     pairs = [socket.socketpair() for _ in range(4)]
     with Turns() as turns:
         handles = [turns.opened(pair) for pair in pairs]
-        turns.push(SEND_TEXT, handles[0], b"before")
+        turns.push(SEND, handles[0], text(b"before"))
         named = [handles[0], handles[2], handles[0] + (1 << 24), 0xFFFFFF]
         turns.push(BROADCAST, 0, struct.pack("=I4Q", 4, *named) + frame(1, b"all", key=None))
-        turns.push(SEND_TEXT, handles[0], b"after")
+        turns.push(SEND, handles[0], text(b"after"))
         turns.turn()
         said = [[payload for _, payload in server_frames(received(peer))] for _, peer in pairs]
         assert said == [[b"before", b"all", b"after"], [], [b"all"], []]
@@ -339,9 +349,9 @@ def test_a_broadcast_keeps_its_place_among_the_replies_to_a_peer_that_has_closed
         handle = turns.opened(pair)
         peer.sendall(frame(1, b"?") + frame(8, NORMAL))
         turns.until(TEXT)
-        turns.push(SEND_TEXT, handle, b"one")
+        turns.push(SEND, handle, text(b"one"))
         turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + frame(1, b"two", key=None))
-        turns.push(SEND_TEXT, handle, b"three")
+        turns.push(SEND, handle, text(b"three"))
         turns.until(CLOSED)
         assert server_frames(received(peer)) == [(1, b"one"), (1, b"two"), (1, b"three"), (8, NORMAL)]
 
@@ -353,9 +363,9 @@ def test_nothing_is_sent_after_an_abort(pair: Pair, is_closing: bool) -> None:
         if is_closing:
             peer.sendall(frame(8, NORMAL))
             turns.until(lib.WSPY_EVENT_CLOSE)
-        turns.push(SEND_TEXT, handle, b"before")
+        turns.push(SEND, handle, text(b"before"))
         turns.push(ABORT, handle)
-        turns.push(SEND_TEXT, handle, b"after")
+        turns.push(SEND, handle, text(b"after"))
         turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + frame(1, b"all", key=None))
         turns.push(CLOSE, handle, NORMAL)
         assert kinds(turns.until(CLOSED)) == [CLOSED]
@@ -367,9 +377,9 @@ def test_nothing_is_sent_after_a_send_that_failed(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         handle = turns.opened(pair)
         with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EHOSTUNREACH):
-            turns.push(SEND_TEXT, handle, b"one")
+            turns.push(SEND, handle, text(b"one"))
             turns.push(CLOSE, handle, NORMAL)
-            turns.push(SEND_TEXT, handle, b"two")
+            turns.push(SEND, handle, text(b"two"))
             turns.until(CLOSED)
         assert received(peer) == b""
 

@@ -21,7 +21,6 @@ from turns import (
     ACCEPT,
     ACCEPT_PAUSED,
     BAD_HEAD,
-    BINARY,
     BROADCAST,
     CLOSED,
     FOREVER,
@@ -62,7 +61,6 @@ NORMAL = b"\x03\xe8"
 TURN_EVENTS = 4096
 TURN_BYTES = 1 << 20
 READ_BYTES = 256 << 10
-NO_COMMANDS = (0, b"", b"", b"", ffi.NULL)
 
 
 @pytest.fixture
@@ -838,7 +836,7 @@ def test_a_second_turn_is_refused_while_one_is_running(pair: Pair) -> None:
         waiting.start()
         while turns.stats()["turns"] == before:
             pass
-        assert lib.wspy_loop_turn(turns.loop, turns._applied, *NO_COMMANDS, 0) == lib.WSPY_ERROR_BUSY
+        assert lib.wspy_loop_turn(turns.loop, *turns.pack(turns._applied, []), 0) == lib.WSPY_ERROR_BUSY
         assert lib.wspy_loop_close(turns.loop) == lib.WSPY_ERROR_BUSY
         lib.wspy_loop_wake(turns.loop)
         waiting.join()
@@ -855,14 +853,13 @@ def test_submit_writes_while_another_thread_waits_in_a_turn(pair: Pair) -> None:
         waiting.start()
         while turns.stats()["turns"] == before:
             pass
-        key = struct.pack("=Q", SEND << SHIFT | handle)
         message = frame(1, b"hello", key=None)
-        length = struct.pack("=I", len(message))
-        assert lib.wspy_loop_submit(turns.loop, turns._applied, 1, key, length, message, ffi.NULL) == lib.WSPY_OK
+        batch = turns.pack(turns._applied, [(SEND << SHIFT | handle, message)])
+        assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
         assert exactly(peer, len(message)) == message
         assert waiting.is_alive(), "nothing to report: the turn goes on"
-        mark = struct.pack("=Q", SEND_MARK << SHIFT | handle)
-        assert lib.wspy_loop_submit(turns.loop, turns._applied + 1, 1, mark, length, message, ffi.NULL) == lib.WSPY_OK
+        batch = turns.pack(turns._applied + 1, [(SEND_MARK << SHIFT | handle, message)])
+        assert lib.wspy_loop_submit(turns.loop, *batch) == lib.WSPY_OK
         waiting.join(10)
         turns._applied += 2
         assert exactly(peer, len(message)) == message
@@ -1195,17 +1192,6 @@ def test_statistics_count(listener: socket.socket) -> None:
     assert said == {"accepted": 1, "opened": 1, "messages_received": 1, "protocol_errors": 1, "handshakes": 0}
     assert stats["bytes_received"] == len(REQUEST) + 9
     assert stats["bytes_sent"] == len(RESPONSE) + 4
-
-
-def test_binary_and_text_payloads_become_frames(pair: Pair) -> None:
-    with Turns() as turns, pair[1] as peer:
-        handle = turns.opened(pair)
-        payloads = [b"", b"x" * 125, b"x" * 126, b"x" * 8192, b"x" * 8193, b"x" * 65535, b"x" * 65536]
-        for number, payload in enumerate(payloads):
-            turns.push(lib.WSPY_COMMAND_TEXT if number % 2 else lib.WSPY_COMMAND_BINARY, handle, payload)
-        expected = b"".join(frame(1 if n % 2 else 2, payload, key=None) for n, payload in enumerate(payloads))
-        assert to_the_end_of(peer, turns, len(expected)) == expected
-        assert BINARY == 2
 
 
 def test_the_end_of_a_connection_is_flushed_before_the_peer_sees_it(pair: Pair) -> None:

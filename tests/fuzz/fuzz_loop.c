@@ -80,7 +80,8 @@ typedef struct {
     uint64_t key;
     uint8_t *payload; /* exactly as long as it is said to be */
     uint32_t length;
-    int by_address;
+    uint32_t
+        far_from; /* the header of a frame whose payload is sent from where it lies; 0: everything is copied */
 } command;
 
 static struct {
@@ -185,17 +186,6 @@ static void add_item(guest *g, enum kind kind, const uint8_t *bytes, size_t leng
     }
     g->items[g->item_count++] =
         (item){.bytes = copy(bytes, length), .length = length, .kind = kind, .is_marked = is_marked};
-}
-
-static void add_message(guest *g, uint8_t first, const uint8_t *payload, size_t length, int is_marked)
-{
-    uint8_t *frame = malloc(length + 10);
-    require(frame != NULL);
-    size_t size = put_header(frame, first, length, 0);
-    if (length)
-        memcpy(frame + size, payload, length);
-    add_item(g, MESSAGE, frame, size + length, is_marked);
-    free(frame);
 }
 
 static int may_be_skipped(const item *i)
@@ -445,16 +435,8 @@ static void note(const command *c, int first_turn)
     guest *g = handle_in(c->key) ? guest_by_handle(handle_in(c->key)) : NULL;
     int is_accepted = g && g->state == ACCEPTED;
     switch (kind) {
-    case WSPY_COMMAND_BINARY:
-    case WSPY_COMMAND_BINARY | WSPY_COMMAND_MARK:
-    case WSPY_COMMAND_TEXT:
-    case WSPY_COMMAND_TEXT | WSPY_COMMAND_MARK:
-        if (is_accepted)
-            add_message(g, kind & WSPY_COMMAND_TEXT ? 0x81 : 0x82, c->payload, c->length,
-                        kind & WSPY_COMMAND_MARK);
-        return;
     case WSPY_COMMAND_SEND:
-    case WSPY_COMMAND_SEND_LAST:
+    case WSPY_COMMAND_SEND | WSPY_COMMAND_MARK:
         if (is_accepted)
             add_item(g, MESSAGE, c->payload, c->length, kind & WSPY_COMMAND_MARK);
         return;
@@ -493,65 +475,74 @@ static void note(const command *c, int first_turn)
     }
 }
 
-static void push(uint64_t handle, int kind, const void *payload, size_t length)
+/* header: of the one frame in the payload, or 0. */
+static void push_frame(uint64_t handle, int kind, const void *payload, size_t length, size_t header)
 {
     if (run.command_count >= COMMANDS_MAX + (run.is_ending ? COMMANDS_LAST : 0))
         return;
     command *c = &run.commands[run.command_count++];
+    int is_far = length > 8192 || run.command_count % 5 == 0;
     *c = (command){.key = (uint64_t)kind << WSPY_COMMAND_SHIFT | handle,
                    .payload = copy(payload, length),
                    .length = (uint32_t)length,
-                   .by_address = length > 8192 || run.command_count % 5 == 0};
+                   .far_from = is_far ? (uint32_t)header : 0};
 }
 
-/* A batch as the boundary wants it: its arrays end where they say, and are not aligned. */
+static void push(uint64_t handle, int kind, const void *payload, size_t length)
+{
+    push_frame(handle, kind, payload, length, 0);
+}
+
+/* A batch as the boundary wants it: it ends where it says, and is not aligned. */
 typedef struct {
-    uint64_t first;
-    uint32_t count;
-    char *keys, *lengths, *joined, *addresses;
+    char *memory, *data;
+    size_t size;
 } batch;
+
+static size_t put_record(char *data, uint64_t key, const void *payload, uint32_t length)
+{
+    memcpy(data, &key, 8);
+    memcpy(data + 8, &length, 4);
+    if (length)
+        memcpy(data + 12, payload, length);
+    return 12 + (size_t)length;
+}
+
+static size_t put_command(char *data, const command *c)
+{
+    if (c->far_from == 0)
+        return put_record(data, c->key, c->payload, c->length);
+    wspy_far far = {(uint64_t)(uintptr_t)(c->payload + c->far_from), c->length - c->far_from};
+    uint8_t payload[sizeof far + 10];
+    memcpy(payload, &far, sizeof far);
+    memcpy(payload + sizeof far, c->payload, c->far_from);
+    return put_record(data, c->key | (uint64_t)WSPY_COMMAND_FAR << WSPY_COMMAND_SHIFT, payload,
+                      (uint32_t)sizeof far + c->far_from);
+}
 
 static batch pack(uint32_t first, uint32_t end)
 {
-    batch b = {.first = first, .count = end - first};
-    size_t joined = 0;
-    int has_addresses = 0;
-    for (uint32_t i = first; i < end; i++) {
-        joined += run.commands[i].by_address ? 0 : run.commands[i].length;
-        has_addresses |= run.commands[i].by_address;
-    }
-    b.keys = malloc(8 * (size_t)b.count + 1);
-    b.lengths = malloc(4 * (size_t)b.count + 1);
-    b.joined = malloc(joined + 1);
-    b.addresses = has_addresses ? malloc(8 * (size_t)b.count + 1) : NULL;
-    require(b.keys && b.lengths && b.joined && (b.addresses || !has_addresses));
-    size_t at = 1;
-    for (uint32_t i = 0; i < b.count; i++) {
-        const command *c = &run.commands[first + i];
-        uint64_t address = c->by_address ? (uint64_t)(uintptr_t)c->payload : 0;
-        memcpy(b.keys + 1 + 8 * (size_t)i, &c->key, 8);
-        memcpy(b.lengths + 1 + 4 * (size_t)i, &c->length, 4);
-        if (b.addresses)
-            memcpy(b.addresses + 1 + 8 * (size_t)i, &address, 8);
-        if (address || !c->length)
-            continue;
-        memcpy(b.joined + at, c->payload, c->length);
-        at += c->length;
-    }
+    size_t most = 8;
+    for (uint32_t i = first; i < end; i++)
+        most += 12 + sizeof(wspy_far) + run.commands[i].length;
+    char *scratch = malloc(most);
+    require(scratch != NULL);
+    uint64_t number = first;
+    memcpy(scratch, &number, 8);
+    batch b = {.size = 8};
+    for (uint32_t i = first; i < end; i++)
+        b.size += put_command(scratch + b.size, &run.commands[i]);
+    b.memory = malloc(b.size + 1);
+    require(b.memory != NULL);
+    b.data = b.memory + 1;
+    memcpy(b.data, scratch, b.size);
+    free(scratch);
     return b;
 }
 
-static void unpack(const batch *b)
+static uint64_t applied(void)
 {
-    free(b->keys);
-    free(b->lengths);
-    free(b->joined);
-    free(b->addresses);
-}
-
-static const char *addresses_of(const batch *b)
-{
-    return b->addresses ? b->addresses + 1 : NULL;
+    return *wspy_loop_applied(run.loop);
 }
 
 static batch next_batch(uint32_t end, int first_turn)
@@ -567,10 +558,10 @@ static void submit(uint32_t most)
 {
     uint32_t left = run.command_count - run.applied;
     batch b = next_batch(run.applied + (most < left ? most : left), run.turn + 1);
-    int result =
-        wspy_loop_submit(run.loop, b.first, b.count, b.keys + 1, b.lengths + 1, b.joined + 1, addresses_of(&b));
-    require(result == WSPY_OK && wspy_loop_applied(run.loop) == run.applied);
-    unpack(&b);
+    if (b.size > 8 && run.command_count & 1) /* without its last byte it has no last command */
+        require(wspy_loop_submit(run.loop, b.data, b.size - 1) == WSPY_ERROR_ARGUMENT);
+    require(wspy_loop_submit(run.loop, b.data, b.size) == WSPY_OK && applied() == run.applied);
+    free(b.memory);
     check_wires();
 }
 
@@ -578,7 +569,8 @@ static void submit(uint32_t most)
 static void on_wait(void)
 {
     fake.on_wait = NULL;
-    require(wspy_loop_turn(run.loop, run.applied, 0, "", "", "", NULL, 0) == WSPY_ERROR_BUSY);
+    static const char none[8];
+    require(wspy_loop_turn(run.loop, none, sizeof none, 0) == WSPY_ERROR_BUSY);
     require(wspy_loop_close(run.loop) == WSPY_ERROR_BUSY);
     submit(run.for_wait);
     run.for_wait = 0;
@@ -586,9 +578,12 @@ static void on_wait(void)
 
 static void check_gap(void)
 {
-    static const char zeros[16];
-    require(wspy_loop_submit(run.loop, run.applied + 1, 1, zeros, zeros, zeros, NULL) == WSPY_ERROR_ARGUMENT);
-    require(wspy_loop_applied(run.loop) == run.applied);
+    uint64_t number = run.applied + 1;
+    char gap[8 + 12] = {0};
+    memcpy(gap, &number, 8);
+    require(wspy_loop_submit(run.loop, gap, sizeof gap) == WSPY_ERROR_ARGUMENT);
+    require(wspy_loop_submit(run.loop, gap, 7) == WSPY_ERROR_ARGUMENT);
+    require(applied() == run.applied);
 }
 
 /* ---- events ---- */
@@ -803,13 +798,12 @@ static int turn(int timeout_ms)
     uint32_t end = run.command_count - (run.for_wait < run.command_count - run.applied ? run.for_wait : 0);
     batch b = next_batch(end, run.turn);
     fake.on_wait = run.for_wait ? on_wait : NULL;
-    int count = wspy_loop_turn(run.loop, b.first, b.count, b.keys + 1, b.lengths + 1, b.joined + 1,
-                               addresses_of(&b), timeout_ms);
+    int count = wspy_loop_turn(run.loop, b.data, b.size, timeout_ms);
     fake.on_wait = NULL;
-    unpack(&b);
+    free(b.memory);
     require(count >= 0);
     take_events(count);
-    require(wspy_loop_applied(run.loop) == run.applied);
+    require(applied() == run.applied);
     return count;
 }
 
@@ -1118,14 +1112,15 @@ static void respond_to(guest *g, uint8_t choice)
     push(g->handle, WSPY_COMMAND_RESPOND, payload, (size_t)length);
 }
 
-static void send_message(guest *g, int kind)
+static void send_message(guest *g, int kind, uint8_t first)
 {
     size_t length = any_length();
-    uint8_t *payload = malloc(length + 1);
-    require(payload != NULL);
-    fill_payload(payload, length);
-    push(g->handle, kind, payload, length);
-    free(payload);
+    uint8_t *frame = malloc(length + 10);
+    require(frame != NULL);
+    size_t size = put_header(frame, first, length, 0);
+    fill_payload(frame + size, length);
+    push_frame(g->handle, kind, frame, size + length, size);
+    free(frame);
 }
 
 /* Frames as the caller made them: a message, a fragmented one, two, a Ping. */
@@ -1188,7 +1183,8 @@ static void broadcast(uint8_t choice)
 static void push_garbage(void)
 {
     static const int harmless[] = {
-        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, 6, 7, 18, 4095, WSPY_COMMAND_NOTE};
+        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, WSPY_COMMAND_FAR, 7, 18, 4095,
+        WSPY_COMMAND_NOTE};
     uint8_t payload[8] = {0};
     uint8_t choice = take();
     guest *g = any_guest();
@@ -1247,10 +1243,10 @@ static void command_guest(uint8_t operation)
         return;
     case 9:
         for (int i = 0; i < choice % 80; i++)
-            push(g->handle, WSPY_COMMAND_TEXT | (i & 1), "many", MANY_SIZE - 2);
+            push_frame(g->handle, WSPY_COMMAND_SEND | (i & 1), "\x81\4many", MANY_SIZE, 2);
         return;
     default:
-        send_message(g, (choice & 2 ? WSPY_COMMAND_TEXT : WSPY_COMMAND_BINARY) | (choice & 1));
+        send_message(g, WSPY_COMMAND_SEND | (choice & 1), choice & 2 ? 0x81 : 0x82);
     }
 }
 
@@ -1504,9 +1500,9 @@ static void check_closed_loop(void)
 {
     wspy_stats stats;
     uint64_t handle;
-    static const char zeros[16];
-    require(wspy_loop_turn(run.loop, run.applied, 0, zeros, zeros, zeros, NULL, -1) == WSPY_ERROR_CLOSED);
-    require(wspy_loop_submit(run.loop, run.applied, 0, zeros, zeros, zeros, NULL) == WSPY_ERROR_CLOSED);
+    static const char none[8];
+    require(wspy_loop_turn(run.loop, none, sizeof none, -1) == WSPY_ERROR_CLOSED);
+    require(wspy_loop_submit(run.loop, none, sizeof none) == WSPY_ERROR_CLOSED);
     require(wspy_loop_wake(run.loop) == WSPY_ERROR_CLOSED && wspy_loop_fd(run.loop) == WSPY_ERROR_CLOSED);
     require(wspy_loop_listen(run.loop, run.listeners[0]) == WSPY_ERROR_CLOSED);
     require(wspy_loop_adopt(run.loop, run.listeners[0], &handle) == WSPY_ERROR_CLOSED);

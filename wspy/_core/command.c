@@ -1,42 +1,44 @@
-/* command.c: what Python asks of the loop, in order: a batch of keys, lengths and payloads.
+/* command.c: what Python asks of the loop, in order: a batch of numbered records.
  *
- * A key is a handle with a command added. Keys and lengths come as bytes without alignment. Commands for a
- * connection that is gone are skipped: Python learns of its end by CLOSED, not by errors here. */
+ * Commands for a connection that is gone are skipped: Python learns of its end by CLOSED, not by errors here. */
 #include <string.h>
 
 #include "loop.h"
 #include "sys.h"
 
-/* Walks a batch. Payload i lies at addresses[i], or in `joined` behind the payloads before it. */
+enum { RECORD_HEAD = 8 + 4 };
+
+/* Walks a batch. */
 typedef struct {
-    const char *keys, *lengths, *joined, *addresses;
-    uint32_t index, count;
-    uint64_t key;
+    const uint8_t *next, *end; /* of what was not looked at */
+    uint64_t number, key;
     const uint8_t *payload;
-    size_t length;
+    uint32_t length;
+    int has_record;
 } cursor;
+
+static size_t left(const cursor *at)
+{
+    return (size_t)(at->end - at->next);
+}
 
 static void load(cursor *at)
 {
-    if (at->index >= at->count)
+    at->has_record = 0;
+    if (left(at) < RECORD_HEAD)
         return;
-    uint32_t length;
-    uint64_t address = 0;
-    memcpy(&at->key, at->keys + 8 * (size_t)at->index, 8);
-    memcpy(&length, at->lengths + 4 * (size_t)at->index, 4);
-    if (at->addresses)
-        memcpy(&address, at->addresses + 8 * (size_t)at->index, 8);
-    at->length = length;
-    at->payload = (const uint8_t *)at->joined;
-    if (address)
-        at->payload = (const uint8_t *)(uintptr_t)address;
-    else
-        at->joined += length;
+    memcpy(&at->key, at->next, 8);
+    memcpy(&at->length, at->next + 8, 4);
+    if (left(at) - RECORD_HEAD < at->length)
+        return;
+    at->payload = at->next + RECORD_HEAD;
+    at->next = at->payload + at->length;
+    at->has_record = 1;
 }
 
 static void advance(cursor *at)
 {
-    at->index++;
+    at->number++;
     load(at);
 }
 
@@ -63,23 +65,28 @@ static void add_part(wspy_run *run, const uint8_t *payload, size_t length)
     run->parts[run->count++] = (struct iovec){.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
 }
 
-/* Short frames are put together in the scratch; the payload of a long one is sent from where it lies. */
-enum { SHORT_PAYLOAD = 8192 };
+/* Short frames are put together in the scratch; a long one is sent from where it lies. */
+enum { SHORT_FRAME = 8192 + WSPY_HEADER_MAX };
 
-static void add_message(wspy_run *run, uint8_t **scratch, int opcode, const uint8_t *payload, size_t length)
+static void add_near(wspy_run *run, uint8_t **scratch, const uint8_t *data, size_t length)
 {
-    const wspy_frame_header header = {.flags = WSPY_FIN, .opcode = (uint8_t)opcode, .length = length};
-    size_t size = (size_t)wspy_frame_encode(*scratch, &header);
-    uint8_t *frame = *scratch;
-    *scratch += size;
-    if (length > SHORT_PAYLOAD) {
-        add_part(run, frame, size);
-        add_part(run, payload, length);
+    if (length > SHORT_FRAME) {
+        add_part(run, data, length);
         return;
     }
-    memcpy(*scratch, payload, length);
+    memcpy(*scratch, data, length);
+    add_part(run, *scratch, length);
     *scratch += length;
-    add_part(run, frame, size + length);
+}
+
+static void add_far(wspy_run *run, uint8_t **scratch, const uint8_t *data, size_t length)
+{
+    wspy_far far;
+    if (length < sizeof far || length > sizeof far + WSPY_HEADER_MAX)
+        return;
+    memcpy(&far, data, sizeof far);
+    add_near(run, scratch, data + sizeof far, length - sizeof far);
+    add_part(run, (const uint8_t *)(uintptr_t)far.address, (size_t)far.length);
 }
 
 /* A run ends behind a frame, so that what is queued of it does too. */
@@ -87,7 +94,7 @@ static int is_full(const wspy_loop *loop, const wspy_run *run, const uint8_t *sc
 {
     enum { PARTS = sizeof run->parts / sizeof *run->parts };
     return run->count > PARTS - 2 || run->mark_count == PARTS ||
-           scratch > loop->scratch + SCRATCH_SIZE - SHORT_PAYLOAD - WSPY_HEADER_MAX;
+           scratch > loop->scratch + SCRATCH_SIZE - SHORT_FRAME;
 }
 
 static void apply_sends(wspy_loop *loop, cursor *at)
@@ -97,14 +104,12 @@ static void apply_sends(wspy_loop *loop, cursor *at)
     uint8_t *scratch = loop->scratch;
     wspy_run run;
     run.count = run.length = run.mark_count = 0;
-    while (at->index < at->count && handle_of(at->key) == handle &&
-           command_of(at->key) <= WSPY_COMMAND_SEND_LAST && !is_full(loop, &run, scratch)) {
-        int command = command_of(at->key) & ~WSPY_COMMAND_MARK;
-        if (command == WSPY_COMMAND_SEND)
-            add_part(&run, at->payload, at->length);
+    while (at->has_record && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_LAST &&
+           !is_full(loop, &run, scratch)) {
+        if (command_of(at->key) & WSPY_COMMAND_FAR)
+            add_far(&run, &scratch, at->payload, at->length);
         else
-            add_message(&run, &scratch, command == WSPY_COMMAND_TEXT ? WSPY_EVENT_TEXT : WSPY_EVENT_BINARY,
-                        at->payload, at->length);
+            add_near(&run, &scratch, at->payload, at->length);
         if (command_of(at->key) & WSPY_COMMAND_MARK)
             run.mark_ends[run.mark_count++] = run.length;
         advance(at);
@@ -289,20 +294,19 @@ static void apply_one(wspy_loop *loop, const cursor *at)
         apply_to_connection(loop, at, conn);
 }
 
-int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch)
+int wspy_commands_apply(wspy_loop *loop, const char *batch, size_t size)
 {
-    if (batch->first > loop->applied) /* a gap: commands were lost on the way */
+    if (size < 8)
         return WSPY_ERROR_ARGUMENT;
-    cursor at = {.keys = batch->keys,
-                 .lengths = batch->lengths,
-                 .joined = batch->joined,
-                 .addresses = batch->addresses,
-                 .count = batch->count};
+    cursor at = {.next = (const uint8_t *)batch + 8, .end = (const uint8_t *)batch + size};
+    memcpy(&at.number, batch, 8);
+    if (at.number > loop->applied) /* a gap: commands were lost on the way */
+        return WSPY_ERROR_ARGUMENT;
     load(&at);
     /* another thread has applied these already */
-    while (at.index < at.count && batch->first + at.index < loop->applied)
+    while (at.has_record && at.number < loop->applied)
         advance(&at);
-    while (at.index < at.count) {
+    while (at.has_record) {
         if (command_of(at.key) <= WSPY_COMMAND_SEND_LAST) {
             apply_sends(loop, &at);
             continue;
@@ -310,7 +314,7 @@ int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch)
         apply_one(loop, &at);
         advance(&at);
     }
-    if (batch->first + batch->count > loop->applied)
-        loop->applied = batch->first + batch->count;
-    return WSPY_OK;
+    if (at.number > loop->applied)
+        __atomic_store_n(&loop->applied, at.number, __ATOMIC_RELEASE); /* it is read without the lock */
+    return left(&at) == 0 ? WSPY_OK : WSPY_ERROR_ARGUMENT;
 }

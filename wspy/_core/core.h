@@ -241,11 +241,10 @@ typedef struct {
 #define WSPY_COMMAND_SHIFT 52
 enum wspy_command {
     /* the sends; with WSPY_COMMAND_MARK, its last byte handed to the kernel counts in a SENT event */
-    WSPY_COMMAND_BINARY = 0, /* the payload of an unfragmented binary message */
+    WSPY_COMMAND_SEND = 0, /* complete frames, as on the wire */
     WSPY_COMMAND_MARK = 1,
-    WSPY_COMMAND_TEXT = 2, /* ... of a text message, valid UTF-8 */
-    WSPY_COMMAND_SEND = 4, /* complete frames, as on the wire */
-    WSPY_COMMAND_SEND_LAST = 5,
+    WSPY_COMMAND_FAR = 2, /* wspy_far, then the header of the one frame whose payload lies there */
+    WSPY_COMMAND_SEND_LAST = 3,
     /* the others */
     WSPY_COMMAND_ACCEPT = 8,  /* wspy_accept, then the 101 response */
     WSPY_COMMAND_RESPOND = 9, /* one byte (1: keep alive, 0: close), then the HTTP response */
@@ -260,6 +259,12 @@ enum wspy_command {
     WSPY_COMMAND_REFUSE = 17 /* handle 0; an HTTP response for every connection whose head is not complete */
 };
 #define WSPY_BROADCAST_MARK 1
+
+/* Where a payload lies that is too long to be copied; the caller keeps it there until the call returns. */
+typedef struct {
+    uint64_t address;
+    uint64_t length;
+} wspy_far;
 
 /* payload of ACCEPT, before the response */
 typedef struct {
@@ -301,17 +306,16 @@ int wspy_loop_adopt(wspy_loop *loop, int fd, uint64_t *handle);
 /* End a turn when fd becomes readable, and drain it. At most one; fd stays the caller's; -1 unwatches. */
 int wspy_loop_watch(wspy_loop *loop, int fd);
 
-/* Apply commands, wait up to timeout_ms (-1: for ever), read, decode, run timers, accept. The batch: command i
- * (0-based) is number first + i since the loop began; the core applies every number once and in order, so that
- * overlapping batches of several threads are harmless. keys: count uint64_t (command and handle); lengths: count
- * uint32_t; joined: the payloads that have no address, one after the other; addresses: count uint64_t (0: in
- * joined) or NULL if all are. Returns the number of events: their payloads stay valid until the next turn. */
-int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
-                   const char *joined, const char *addresses, int timeout_ms);
+/* Apply commands, wait up to timeout_ms (-1: for ever), read, decode, run timers, accept. The batch, without any
+ * alignment: uint64_t number of its first command since the loop began; then for each command uint64_t key (handle
+ * and command), uint32_t length, and so many bytes of payload. The core applies every number once and in order, so
+ * that overlapping batches of several threads are harmless; at a record that is cut off it stops. Returns the number
+ * of events: their payloads stay valid until the next turn. */
+int wspy_loop_turn(wspy_loop *loop, const char *batch, size_t size, int timeout_ms);
 /* Only apply commands; from any thread, also while another one waits in a turn. */
-int wspy_loop_submit(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
-                     const char *joined, const char *addresses);
-uint64_t wspy_loop_applied(wspy_loop *loop); /* the number of the next command to apply */
+int wspy_loop_submit(wspy_loop *loop, const char *batch, size_t size);
+/* Where the number of the next command to apply is kept; may be read at any time. */
+const uint64_t *wspy_loop_applied(const wspy_loop *loop);
 
 /* Fixed for the life of the loop; contents valid between two turns. */
 const wspy_event *wspy_loop_events(const wspy_loop *loop);

@@ -491,10 +491,8 @@ static void react(wspy_loop *loop, const struct epoll_event *ready, int count)
     arm_timer(loop);
 }
 
-int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
-                   const char *joined, const char *addresses, int timeout_ms)
+int wspy_loop_turn(wspy_loop *loop, const char *batch, size_t size, int timeout_ms)
 {
-    const wspy_batch batch = {first, count, keys, lengths, joined, addresses};
     lock(loop);
     if (loop->closed || loop->in_turn) {
         int error = loop->closed ? WSPY_ERROR_CLOSED : WSPY_ERROR_BUSY;
@@ -503,7 +501,7 @@ int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *
     }
     loop->in_turn = 1;
     begin_turn(loop);
-    int result = wspy_commands_apply(loop, &batch);
+    int result = wspy_commands_apply(loop, batch, size);
     if (result == WSPY_OK) {
         finish_endings(loop);
         decode_ready(loop);
@@ -525,15 +523,13 @@ int wspy_loop_turn(wspy_loop *loop, uint64_t first, uint32_t count, const char *
     return result;
 }
 
-int wspy_loop_submit(wspy_loop *loop, uint64_t first, uint32_t count, const char *keys, const char *lengths,
-                     const char *joined, const char *addresses)
+int wspy_loop_submit(wspy_loop *loop, const char *batch, size_t size)
 {
-    const wspy_batch batch = {first, count, keys, lengths, joined, addresses};
     lock(loop);
     int result = loop->closed ? WSPY_ERROR_CLOSED : WSPY_OK;
     if (result == WSPY_OK) {
         read_clock(loop);
-        result = wspy_commands_apply(loop, &batch);
+        result = wspy_commands_apply(loop, batch, size);
         arm_timer(loop);
         /* what came up is for the thread that turns: it may be asleep */
         int has_more = loop->ready != NO_SLOT || loop->report != NO_SLOT || loop->ending != NO_SLOT;
@@ -544,12 +540,9 @@ int wspy_loop_submit(wspy_loop *loop, uint64_t first, uint32_t count, const char
     return result;
 }
 
-uint64_t wspy_loop_applied(wspy_loop *loop)
+const uint64_t *wspy_loop_applied(const wspy_loop *loop)
 {
-    lock(loop);
-    uint64_t applied = loop->applied;
-    unlock(loop);
-    return applied;
+    return &loop->applied;
 }
 
 /* ---- making and ending ---- */

@@ -177,13 +177,6 @@ int wspy_connection_begin(wspy_loop *loop, connection *conn);
 /* The epoll set follows what the connection may do now. */
 void wspy_connection_poll(wspy_loop *loop, connection *conn);
 
-/* A batch as Python packs it: see wspy_loop_turn. */
-typedef struct {
-    uint64_t first;
-    uint32_t count;
-    const char *keys, *lengths, *joined, *addresses;
-} wspy_batch;
-
 /* consecutive sends to one connection */
 typedef struct {
     struct iovec parts[64];
@@ -206,6 +199,7 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn);
 
 /* ---- command.c ---- */
 
-int wspy_commands_apply(wspy_loop *loop, const wspy_batch *batch);
+/* The batch: see wspy_loop_turn. */
+int wspy_commands_apply(wspy_loop *loop, const char *batch, size_t size);
 
 #endif
