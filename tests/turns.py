@@ -87,6 +87,7 @@ def settings(**changes: Any) -> Any:
         "max_head": 65_536,
         "max_fields": 100,
         "max_backlog": 16 << 20,
+        "max_connections": 0,
         "notsent_lowat": 0,
         "open_timeout_ms": FOREVER,
         "close_timeout_ms": FOREVER,

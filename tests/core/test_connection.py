@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
+from measures import measures_memory, resident
 from turns import (
     ABORT,
     ACCEPT,
     BAD_HEAD,
     BINARY,
+    BROADCAST,
     CLOSE,
     CLOSE_RECEIVED,
     CLOSED,
@@ -42,6 +47,7 @@ from turns import (
     reset,
     server_frames,
     tcp_pair,
+    text,
     to_the_end,
 )
 
@@ -82,6 +88,13 @@ def fill(turns: Turns, handle: int, size: int = 1 << 20) -> bytes:
     turns.turn()
     assert turns.backlog(handle) > 0
     return message
+
+
+def drain(sock: socket.socket, size: int) -> None:
+    """Receive at least so many bytes."""
+    sock.settimeout(10)
+    while size > 0:
+        size -= len(sock.recv(1 << 20))
 
 
 # ---- opening ----
@@ -647,7 +660,17 @@ def test_h6_more_unsent_bytes_than_allowed_end_the_connection(pair: Pair) -> Non
         events = turns.until(CLOSED, handle)
         assert kinds(events) == [CLOSED]
         assert (events[0].start, events[0].error) == (1008, lib.WSPY_ERROR_BACKLOG)
-        assert turns.backlog(handle) == 0
+        assert turns.backlog(handle) > 0, "what was lost"
+
+
+def test_h6_the_limit_is_the_same_for_messages_of_one_batch(pair: Pair) -> None:
+    with Turns(max_backlog=1 << 20) as turns, pair[1]:
+        handle = turns.opened(pair)
+        for _ in range(60):
+            turns.push(SEND, handle, frame(2, bytes(1 << 20), key=None))
+        events = turns.until(CLOSED, handle)
+        assert events[0].error == lib.WSPY_ERROR_BACKLOG
+        assert turns.backlog(handle) < 3 << 20
 
 
 def test_e17_a_close_is_queued_behind_any_backlog(pair: Pair) -> None:
@@ -958,7 +981,203 @@ def test_h10_a_peer_that_accepts_no_byte_is_given_up(pair: Pair) -> None:
         fill(turns, handle)
         events = turns.until(CLOSED, handle)
         assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
-        assert turns.backlog(handle) == 0
+        assert turns.backlog(handle) > 0, "what was lost"
+
+
+def test_h10_what_a_peer_sends_is_no_excuse_for_accepting_nothing(pair: Pair) -> None:
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        peer.settimeout(0)
+        end = time.monotonic() + 10
+        events: list[Event] = []
+        while not events:
+            assert time.monotonic() < end
+            with contextlib.suppress(OSError):
+                peer.send(frame(PONG_FRAME, b"alive"))
+            events = turns.turn(10)
+        assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
+
+
+def test_a_paused_connection_notices_a_reset() -> None:
+    ours, peer = tcp_pair()
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns:
+        handle = turns.opened((ours, peer))
+        turns.push(PAUSE, handle)
+        turns.turn()
+        reset(peer)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_RESET)
+
+
+def test_a_paused_connection_keeps_what_came_before_a_reset() -> None:
+    ours, peer = tcp_pair()
+    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns:
+        handle = turns.opened((ours, peer))
+        turns.push(PAUSE, handle)
+        turns.turn()
+        peer.sendall(frame(1, b"last words"))
+        reset(peer)
+        for _ in range(20):
+            assert turns.turn(20) == []
+        turns.push(RESUME, handle)
+        events = turns.until(CLOSED, handle)
+        assert [event.payload for event in events] == [b"last words", b""]
+
+
+def test_close_lifts_a_pause(pair: Pair) -> None:
+    with Turns(close_timeout_ms=10_000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(PAUSE, handle)
+        turns.turn()
+        peer.sendall(frame(1, b"waits") + frame(CLOSE_FRAME, NORMAL))
+        assert turns.settle() == []
+        turns.push(CLOSE, handle, NORMAL)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [TEXT, CLOSE_RECEIVED, CLOSED]
+        assert events[-1].error == lib.WSPY_OK
+
+
+# ---- the peer has gone, and what it sent before has not been read ----
+
+
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET, errno.EHOSTUNREACH])
+@pytest.mark.parametrize("is_waiting", [False, True], ids=["the first byte", "what waited"])
+def test_i5_a_write_that_fails_discards_nothing_that_was_received(is_waiting: bool, error: int) -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        if is_waiting:
+            fill(turns, handle, 16 << 20)
+        peer.sendall(frame(1, b"one") + frame(1, b"two") + frame(CLOSE_FRAME, NORMAL))
+        with faults(lib.WSPY_SYS_SEND, 1, 1, error):
+            if is_waiting:
+                assert received(peer), "the kernel takes more, at the same time as there is something to read"
+            else:
+                turns.push(SEND, handle, text(b"too late"))
+            events = turns.until(CLOSED, handle)
+        assert [event.payload for event in events[:3]] == [b"one", b"two", NORMAL]
+        assert kinds(events) == [TEXT, TEXT, CLOSE_RECEIVED, CLOSED]
+        assert events[-1].error == lib.WSPY_ERROR_RESET
+        assert events[-1].system_error == error
+
+
+def test_i5_the_peer_closes_while_we_send() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns:
+        handle = turns.opened((ours, peer))
+        peer.sendall(frame(1, b"one") + frame(1, b"two") + frame(CLOSE_FRAME, NORMAL))
+        peer.close()
+        for _ in range(3):
+            turns.push(SEND, handle, text(b"hello"))
+            turns.submit()
+        assert kinds(turns.until(CLOSED, handle)) == [TEXT, TEXT, CLOSE_RECEIVED, CLOSED]
+
+
+def test_a_write_that_fails_ends_a_connection_without_input(pair: Pair) -> None:
+    with Turns() as turns, pair[1]:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.ETIMEDOUT):
+            turns.push(SEND, handle, text(b"hello"))
+            events = turns.until(CLOSED, handle)
+        assert (events[-1].error, events[-1].system_error) == (lib.WSPY_ERROR_RESET, errno.ETIMEDOUT)
+
+
+def test_a_write_that_fails_ends_a_paused_connection(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(PAUSE, handle)
+        turns.turn()
+        peer.sendall(frame(1, b"not asked for"))
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EPIPE):
+            turns.push(SEND, handle, text(b"hello"))
+            assert kinds(turns.until(CLOSED, handle)) == [CLOSED]
+
+
+def test_e13_replies_reach_a_peer_that_closed_its_half() -> None:
+    ours, peer = tcp_pair()
+    with Turns(close_timeout_ms=10_000) as turns, peer:
+        handle = turns.opened((ours, peer))
+        peer.sendall(frame(1, b"all of it"))
+        peer.shutdown(socket.SHUT_WR)
+        turns.until(TEXT)
+        message = frame(2, os.urandom(8 << 20), key=None)
+        turns.push(SEND, handle, message)
+        assert to_the_end(peer, turns) == message
+        turns.until_empty()
+
+
+def test_e13_a_peer_that_closed_its_half_and_reads_nothing_is_given_up() -> None:
+    ours, peer = tcp_pair()
+    with Turns(close_timeout_ms=50) as turns, peer:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 16 << 20)
+        peer.shutdown(socket.SHUT_WR)
+        events = turns.until(CLOSED, handle)
+        assert events[-1].error == lib.WSPY_ERROR_EOF
+        assert turns.backlog(handle) > 0, "what was lost"
+
+
+def test_abort_does_not_hide_what_the_peer_did(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        peer.sendall(b"\xff\xff")
+        assert turns.turn() == []
+        turns.push(ABORT, handle)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1002, lib.WSPY_ERROR_OPCODE)
+
+
+# ---- what one connection may cost ----
+
+
+@measures_memory
+def test_d19_a_remainder_does_not_pin_what_it_was_read_with() -> None:
+    pairs = [socket.socketpair() for _ in range(100)]
+    with Turns() as turns:
+        for pair in pairs:
+            turns.opened(pair)
+        data = frame(2) * 15_000 + frame(PONG_FRAME, b"?")[:1]
+        turns.settle()
+        before = resident()
+        for _, peer in pairs:
+            peer.sendall(data)
+            turns.settle()
+        assert resident() - before < 4 << 20
+        for _, peer in pairs:
+            peer.close()
+
+
+@measures_memory
+def test_h6_small_broadcasts_cost_what_is_counted(pair: Pair) -> None:
+    with Turns() as turns, pair[1]:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        before, counted = resident(), turns.backlog(handle)
+        for _ in range(100):
+            for _ in range(1000):
+                turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + text(b"tick"))
+            turns.submit()
+        counted = turns.backlog(handle) - counted
+        assert counted == 600_000
+        assert resident() - before < 4 * counted
+
+
+def test_a_turn_writes_only_so_much_to_one_connection() -> None:
+    ours, peer = tcp_pair()
+    with Turns() as turns, peer:
+        handle = turns.opened((ours, peer))
+        fill(turns, handle, 32 << 20)
+        reader = threading.Thread(target=drain, args=(peer, 32 << 20))
+        reader.start()
+        end = time.monotonic() + 10
+        while turns.backlog(handle):
+            assert time.monotonic() < end
+            before = turns.backlog(handle)
+            turns.turn(100)
+            assert before - turns.backlog(handle) <= 256 << 10
+        reader.join()
 
 
 @pytest.mark.slow

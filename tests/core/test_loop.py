@@ -422,17 +422,58 @@ def test_h11_without_descriptors_the_loop_is_quiet_and_recovers() -> None:
     assert int(said["accepted"]) == 4
 
 
+def test_no_more_connections_are_accepted_than_allowed(listener: socket.socket) -> None:
+    """Silent ones count, too: descriptors are left for everything else."""
+    with Turns(max_connections=5) as turns:
+        turns.listen(listener)
+        silent = [connected(listener) for _ in range(8)]
+        events = turns.until(ACCEPT_PAUSED)
+        assert [event.start for event in events] == [errno.EMFILE]
+        turns.settle()
+        assert turns.stats()["connections"] == 5
+        for sock in silent[:3]:
+            sock.close()
+        end = time.monotonic() + 10
+        while turns.stats()["accepted"] < 8:
+            assert time.monotonic() < end
+            turns.turn(10)
+        assert turns.stats()["connections"] == 5
+        for sock in silent:
+            sock.close()
+
+
+def test_b_heads_come_behind_established_connections_and_so_many_in_a_turn(pair: Pair) -> None:
+    waiting = [socket.socketpair() for _ in range(200)]
+    with Turns() as turns:
+        handle = turns.opened(pair)
+        for ours, peer in waiting:
+            turns.adopt(ours)
+            peer.sendall(REQUEST)
+        seen = 0
+        while seen < len(waiting):
+            pair[1].sendall(frame(1, b"me first"))
+            events = turns.turn()
+            assert [event.handle == handle for event in events] == [True] + [False] * (len(events) - 1)
+            assert 1 < len(events) <= 65
+            seen += len(events) - 1
+        for _, peer in waiting:
+            peer.close()
+
+
 # ---- adopting ----
 
 
 def test_adopt_without_room_leaves_the_descriptor_to_its_owner(pair: Pair) -> None:
-    calls = [(lib.WSPY_SYS_ALLOCATE, errno.ENOMEM), (lib.WSPY_SYS_EPOLL_CTL, errno.ENOSPC)]
+    calls = [
+        (lib.WSPY_SYS_ALLOCATE, errno.ENOMEM, lib.WSPY_ERROR_NO_MEMORY),
+        (lib.WSPY_SYS_EPOLL_CTL, errno.ENOSPC, lib.WSPY_ERROR_SYSTEM),
+    ]
     with Turns() as turns:
         handle = ffi.new("uint64_t *", 77)
-        for call, error in calls:
+        for call, error, expected in calls:
             with faults(call, 1, 1, error):
                 result = lib.wspy_loop_adopt(turns.loop, pair[0].fileno(), handle)
-            assert result == lib.WSPY_ERROR_NO_MEMORY
+            assert result == expected
             assert handle[0] == 77
             assert turns.stats()["connections"] == 0
             pair[1].sendall(b"x")

@@ -298,6 +298,17 @@ ssize_t wspy_sys_peek(int fd)
     return peer->in_visible > peer->in_read ? 1 : nothing_to_receive(peer);
 }
 
+int wspy_sys_hung_up(int fd)
+{
+    const fake_peer *peer = peer_of(fd);
+    return peer->reset != 0;
+}
+
+int wspy_sys_would_block(int error)
+{
+    return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+}
+
 static void grow(uint8_t **bytes, size_t *capacity, size_t needed)
 {
     if (needed <= *capacity)

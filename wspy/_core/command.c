@@ -66,7 +66,7 @@ static void add_part(wspy_run *run, const uint8_t *payload, size_t length)
 }
 
 /* Short frames are put together in the scratch; a long one is sent from where it lies. */
-enum { SHORT_FRAME = 8192 + WSPY_HEADER_MAX };
+enum { SHORT_FRAME = 8192 + WSPY_HEADER_MAX, RUN_MAX = 256 << 10 };
 
 static void add_near(wspy_run *run, uint8_t **scratch, const uint8_t *data, size_t length)
 {
@@ -89,12 +89,13 @@ static void add_far(wspy_run *run, uint8_t **scratch, const uint8_t *data, size_
     add_part(run, (const uint8_t *)(uintptr_t)far.address, (size_t)far.length);
 }
 
-/* A run ends behind a frame, so that what is queued of it does too. */
+/* A run ends behind a frame, so that what is queued of it does too, and soon enough for max_backlog to be looked at as
+ * if each message came alone. */
 static int is_full(const wspy_loop *loop, const wspy_run *run, const uint8_t *scratch)
 {
     enum { PARTS = sizeof run->parts / sizeof *run->parts };
-    return run->count > PARTS - 2 || run->mark_count == PARTS ||
-           scratch > loop->scratch + SCRATCH_SIZE - SHORT_FRAME;
+    return run->count > PARTS - 2 || run->mark_count == PARTS || run->length > loop->settings.max_backlog ||
+           run->length >= RUN_MAX || scratch > loop->scratch + SCRATCH_SIZE - SHORT_FRAME;
 }
 
 static void apply_sends(wspy_loop *loop, cursor *at)
@@ -173,7 +174,7 @@ static void apply_respond(wspy_loop *loop, connection *conn, const uint8_t *payl
 static void apply_refuse(wspy_loop *loop, const uint8_t *payload, size_t length)
 {
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
-        connection *conn = &loop->chunks[slot / CHUNK_CONNECTIONS][slot % CHUNK_CONNECTIONS];
+        connection *conn = wspy_loop_slot(loop, slot);
         if (conn->phase != HEAD)
             continue;
         if (conn->requests == 0) { /* an idle keep-alive connection is owed nothing */
@@ -185,25 +186,7 @@ static void apply_refuse(wspy_loop *loop, const uint8_t *payload, size_t length)
     }
 }
 
-/* Also of an end that waits for a peer to read. */
-static void apply_abort(wspy_loop *loop, connection *conn)
-{
-    if (conn->phase == ENDING) {
-        conn->end_error = WSPY_ERROR_ABORTED;
-        conn->flags &= (uint16_t)~SENDABLE;
-        wspy_loop_list_ending(loop, conn);
-    }
-    wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
-}
-
 /* ---- flow of input ---- */
-
-static void apply_resume(wspy_loop *loop, connection *conn)
-{
-    if (conn->input && conn->phase == OPEN)
-        wspy_loop_list_ready(loop, conn);
-    wspy_connection_poll(loop, conn);
-}
 
 static void apply_grant(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
 {
@@ -213,7 +196,7 @@ static void apply_grant(wspy_loop *loop, connection *conn, const uint8_t *payloa
     memcpy(&more, payload, sizeof more);
     uint32_t room = WSPY_FOREVER - conn->credit;
     conn->credit = more > room ? WSPY_FOREVER : conn->credit + more;
-    apply_resume(loop, conn);
+    wspy_connection_wake(loop, conn);
 }
 
 /* ---- one payload for many ---- */
@@ -236,7 +219,7 @@ static void apply_broadcast(wspy_loop *loop, int is_marked, const uint8_t *paylo
         uint64_t handle;
         connection *conn;
         if (count == WSPY_FOREVER) {
-            conn = &loop->chunks[i / CHUNK_CONNECTIONS][i % CHUNK_CONNECTIONS];
+            conn = wspy_loop_slot(loop, i);
         } else {
             memcpy(&handle, handles + 8 * (size_t)i, 8);
             conn = wspy_loop_find(loop, handle);
@@ -261,14 +244,14 @@ static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *c
         wspy_connection_close(loop, conn, at->payload, at->length);
         return;
     case WSPY_COMMAND_ABORT:
-        apply_abort(loop, conn);
+        wspy_connection_abort(loop, conn);
         return;
     case WSPY_COMMAND_PAUSE:
         conn->flags |= PAUSED;
         return;
     case WSPY_COMMAND_RESUME:
         conn->flags &= (uint16_t)~PAUSED;
-        apply_resume(loop, conn);
+        wspy_connection_wake(loop, conn);
         return;
     case WSPY_COMMAND_GRANT:
         apply_grant(loop, conn, at->payload, at->length);

@@ -90,7 +90,16 @@ static void stop_reading(wspy_loop *loop, connection *conn)
     set_interest(loop, conn, 0, conn->queue != NULL);
 }
 
+/* It comes first in the next turn. */
+static void read_later(wspy_loop *loop, connection *conn)
+{
+    conn->flags |= UNREAD;
+    wspy_loop_list_ready(loop, conn);
+}
+
 /* ---- input that can't be decoded yet ---- */
+
+enum { INPUT_MIN = 192, INPUT_LARGE = 1024 };
 
 static void forget_input(connection *conn)
 {
@@ -106,7 +115,7 @@ static int keep(wspy_loop *loop, connection *conn, const uint8_t *data, size_t l
     uint32_t kept = kept_size(conn);
     wspy_input *input = conn->input;
     if (!input || input->capacity - input->end < length) {
-        size_t capacity = kept + length < 192 ? 192 : (kept + length) * 2;
+        size_t capacity = kept + length < INPUT_MIN ? INPUT_MIN : (kept + length) * 2;
         input = wspy_sys_allocate(sizeof *input + capacity);
         if (!input) {
             wspy_connection_end(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
@@ -152,12 +161,26 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
         return;
     }
     conn->end_error = (int8_t)error;
-    conn->end_errno = system_error;
+    if (!conn->end_errno) /* else a write has failed before */
+        conn->end_errno = system_error;
     conn->phase = ENDING;
     if (is_hard(error))
         conn->flags &= (uint16_t)~SENDABLE;
     wspy_wheel_cancel(&loop->wheel, &conn->timer);
     wspy_loop_list_ending(loop, conn);
+}
+
+static void write_failed(wspy_loop *loop, connection *conn, int error, int system_error);
+static void abandon(wspy_loop *loop, connection *conn);
+
+void wspy_connection_abort(wspy_loop *loop, connection *conn)
+{
+    if (conn->phase != ENDING) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_ABORTED, 0);
+        return;
+    }
+    write_failed(loop, conn, WSPY_ERROR_ABORTED, 0); /* the rest is not waited for */
+    abandon(loop, conn);
 }
 
 static void set_backlog(wspy_loop *loop, connection *conn)
@@ -167,13 +190,19 @@ static void set_backlog(wspy_loop *loop, connection *conn)
     __atomic_store_n(&loop->backlogs[conn->slot], shown, __ATOMIC_RELAXED);
 }
 
-static void drop_queue(wspy_loop *loop, connection *conn)
+/* The backlog goes on telling what is lost. */
+static void drop_queue(connection *conn)
 {
-    if (!conn->queue)
-        return;
     wspy_queue_free(conn->queue);
     conn->queue = NULL;
-    set_backlog(loop, conn);
+}
+
+void wspy_connection_free(connection *conn)
+{
+    drop_queue(conn);
+    forget_input(conn);
+    if (conn->flags & UPGRADED)
+        wspy_protocol_dispose(&conn->protocol);
 }
 
 void wspy_connection_drop(wspy_loop *loop, connection *conn)
@@ -185,10 +214,7 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn)
     wspy_sys_close(conn->fd);
     conn->fd = -1;
     wspy_wheel_cancel(&loop->wheel, &conn->timer);
-    drop_queue(loop, conn);
-    forget_input(conn);
-    if (conn->flags & UPGRADED)
-        wspy_protocol_dispose(&conn->protocol);
+    wspy_connection_free(conn);
     conn->flags |= DONE;
     conn->phase = LINGER;
     loop->stats.connections--;
@@ -227,8 +253,6 @@ static void abandon(wspy_loop *loop, connection *conn)
     wspy_sys_reset_on_close(conn->fd);
     wspy_connection_drop(loop, conn);
 }
-
-static void write_failed(wspy_loop *loop, connection *conn, int error, int system_error);
 
 static void push_control(wspy_loop *loop, connection *conn, uint8_t *frame, size_t length)
 {
@@ -270,13 +294,13 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
         if (length > 0)
             push_close(loop, conn, frame, (size_t)length);
     }
-    int is_cut = length > 0 && !(conn->flags & SENDABLE); /* a frame before it, or the Close itself, was lost */
-    conn->flags &= (uint16_t)~SENDABLE;                   /* §5.5.1: nothing follows a Close frame */
-    if (is_hard(conn->end_error) || is_cut) {
+    if (length > 0 && !(conn->flags & SENDABLE)) { /* a frame before it, or the Close itself, was lost */
+        write_failed(loop, conn, WSPY_ERROR_RESET, conn->end_errno);
         abandon(loop, conn);
         return;
     }
-    if (!conn->queue || conn->end_error == WSPY_ERROR_EOF) {
+    conn->flags &= (uint16_t)~SENDABLE; /* §5.5.1: nothing follows a Close frame */
+    if (!conn->queue) {
         complete(loop, conn);
         return;
     }
@@ -290,9 +314,14 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
 
 /* ---- writing ---- */
 
-static int would_block(int error)
+/* The peer takes nothing any more, but what it sent before may lie in the kernel: that is read, then the end. */
+static void give_up_writing(wspy_loop *loop, connection *conn, int system_error)
 {
-    return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+    conn->flags &= (uint16_t)~SENDABLE;
+    conn->end_errno = system_error;
+    drop_queue(conn);
+    read_later(loop, conn);
+    wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
 }
 
 /* While it is ending, a write that fails, or takes too long, makes the end a hard one. */
@@ -301,13 +330,17 @@ static void write_failed(wspy_loop *loop, connection *conn, int error, int syste
     if (conn->phase == ENDING) {
         if (!is_hard(conn->end_error)) {
             conn->end_error = (int8_t)(conn->end_error == WSPY_OK ? error : conn->end_error);
-            conn->end_errno = system_error;
+            if (!conn->end_errno)
+                conn->end_errno = system_error;
         }
         conn->flags &= (uint16_t)~SENDABLE;
-        drop_queue(loop, conn);
+        drop_queue(conn);
         return;
     }
-    wspy_connection_end(loop, conn, error, system_error);
+    if (error == WSPY_ERROR_RESET && conn->phase == OPEN && may_read(conn))
+        give_up_writing(loop, conn, system_error);
+    else
+        wspy_connection_end(loop, conn, error, system_error);
 }
 
 static void opened(wspy_loop *loop, connection *conn)
@@ -343,17 +376,19 @@ static void count_sent(wspy_loop *loop, size_t length)
 }
 
 /* The time the peer has to let something through begins now. */
-static wspy_queue *new_queue(const wspy_loop *loop, connection *conn)
+static wspy_queue *new_queue(const wspy_loop *loop)
 {
-    conn->seen = loop->tick;
-    return wspy_queue_new();
+    wspy_queue *queue = wspy_queue_new();
+    if (queue)
+        wspy_queue_set_time(queue, loop->tick);
+    return queue;
 }
 
 /* Queues a run from byte `sent` on. */
 static int enqueue(wspy_loop *loop, connection *conn, const wspy_run *run, size_t sent)
 {
     if (!conn->queue)
-        conn->queue = new_queue(loop, conn);
+        conn->queue = new_queue(loop);
     if (!conn->queue || wspy_queue_push(conn->queue, run->parts, run->count, sent) < 0)
         return WSPY_ERROR_NO_MEMORY;
     uint32_t passed = 0;
@@ -386,7 +421,7 @@ static ssize_t offer(wspy_loop *loop, connection *conn, const struct iovec *part
         count_sent(loop, (size_t)sent);
         return sent;
     }
-    if (would_block(errno))
+    if (wspy_sys_would_block(errno))
         return 0;
     write_failed(loop, conn, WSPY_ERROR_RESET, errno);
     return -1;
@@ -405,6 +440,9 @@ void wspy_connection_send(wspy_loop *loop, connection *conn, const wspy_run *run
         write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
 }
 
+/* Sharing a payload costs each queue a block of its own: for less it is copied. */
+enum { SHARED_MIN = 512 };
+
 void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_t *frame, size_t length,
                                  wspy_shared **shared, int is_marked)
 {
@@ -416,10 +454,17 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
         pass_marks(loop, conn, is_marked ? 1 : 0);
         return;
     }
+    if (length <= SHARED_MIN) {
+        wspy_run run = {.parts = {part}, .count = 1, .length = length, .mark_ends = {length}};
+        run.mark_count = is_marked ? 1 : 0;
+        if (enqueue(loop, conn, &run, (size_t)sent) < 0)
+            write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
+        return;
+    }
     if (!*shared)
         *shared = wspy_shared_new(frame, length);
     if (!conn->queue)
-        conn->queue = new_queue(loop, conn);
+        conn->queue = new_queue(loop);
     if (!*shared || !conn->queue || wspy_queue_push_shared(conn->queue, *shared, (size_t)sent) < 0 ||
         (is_marked && wspy_queue_mark(conn->queue, 0) < 0)) {
         write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
@@ -438,8 +483,10 @@ void wspy_connection_writable(wspy_loop *loop, connection *conn)
     int left = wspy_queue_flush(conn->queue, conn->fd, &marks, &bytes);
     int system_error = errno;
     loop->stats.bytes_sent += bytes;
-    if (bytes)
+    if (bytes) {
         conn->seen = loop->tick;
+        wspy_queue_set_time(conn->queue, loop->tick);
+    }
     if (left == 0) {
         wspy_queue_free(conn->queue);
         conn->queue = NULL;
@@ -470,6 +517,8 @@ void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *pay
     conn->flags &= (uint16_t)~SENDABLE;
     if (conn->phase == OPEN || conn->phase == OPENING)
         wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
+    conn->flags &= (uint16_t)~PAUSED; /* the peer's Close has to be read */
+    wspy_connection_wake(loop, conn);
 }
 
 /* ---- replies ---- */
@@ -507,6 +556,25 @@ static void send_replies(wspy_loop *loop, connection *conn)
 }
 
 /* ---- decoding ---- */
+
+/* A remainder does not hold on to the memory of what it is the rest of. */
+static void shrink_input(connection *conn)
+{
+    uint32_t kept = kept_size(conn);
+    if (kept == 0) {
+        forget_input(conn);
+        return;
+    }
+    if (kept > INPUT_MIN || conn->input->capacity <= INPUT_LARGE)
+        return;
+    wspy_input *small = wspy_sys_allocate(sizeof *small + INPUT_MIN);
+    if (!small) /* then it does */
+        return;
+    *small = (wspy_input){.end = kept, .capacity = INPUT_MIN};
+    memcpy(small->data, conn->input->data + conn->input->start, kept);
+    forget_input(conn);
+    conn->input = small;
+}
 
 static wspy_event *add_event(wspy_loop *loop, const connection *conn, uint32_t kind)
 {
@@ -574,9 +642,8 @@ static void decode_kept_frames(wspy_loop *loop, connection *conn)
         used = feed_arena(loop, conn, length);
         input->start += (uint32_t)used;
     }
-    if (input->start == input->end)
-        forget_input(conn);
-    else if (used && wspy_protocol_running(&conn->protocol) && loop->sink.credit > 0)
+    shrink_input(conn);
+    if (conn->input && used && wspy_protocol_running(&conn->protocol) && loop->sink.credit > 0)
         wspy_loop_list_ready(loop, conn); /* the turn is full */
     end_decoding(loop, conn);
 }
@@ -592,8 +659,11 @@ static void received(wspy_loop *loop, connection *conn, size_t length)
 /* What recv says when it brings nothing: the end, or just not now. */
 static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
 {
-    if (got < 0 && would_block(errno))
+    if (got < 0 && wspy_sys_would_block(errno)) {
+        if (conn->end_errno) /* of a write that failed: now everything is read */
+            wspy_connection_end(loop, conn, WSPY_ERROR_RESET, conn->end_errno);
         return;
+    }
     conn->flags |= SAW_EOF;
     if (got < 0) {
         wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
@@ -608,7 +678,12 @@ static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
         wspy_connection_end(loop, conn, WSPY_OK, 0);
         return;
     }
-    wspy_connection_end(loop, conn, WSPY_ERROR_EOF, 0);
+    if (conn->phase == OPENING) { /* nobody waits for the rest of the 101 */
+        conn->flags &= (uint16_t)~SENDABLE;
+        drop_queue(conn);
+    }
+    /* a write that failed before has said why */
+    wspy_connection_end(loop, conn, conn->end_errno ? WSPY_ERROR_RESET : WSPY_ERROR_EOF, conn->end_errno);
 }
 
 /* Large payloads go straight to where they are assembled. */
@@ -639,6 +714,8 @@ static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
     if (kept) {
         memcpy(at, conn->input->data + conn->input->start, kept);
         conn->input->start = conn->input->end = 0;
+        if (conn->input->capacity > INPUT_LARGE)
+            forget_input(conn);
     }
     begin_decoding(loop, conn);
     size_t length = kept + (size_t)got;
@@ -649,13 +726,6 @@ static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
         wspy_loop_list_ready(loop, conn);
     end_decoding(loop, conn);
     return got;
-}
-
-/* It comes first in the next turn. */
-static void read_later(wspy_loop *loop, connection *conn)
-{
-    conn->flags |= UNREAD;
-    wspy_loop_list_ready(loop, conn);
 }
 
 static void read_frames(wspy_loop *loop, connection *conn)
@@ -740,19 +810,8 @@ static void scan_head(wspy_loop *loop, connection *conn, const uint8_t *data, si
         keep(loop, conn, data, length);
 }
 
-static int may_surface(const wspy_loop *loop)
-{
-    return loop->heads < ACCEPT_TURN && wspy_loop_has_room(loop);
-}
-
 static void read_head(wspy_loop *loop, connection *conn)
 {
-    if (conn->flags & LISTED_READY)
-        return;
-    if (!may_surface(loop)) {
-        read_later(loop, conn);
-        return;
-    }
     uint8_t *at = loop->arena + loop->arena_used;
     ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
     if (got <= 0) {
@@ -766,10 +825,6 @@ static void read_head(wspy_loop *loop, connection *conn)
 /* Requests that were pipelined behind an answered one. */
 static void scan_kept(wspy_loop *loop, connection *conn)
 {
-    if (!may_surface(loop)) {
-        wspy_loop_list_ready(loop, conn);
-        return;
-    }
     wspy_input *input = conn->input;
     uint8_t *at = loop->arena + loop->arena_used;
     size_t length = kept_size(conn);
@@ -797,7 +852,7 @@ static void discard(wspy_loop *loop, connection *conn)
 {
     uint8_t *at = loop->arena + loop->arena_used;
     ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
-    if (got < 0 && would_block(errno))
+    if (got < 0 && wspy_sys_would_block(errno))
         return;
     if (got <= 0 || (uint32_t)got >= conn->credit) {
         wspy_connection_drop(loop, conn);
@@ -814,7 +869,7 @@ void wspy_connection_readable(wspy_loop *loop, connection *conn)
     }
     switch (conn->phase) {
     case HEAD:
-        read_head(loop, conn);
+        read_later(loop, conn); /* established connections come first */
         return;
     case DECIDING:
     case OPENING:
@@ -828,6 +883,13 @@ void wspy_connection_readable(wspy_loop *loop, connection *conn)
     }
 }
 
+void wspy_connection_wake(wspy_loop *loop, connection *conn)
+{
+    if (conn->input && conn->phase == OPEN)
+        wspy_loop_list_ready(loop, conn);
+    wspy_connection_poll(loop, conn);
+}
+
 void wspy_connection_go_on(wspy_loop *loop, connection *conn)
 {
     int is_unread = conn->flags & UNREAD;
@@ -838,8 +900,14 @@ void wspy_connection_go_on(wspy_loop *loop, connection *conn)
         decode_kept_frames(loop, conn);
     else if (conn->input && conn->phase == HEAD && conn->scanner.size == 0) /* else it was scanned before */
         scan_kept(loop, conn);
-    if (is_unread && !(conn->flags & (LISTED_READY | DONE)))
+    if (!is_unread || conn->flags & (LISTED_READY | DONE))
+        return;
+    if (conn->phase == HEAD)
+        read_head(loop, conn);
+    else
         wspy_connection_readable(loop, conn);
+    if (conn->end_errno && conn->phase == OPEN && may_read(conn))
+        read_later(loop, conn);
 }
 
 /* ---- deadlines that passed ---- */
@@ -916,7 +984,7 @@ static int pong_is_overdue(const wspy_loop *loop, connection *conn)
 static int is_stalled(const wspy_loop *loop, const connection *conn)
 {
     uint64_t allowed = (uint64_t)loop->settings.ping_interval_ms + loop->settings.ping_timeout_ms;
-    return conn->queue && ms_since(loop, conn->seen) >= allowed;
+    return conn->queue && ms_since(loop, wspy_queue_time(conn->queue)) >= allowed;
 }
 
 static void keepalive_expired(wspy_loop *loop, connection *conn)
@@ -925,6 +993,11 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
     uint32_t due = pong_due_ms(loop, conn);
     if (due) {
         wspy_connection_arm(loop, conn, least(interval, due));
+        return;
+    }
+    /* a paused one is not in the epoll set; what it has sent is waited for */
+    if (!may_read(conn) && wspy_sys_hung_up(conn->fd) && wspy_sys_peek(conn->fd) <= 0) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, 0);
         return;
     }
     if (is_stalled(loop, conn)) { /* or this turn did not come to it yet */
@@ -982,7 +1055,8 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             return;
         }
         loop->stats.timeouts++;
-        wspy_connection_end(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
+        wspy_connection_end(loop, conn, conn->end_errno ? WSPY_ERROR_RESET : WSPY_ERROR_CLOSE_TIMEOUT,
+                            conn->end_errno);
         return;
     case ENDING:
         loop->stats.timeouts++;

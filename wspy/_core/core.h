@@ -224,6 +224,7 @@ typedef struct {
     wspy_limits limits;
     wspy_head_limits head;
     uint64_t max_backlog;     /* unsent bytes of a connection, checked before a send */
+    uint32_t max_connections; /* in every phase: with so many, none is accepted; 0: no limit */
     uint32_t notsent_lowat;   /* TCP_NOTSENT_LOWAT; 0: leave it */
     uint32_t open_timeout_ms; /* accept to 101; deadlines: WSPY_FOREVER for none */
     uint32_t close_timeout_ms;
@@ -295,7 +296,8 @@ void wspy_loop_free(wspy_loop *loop);
 /* In the child of a fork: closes the copies of the descriptors without touching the parent's epoll set. Every
  * later call returns WSPY_ERROR_CLOSED. */
 void wspy_loop_abandon(wspy_loop *loop);
-int wspy_loop_fd(const wspy_loop *loop); /* readable when a turn has work */
+/* Readable when a turn has work, if turns were made until one brought no event. */
+int wspy_loop_fd(const wspy_loop *loop);
 
 /* Watch a listening socket; fd stays the caller's, who keeps it open until _unlisten. At most 16. */
 int wspy_loop_listen(wspy_loop *loop, int fd);
@@ -328,7 +330,8 @@ const size_t *wspy_loop_packed_length(const wspy_loop *loop); /* where to look i
 const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length);
 /* The handle of the connection that an event of the last turn is about. */
 uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot);
-/* Unsent bytes of each slot (handle & WSPY_SLOT_MASK), saturating; fixed for the life of the loop. */
+/* Unsent bytes of each slot (handle & WSPY_SLOT_MASK), saturating; fixed for the life of the loop. With CLOSED: what was
+ * lost, until the slot is used again. */
 #define WSPY_SLOT_MASK 0xffffff
 const uint32_t *wspy_loop_backlogs(const wspy_loop *loop);
 size_t wspy_loop_slot_capacity(const wspy_loop *loop);

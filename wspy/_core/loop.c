@@ -37,11 +37,6 @@ static void read_clock(wspy_loop *loop)
 #define GENERATION_SHIFT 24
 #define GENERATION_MASK 0xfffffff
 
-static connection *slot_at(const wspy_loop *loop, uint32_t slot)
-{
-    return &loop->chunks[slot / CHUNK_CONNECTIONS][slot % CHUNK_CONNECTIONS];
-}
-
 uint64_t wspy_connection_handle(const connection *conn)
 {
     return (uint64_t)conn->generation << GENERATION_SHIFT | conn->slot;
@@ -52,7 +47,7 @@ connection *wspy_loop_find(wspy_loop *loop, uint64_t handle)
     uint32_t slot = (uint32_t)(handle & WSPY_SLOT_MASK);
     if (slot >= loop->slot_count)
         return NULL;
-    connection *conn = slot_at(loop, slot);
+    connection *conn = wspy_loop_slot(loop, slot);
     if (conn->phase == FREE || conn->flags & DONE || conn->generation != handle >> GENERATION_SHIFT)
         return NULL;
     return conn;
@@ -62,7 +57,7 @@ static connection *new_slot(wspy_loop *loop)
 {
     uint32_t slot = loop->free_slots;
     if (slot != NO_SLOT) {
-        connection *conn = slot_at(loop, slot);
+        connection *conn = wspy_loop_slot(loop, slot);
         loop->free_slots = conn->next_ready;
         return conn;
     }
@@ -75,7 +70,7 @@ static connection *new_slot(wspy_loop *loop)
     if (!*chunk)
         return NULL;
     loop->slot_count++;
-    connection *conn = slot_at(loop, slot);
+    connection *conn = wspy_loop_slot(loop, slot);
     conn->slot = slot;
     conn->generation = 1;
     return conn;
@@ -117,6 +112,7 @@ connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage
         loop->free_slots = slot;
         return NULL;
     }
+    __atomic_store_n(&loop->backlogs[slot], 0, __ATOMIC_RELAXED);
     loop->stats.connections++;
     loop->stats.accepted++;
     wspy_connection_arm(loop, conn, loop->settings.open_timeout_ms);
@@ -139,7 +135,7 @@ void wspy_loop_release(wspy_loop *loop, connection *conn)
 static void recycle_slots(wspy_loop *loop)
 {
     while (loop->freed_slots != NO_SLOT) {
-        connection *conn = slot_at(loop, loop->freed_slots);
+        connection *conn = wspy_loop_slot(loop, loop->freed_slots);
         loop->freed_slots = conn->next_ready;
         conn->next_ready = loop->free_slots;
         loop->free_slots = conn->slot;
@@ -163,11 +159,12 @@ void wspy_loop_list_ready(wspy_loop *loop, connection *conn)
         return;
     conn->flags |= LISTED_READY;
     conn->next_ready = NO_SLOT;
-    if (loop->ready == NO_SLOT)
-        loop->ready = conn->slot;
+    slot_list *list = conn->phase == HEAD ? &loop->heads_ready : &loop->ready;
+    if (list->first == NO_SLOT)
+        list->first = conn->slot;
     else
-        slot_at(loop, loop->ready_last)->next_ready = conn->slot;
-    loop->ready_last = conn->slot;
+        wspy_loop_slot(loop, list->last)->next_ready = conn->slot;
+    list->last = conn->slot;
 }
 
 /* Reports leave in the order in which they came up. */
@@ -177,11 +174,11 @@ void wspy_loop_list_report(wspy_loop *loop, connection *conn)
         return;
     conn->flags |= LISTED_REPORT;
     conn->next_report = NO_SLOT;
-    if (loop->report == NO_SLOT)
-        loop->report = conn->slot;
+    if (loop->report.first == NO_SLOT)
+        loop->report.first = conn->slot;
     else
-        slot_at(loop, loop->report_last)->next_report = conn->slot;
-    loop->report_last = conn->slot;
+        wspy_loop_slot(loop, loop->report.last)->next_report = conn->slot;
+    loop->report.last = conn->slot;
 }
 
 static void finish_endings(wspy_loop *loop)
@@ -189,7 +186,7 @@ static void finish_endings(wspy_loop *loop)
     uint32_t slot = loop->ending;
     loop->ending = NO_SLOT;
     while (slot != NO_SLOT) {
-        connection *conn = slot_at(loop, slot);
+        connection *conn = wspy_loop_slot(loop, slot);
         slot = conn->next_ending;
         conn->flags &= (uint16_t)~LISTED_ENDING;
         wspy_connection_finish(loop, conn);
@@ -198,16 +195,16 @@ static void finish_endings(wspy_loop *loop)
 }
 
 /* First come, first served: who had no room in a turn comes first in the next. */
-static void decode_ready(wspy_loop *loop)
+static void go_on_with(wspy_loop *loop, slot_list *list)
 {
-    uint32_t slot = loop->ready, last = loop->ready_last;
-    while (slot != NO_SLOT && wspy_loop_has_room(loop)) {
-        connection *conn = slot_at(loop, slot);
-        loop->ready = conn->next_ready;
+    uint32_t slot = list->first, last = list->last;
+    while (slot != NO_SLOT && wspy_loop_has_room(loop) && loop->heads < HEADS_TURN) {
+        connection *conn = wspy_loop_slot(loop, slot);
+        list->first = conn->next_ready;
         conn->flags &= (uint16_t)~LISTED_READY;
         wspy_connection_go_on(loop, conn);
         wspy_loop_release(loop, conn);
-        slot = slot == last ? NO_SLOT : loop->ready; /* what is listed again comes behind the last */
+        slot = slot == last ? NO_SLOT : list->first; /* what is listed again comes behind the last */
     }
 }
 
@@ -232,7 +229,8 @@ static void publish_one(wspy_loop *loop, connection *conn)
         report(loop, conn, WSPY_EVENT_SENT, conn->sent_marks, 0);
     if (conn->flags & REPORT_CLOSED)
         report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn),
-               (uint32_t)-conn->end_error | (uint32_t)conn->end_errno << 8);
+               (uint32_t)-conn->end_error |
+                   (conn->end_error == WSPY_ERROR_RESET ? (uint32_t)conn->end_errno << 8 : 0));
     conn->sent_marks = 0;
     conn->flags &= (uint16_t) ~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
     wspy_loop_release(loop, conn);
@@ -240,9 +238,9 @@ static void publish_one(wspy_loop *loop, connection *conn)
 
 static void publish(wspy_loop *loop)
 {
-    while (loop->report != NO_SLOT && loop->sink.count + 3 <= EVENTS_SIZE) {
-        connection *conn = slot_at(loop, loop->report);
-        loop->report = conn->next_report;
+    while (loop->report.first != NO_SLOT && loop->sink.count + 3 <= EVENTS_SIZE) {
+        connection *conn = wspy_loop_slot(loop, loop->report.first);
+        loop->report.first = conn->next_report;
         publish_one(loop, conn);
     }
 }
@@ -273,10 +271,13 @@ static int arm_timer(wspy_loop *loop)
     return 1;
 }
 
+/* After a pause very many are due: the others wait for the next turn, which comes at once. */
 static void expire(wspy_loop *loop)
 {
-    wspy_timer *timer;
-    while ((timer = wspy_wheel_expire(&loop->wheel, loop->now_ms / WSPY_TICK_MS)) != NULL) {
+    for (int i = 0; i < EXPIRE_TURN; i++) {
+        wspy_timer *timer = wspy_wheel_expire(&loop->wheel, loop->now_ms / WSPY_TICK_MS);
+        if (!timer)
+            return;
         connection *conn = (connection *)((char *)timer - offsetof(connection, timer));
         wspy_connection_expired(loop, conn);
     }
@@ -344,9 +345,19 @@ static int was_lost(int error)
     }
 }
 
-static void accept_from(wspy_loop *loop, listener *from)
+static int is_crowded(const wspy_loop *loop)
 {
-    for (int i = 0; i < ACCEPT_TURN; i++) {
+    return loop->settings.max_connections && loop->stats.connections >= loop->settings.max_connections;
+}
+
+/* Returns how many of `most` are left. */
+static int accept_from(wspy_loop *loop, listener *from, int most)
+{
+    for (; most > 0; most--) {
+        if (is_crowded(loop)) {
+            pause_listener(loop, from, EMFILE);
+            return most;
+        }
         struct sockaddr_storage address;
         memset(&address, 0, sizeof address);
         int fd = wspy_sys_accept(from->fd, &address);
@@ -357,21 +368,23 @@ static void accept_from(wspy_loop *loop, listener *from)
             errno = ENOMEM;
         }
         if (errno == EAGAIN)
-            return;
+            return most;
         if (!was_lost(errno)) {
             pause_listener(loop, from, errno);
-            return;
+            return most;
         }
         loop->stats.accept_errors++;
     }
+    return 0;
 }
 
 static void accept_ready(wspy_loop *loop)
 {
+    int left = ACCEPT_TURN;
     for (uint32_t i = 0; i < loop->listener_count; i++) {
-        listener *from = &loop->listeners[i];
+        listener *from = &loop->listeners[(loop->stats.turns + i) % loop->listener_count];
         if (from->is_ready && from->fd >= 0)
-            accept_from(loop, from);
+            left = accept_from(loop, from, left);
         from->is_ready = 0;
     }
 }
@@ -399,7 +412,7 @@ static void shrink_arena(wspy_loop *loop)
         return;
     loop->small_turns = 0;
     wspy_sys_discard(loop->arena + kept, ARENA_SIZE - kept);
-    wspy_sys_discard(loop->packed + kept, PACKED_SIZE - kept);
+    wspy_sys_discard(loop->packed + kept, ARENA_SIZE - kept);
     loop->arena_touched = kept;
 }
 
@@ -454,10 +467,16 @@ static void handle_ready(wspy_loop *loop, const struct epoll_event *ready)
     wspy_connection_readable(loop, conn);
 }
 
+static int has_listed(const wspy_loop *loop)
+{
+    return loop->ready.first != NO_SLOT || loop->heads_ready.first != NO_SLOT ||
+           loop->report.first != NO_SLOT || loop->ending != NO_SLOT;
+}
+
 /* Work that needs no waiting for. */
 static int has_work(const wspy_loop *loop)
 {
-    return loop->sink.count > 0 || loop->ready != NO_SLOT || loop->report != NO_SLOT || loop->ending != NO_SLOT;
+    return loop->sink.count > 0 || has_listed(loop);
 }
 
 static int wait_for_events(wspy_loop *loop, struct epoll_event *ready, int timeout_ms)
@@ -474,18 +493,28 @@ static int wait_for_events(wspy_loop *loop, struct epoll_event *ready, int timeo
     return count; /* EINTR: the turn ends, so that Python sees the signal */
 }
 
+static void signal_event(wspy_loop *loop)
+{
+    if (!loop->woken)
+        loop->woken = wspy_sys_event_signal(loop->event) == 0;
+}
+
 static void react(wspy_loop *loop, const struct epoll_event *ready, int count)
 {
     read_clock(loop);
     for (int i = 0; i < count; i++)
         handle_ready(loop, &ready[i]);
+    go_on_with(loop, &loop->heads_ready);
+    loop->heads_first = loop->heads_ready.first != NO_SLOT && loop->heads == 0; /* the turn was full */
     expire(loop);
     resume_listeners(loop);
     accept_ready(loop);
     /* no event waits for an answer, so nothing more can be owed before an end; a foreign loop sleeps after this */
-    if (loop->sink.count == 0 && loop->report == NO_SLOT)
+    if (loop->sink.count == 0 && loop->report.first == NO_SLOT)
         finish_endings(loop);
     publish(loop);
+    if (loop->sink.count == 0 && has_listed(loop)) /* the caller may go to sleep now */
+        signal_event(loop);
     if (loop->alarm_ms <= loop->now_ms)
         loop->alarm_ms = UINT64_MAX;
     arm_timer(loop);
@@ -504,7 +533,9 @@ int wspy_loop_turn(wspy_loop *loop, const char *batch, size_t size, int timeout_
     int result = wspy_commands_apply(loop, batch, size);
     if (result == WSPY_OK) {
         finish_endings(loop);
-        decode_ready(loop);
+        if (loop->heads_first)
+            go_on_with(loop, &loop->heads_ready);
+        go_on_with(loop, &loop->ready);
         struct epoll_event ready[POLL_MAX];
         int polled = wait_for_events(loop, ready, timeout_ms);
         int system_error = errno;
@@ -532,9 +563,8 @@ int wspy_loop_submit(wspy_loop *loop, const char *batch, size_t size)
         result = wspy_commands_apply(loop, batch, size);
         arm_timer(loop);
         /* what came up is for the thread that turns: it may be asleep */
-        int has_more = loop->ready != NO_SLOT || loop->report != NO_SLOT || loop->ending != NO_SLOT;
-        if (has_more && (loop->waiting || !loop->in_turn) && !loop->woken)
-            loop->woken = wspy_sys_event_signal(loop->event) == 0;
+        if (has_listed(loop) && (loop->waiting || !loop->in_turn))
+            signal_event(loop);
     }
     unlock(loop);
     return result;
@@ -563,7 +593,7 @@ static int make_memory(wspy_loop *loop)
     loop->chunks = wspy_sys_reserve(CHUNKS_MAX * sizeof *loop->chunks);
     loop->backlogs = wspy_sys_reserve((size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     loop->arena = wspy_sys_reserve(ARENA_SIZE);
-    loop->packed = wspy_sys_reserve(PACKED_SIZE);
+    loop->packed = wspy_sys_reserve(ARENA_SIZE);
     loop->scratch = wspy_sys_reserve(SCRATCH_SIZE);
     loop->events = wspy_sys_reserve(EVENTS_SIZE * sizeof *loop->events);
     return loop->chunks && loop->backlogs && loop->arena && loop->packed && loop->scratch && loop->events;
@@ -591,7 +621,8 @@ wspy_loop *wspy_loop_new(const wspy_settings *settings)
     for (int i = 0; i < LISTENERS_MAX; i++)
         loop->listeners[i].fd = -1;
     loop->armed_ms = loop->alarm_ms = UINT64_MAX;
-    loop->free_slots = loop->freed_slots = loop->ending = loop->ready = loop->report = NO_SLOT;
+    loop->free_slots = loop->freed_slots = loop->ending = NO_SLOT;
+    loop->ready.first = loop->heads_ready.first = loop->report.first = NO_SLOT;
     loop->began_ns = wspy_sys_now_ns();
     wspy_wheel_init(&loop->wheel);
     pthread_mutex_init(&loop->mutex, NULL);
@@ -614,7 +645,7 @@ static void close_everything(wspy_loop *loop)
     if (loop->closed)
         return;
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
-        connection *conn = slot_at(loop, slot);
+        connection *conn = wspy_loop_slot(loop, slot);
         if (conn->phase != FREE)
             wspy_connection_drop(loop, conn);
     }
@@ -644,7 +675,7 @@ void wspy_loop_free(wspy_loop *loop)
     wspy_sys_unreserve(loop->chunks, CHUNKS_MAX * sizeof *loop->chunks);
     wspy_sys_unreserve(loop->backlogs, (size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     wspy_sys_unreserve(loop->arena, ARENA_SIZE);
-    wspy_sys_unreserve(loop->packed, PACKED_SIZE);
+    wspy_sys_unreserve(loop->packed, ARENA_SIZE);
     wspy_sys_unreserve(loop->scratch, SCRATCH_SIZE);
     wspy_sys_unreserve(loop->events, EVENTS_SIZE * sizeof *loop->events);
     pthread_mutex_destroy(&loop->mutex);
@@ -657,11 +688,12 @@ void wspy_loop_abandon(wspy_loop *loop)
     pthread_mutex_init(&loop->mutex, NULL);
     loop->closed = 1;
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
-        connection *conn = slot_at(loop, slot);
+        connection *conn = wspy_loop_slot(loop, slot);
         if (conn->phase == FREE || conn->flags & DONE)
             continue;
         wspy_sys_close(conn->fd); /* no shutdown, no epoll_ctl: both would reach the parent's connection */
         conn->fd = -1;
+        wspy_connection_free(conn);
         conn->flags |= DONE;
     }
     close_descriptors(loop);
@@ -741,8 +773,9 @@ int wspy_loop_adopt(wspy_loop *loop, int fd, uint64_t *handle)
         wspy_sys_peer(fd, &address); /* without an address it is as good */
         prepare(loop, fd);
         read_clock(loop);
+        errno = ENOMEM;
         connection *conn = wspy_loop_add(loop, fd, &address);
-        result = conn ? WSPY_OK : WSPY_ERROR_NO_MEMORY;
+        result = conn ? WSPY_OK : errno == ENOMEM ? WSPY_ERROR_NO_MEMORY : WSPY_ERROR_SYSTEM;
         if (conn)
             *handle = wspy_connection_handle(conn);
         arm_timer(loop);
@@ -853,7 +886,7 @@ uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot)
     lock(loop);
     uint64_t handle = 0;
     if (slot < loop->slot_count)
-        handle = (uint64_t)last_generation(slot_at(loop, slot)) << GENERATION_SHIFT | slot;
+        handle = (uint64_t)last_generation(wspy_loop_slot(loop, slot)) << GENERATION_SHIFT | slot;
     unlock(loop);
     return handle;
 }
@@ -865,7 +898,7 @@ int wspy_loop_peer(wspy_loop *loop, uint64_t handle, uint8_t *address, uint32_t 
     int result = WSPY_ERROR_HANDLE;
     /* also after the end, until the slot is used again */
     if (slot < loop->slot_count) {
-        const connection *conn = slot_at(loop, slot);
+        const connection *conn = wspy_loop_slot(loop, slot);
         uint32_t age = (conn->generation - (uint32_t)(handle >> GENERATION_SHIFT)) & GENERATION_MASK;
         if (age == (conn->phase == FREE)) {
             memcpy(address, conn->address, sizeof conn->address);
@@ -884,10 +917,10 @@ int wspy_loop_stats(wspy_loop *loop, wspy_stats *stats)
     *stats = loop->stats;
     stats->messages_received = loop->sink.messages;
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
-        const connection *conn = slot_at(loop, slot);
+        const connection *conn = wspy_loop_slot(loop, slot);
         if (conn->phase == HEAD || conn->phase == DECIDING || conn->phase == OPENING)
             stats->handshakes++;
-        stats->backlog += loop->backlogs[slot];
+        stats->backlog += wspy_queue_size(conn->queue);
     }
     unlock(loop);
     return WSPY_OK;

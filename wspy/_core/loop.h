@@ -39,7 +39,7 @@ enum {
     REPORT_OPENED = 128,
     REPORT_CLOSED = 256,
     LISTED_ENDING = 512,  /* in loop->ending */
-    LISTED_READY = 1024,  /* in loop->ready: has input that can be decoded, or read, now */
+    LISTED_READY = 1024,  /* in loop->ready or heads_ready: has input that can be decoded, or read, now */
     LISTED_REPORT = 2048, /* in loop->report */
     SAW_EOF = 4096,
     DONE = 8192,      /* the descriptor is closed; the slot waits for its reports */
@@ -91,7 +91,6 @@ enum {
     READ_MAX = 256 << 10, /* ... or after so much of one connection */
     HEAD_MAX = 256 << 10, /* the most that max_head may allow */
     HEAD_READ = 16 << 10,
-    PACKED_SIZE = ARENA_FULL + READ_MAX + HEAD_READ,
     SCRATCH_SIZE = 64 << 10,
     ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ,
     EVENTS_TURN = 4096,
@@ -99,6 +98,8 @@ enum {
     EVENTS_SIZE = EVENTS_TURN + 1024, /* ... and reports behind both */
     POLL_MAX = 1024,
     ACCEPT_TURN = 64,
+    HEADS_TURN = 64, /* what they cost Python shall not keep established connections waiting */
+    EXPIRE_TURN = 512,
     KEPT_MAX = 64 << 10, /* behind a head that waits for its decision */
     LINGER_MS = 1000,
     LINGER_BYTES = 1 << 20,
@@ -113,6 +114,10 @@ typedef struct {
     int is_ready, is_watched;
     uint64_t resume_ms; /* 0: not paused */
 } listener;
+
+typedef struct {
+    uint32_t first, last; /* slots; NO_SLOT: empty */
+} slot_list;
 
 struct wspy_loop {
     pthread_mutex_t mutex;
@@ -129,19 +134,21 @@ struct wspy_loop {
     uint64_t alarm_ms; /* UINT64_MAX: none */
     uint64_t applied;
     listener listeners[LISTENERS_MAX];
-    uint32_t listener_count; /* entries that were ever used */
-    connection **chunks;     /* reserved; chunk i holds slots 256 i to 256 i + 255 */
-    uint32_t slot_count;     /* ever used */
-    uint32_t free_slots;     /* list through next_ready */
-    uint32_t freed_slots;    /* in this turn: reusable from the next on */
-    uint32_t ending, ready, ready_last, report, report_last; /* lists of slots */
-    uint32_t *backlogs;                                      /* reserved; by slot */
-    uint8_t *arena, *packed;                                 /* reserved */
-    uint8_t *scratch; /* reserved: frames of the run that is being sent */
+    uint32_t listener_count;              /* entries that were ever used */
+    connection **chunks;                  /* reserved; chunk i holds slots 256 i to 256 i + 255 */
+    uint32_t slot_count;                  /* ever used */
+    uint32_t free_slots;                  /* list through next_ready */
+    uint32_t freed_slots;                 /* in this turn: reusable from the next on */
+    uint32_t ending;                      /* a list of slots, in any order */
+    slot_list ready, heads_ready, report; /* first come, first served */
+    uint32_t *backlogs;                   /* reserved; by slot */
+    uint8_t *arena, *packed;              /* reserved */
+    uint8_t *scratch;                     /* reserved: frames of the run that is being sent */
     size_t arena_used, arena_touched;
     uint32_t small_turns; /* in a row, since the arena was large */
     wspy_event *events;   /* reserved */
     uint32_t heads;       /* surfaced in this turn */
+    int heads_first;      /* in the next turn */
     wspy_sink sink;
     wspy_detached detached;
     wspy_bytes replies;
@@ -150,6 +157,11 @@ struct wspy_loop {
 };
 
 /* ---- loop.c ---- */
+
+static inline connection *wspy_loop_slot(const wspy_loop *loop, uint32_t slot)
+{
+    return &loop->chunks[slot / CHUNK_CONNECTIONS][slot % CHUNK_CONNECTIONS];
+}
 
 connection *wspy_loop_find(wspy_loop *loop, uint64_t handle); /* NULL: gone */
 uint64_t wspy_connection_handle(const connection *conn);
@@ -194,6 +206,12 @@ void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *pay
  * still leave. error 0: after a closing handshake, or an HTTP response. */
 void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error);
 void wspy_connection_finish(wspy_loop *loop, connection *conn);
+/* Ends it with a reset; one that is ending already isn't waited for any more. */
+void wspy_connection_abort(wspy_loop *loop, connection *conn);
+/* It may read again: what was kept comes first. */
+void wspy_connection_wake(wspy_loop *loop, connection *conn);
+/* Frees what the connection owns, but for the descriptor. */
+void wspy_connection_free(connection *conn);
 /* Closes the descriptor and frees what the connection owns. */
 void wspy_connection_drop(wspy_loop *loop, connection *conn);
 

@@ -7,7 +7,13 @@
 #include "core.h"
 #include "sys.h"
 
-enum { CHUNK_MIN = 4096, CHUNK_ROOM = 65536, PONG_MAX = WSPY_HEADER_MAX + 125, PARTS_MAX = 16 };
+enum {
+    CHUNK_MIN = 4096,
+    CHUNK_ROOM = 65536,
+    PONG_MAX = WSPY_HEADER_MAX + 125,
+    PARTS_MAX = 16,
+    FLUSH_MAX = 256 << 10
+};
 
 /* Owned by the queue. Its bytes are data[start:end], or those of shared. */
 typedef struct chunk {
@@ -25,6 +31,7 @@ struct wspy_queue {
     uint64_t pushed, written; /* bytes of data since the queue began */
     uint64_t *marks;          /* a ring of positions in `pushed` */
     uint32_t mark_start, mark_count, mark_capacity;
+    uint32_t time;
     uint8_t pong_length;
     uint8_t pong[PONG_MAX];
 };
@@ -73,6 +80,16 @@ void wspy_queue_free(wspy_queue *queue)
 uint64_t wspy_queue_size(const wspy_queue *queue)
 {
     return queue ? queue->size + queue->pong_length : 0;
+}
+
+void wspy_queue_set_time(wspy_queue *queue, uint32_t tick)
+{
+    queue->time = tick;
+}
+
+uint32_t wspy_queue_time(const wspy_queue *queue)
+{
+    return queue->time;
 }
 
 static chunk *new_chunk(size_t capacity)
@@ -207,13 +224,18 @@ static uint8_t *chunk_bytes(chunk *source)
     return (source->shared ? source->shared->data : source->data) + source->start;
 }
 
-static size_t gather(wspy_queue *queue, struct iovec *parts)
+/* Returns how many parts there are; *offered: their bytes, at most so many as it says. */
+static size_t gather(wspy_queue *queue, struct iovec *parts, size_t *offered)
 {
-    size_t count = 0;
+    size_t count = 0, left = *offered;
     size_t most = queue->pong_length ? 1 : PARTS_MAX; /* a Pong goes behind the frame that is half written */
-    for (chunk *source = queue->head; source && count < most; source = source->next)
-        parts[count++] =
-            (struct iovec){.iov_base = chunk_bytes(source), .iov_len = source->end - source->start};
+    for (chunk *source = queue->head; source && count < most && left; source = source->next) {
+        size_t length = source->end - source->start;
+        length = length < left ? length : left;
+        parts[count++] = (struct iovec){.iov_base = chunk_bytes(source), .iov_len = length};
+        left -= length;
+    }
+    *offered -= left;
     return count;
 }
 
@@ -250,22 +272,21 @@ static uint32_t pass_marks(wspy_queue *queue)
 
 int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes)
 {
-    for (;;) {
+    for (uint64_t most = *bytes + FLUSH_MAX; *bytes < most;) {
         place_pong(queue);
         struct iovec parts[PARTS_MAX];
-        size_t count = gather(queue, parts);
+        size_t offered = (size_t)(most - *bytes);
+        size_t count = gather(queue, parts, &offered);
         if (count == 0)
             return queue->pong_length > 0;
-        size_t offered = 0;
-        for (size_t i = 0; i < count; i++)
-            offered += parts[i].iov_len;
         ssize_t sent = wspy_sys_send(fd, parts, count);
         if (sent < 0)
-            return errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM ? 1 : -1;
+            return wspy_sys_would_block(errno) ? 1 : -1;
         consume(queue, (size_t)sent);
         *marks += pass_marks(queue);
         *bytes += (uint64_t)sent;
         if ((size_t)sent < offered)
             return 1;
     }
+    return wspy_queue_size(queue) > 0;
 }

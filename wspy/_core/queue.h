@@ -33,9 +33,12 @@ int wspy_queue_mark(wspy_queue *queue, size_t behind);
 void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length);
 /* Queues a Close frame behind everything else, a waiting Pong included: nothing may follow it (RFC 6455 §5.5.1). */
 int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length);
-/* Writes. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
+/* Writes, 256 KiB at a time however fast the peer is. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
  * passed to *marks, the bytes to *bytes. */
 int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes);
 uint64_t wspy_queue_size(const wspy_queue *queue);
+/* A tick that its owner notes: when the kernel last took something. */
+void wspy_queue_set_time(wspy_queue *queue, uint32_t tick);
+uint32_t wspy_queue_time(const wspy_queue *queue);
 
 #endif

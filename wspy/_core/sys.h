@@ -23,10 +23,13 @@ void wspy_sys_unreserve(void *memory, size_t size);
 /* Gives the pages of [memory, memory + size) back; they read as zero or as before. */
 void wspy_sys_discard(void *memory, size_t size);
 
-/* As the calls they are named after: -1 and errno on failure. EINTR is retried in all but epoll_wait. */
+/* As the calls they are named after: -1 and errno on failure. EINTR is retried in recv, send and accept. */
 ssize_t wspy_sys_recv(int fd, void *data, size_t length);
 ssize_t wspy_sys_peek(int fd);
+int wspy_sys_hung_up(int fd); /* reset, or closed for good */
 ssize_t wspy_sys_send(int fd, const struct iovec *parts, size_t count);
+/* Whether an errno of recv or send means: not now. */
+int wspy_sys_would_block(int error);
 int wspy_sys_accept(int listener, struct sockaddr_storage *address); /* non-blocking, close-on-exec */
 int wspy_sys_epoll_create(void);
 int wspy_sys_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
