@@ -38,6 +38,8 @@ FACES = {"_core", "frames", "loop", "protocol"}
 # Source files whose test isn't their namesake, and where it is.
 TESTED_BY = {
     "wspy/_core/ffi_build.py": "tests/core/test_boundary.py",
+    "wspy/_core/input.c": "tests/core/test_connection.py",
+    "wspy/_core/deadlines.c": "tests/core/test_connection.py",
 }
 
 # Split, so that this file doesn't hold what it looks for.

@@ -1,4 +1,4 @@
-/* loop.h: the loop and its connections, as loop.c, connection.c and command.c share them. Private to the core.
+/* loop.h: the loop and its connections, as loop.c, command.c and the files of connection.h share them. Private to the core.
  *
  * Every function here is called with the loop's mutex held. A connection lives in a slot; its handle (slot and
  * generation) is what epoll and Python know. Phases only go forward, but for HTTP requests on one connection:
@@ -175,7 +175,7 @@ void wspy_loop_list_ready(wspy_loop *loop, connection *conn);
 /* Room for one more read into the arena; else the turn is full. */
 int wspy_loop_has_room(const wspy_loop *loop);
 
-/* ---- connection.c ---- */
+/* ---- connection.c, input.c, deadlines.c ---- */
 
 void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms);
 /* epoll reported something: reads, or finds out that it may not. */

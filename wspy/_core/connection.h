@@ -1,0 +1,43 @@
+/* connection.h: one connection of the loop, as connection.c, input.c and deadlines.c share it. */
+#ifndef WSPY_CONNECTION_H
+#define WSPY_CONNECTION_H
+
+#include "loop.h"
+
+/* ---- connection.c ---- */
+
+void wspy_connection_stop_reading(wspy_loop *loop, connection *conn);
+/* A control frame goes out, or into the queue. */
+void wspy_connection_send_control(wspy_loop *loop, connection *conn, uint8_t *frame, size_t length);
+/* Pongs that the protocol left in loop->replies. */
+void wspy_connection_send_replies(wspy_loop *loop, connection *conn);
+/* While it is ending, a write that fails, or takes too long, makes the end a hard one. */
+void wspy_connection_write_failed(wspy_loop *loop, connection *conn, int error, int system_error);
+void wspy_connection_drop_queue(connection *conn);
+/* Ends it at once, with a reset. */
+void wspy_connection_abandon(wspy_loop *loop, connection *conn);
+/* The next event, to be filled in; there must be room. Valid until the next one. */
+wspy_event *wspy_connection_event(wspy_loop *loop, const connection *conn, uint32_t kind);
+/* onopen comes before anything else of a connection. */
+void wspy_connection_report_opened(wspy_loop *loop, connection *conn);
+
+/* ---- input.c ---- */
+
+static inline uint32_t wspy_connection_kept(const connection *conn)
+{
+    return conn->input ? conn->input->end - conn->input->start : 0;
+}
+
+int wspy_connection_may_read(const connection *conn);
+/* It comes first in the next turn. */
+void wspy_connection_read_later(wspy_loop *loop, connection *conn);
+void wspy_connection_forget_input(connection *conn);
+/* No more requests are read; Python answers this one. */
+void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error);
+
+/* ---- deadlines.c ---- */
+
+/* The loop did not turn for a while: what was due then could not be looked at in time. */
+int wspy_connection_is_late(const wspy_loop *loop, const connection *conn);
+
+#endif

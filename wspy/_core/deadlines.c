@@ -1,0 +1,177 @@
+/* deadlines.c: what happens to a connection when its time is up: keepalive, and everything that takes too long. */
+#include "connection.h"
+#include "sys.h"
+
+void wspy_connection_arm(wspy_loop *loop, connection *conn, uint32_t delay_ms)
+{
+    if (delay_ms == WSPY_FOREVER) {
+        wspy_wheel_cancel(&loop->wheel, &conn->timer);
+        return;
+    }
+    uint64_t now = loop->now_ms / WSPY_TICK_MS;
+    uint64_t at = (loop->now_ms + delay_ms + WSPY_TICK_MS - 1) / WSPY_TICK_MS;
+    wspy_wheel_set(&loop->wheel, &conn->timer, at > now ? at : now + 1);
+}
+
+int wspy_connection_is_late(const wspy_loop *loop, const connection *conn)
+{
+    uint32_t behind = loop->tick - conn->timer.at;
+    return behind >= LATE_TICKS && behind <= INT32_MAX;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
+{
+    uint64_t passed = (uint64_t)(loop->tick - tick) * WSPY_TICK_MS;
+    return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
+}
+
+static void head_expired(wspy_loop *loop, connection *conn)
+{
+    uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
+    if (conn->queue && conn->scanner.size == 0 && idle < allowed) { /* it is still taking the last answer */
+        wspy_connection_arm(loop, conn, allowed - idle);
+        return;
+    }
+    loop->stats.timeouts++;
+    if (!wspy_head_has_line(&conn->scanner)) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+        return;
+    }
+    wspy_connection_refuse_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
+    wspy_connection_arm(loop, conn, LINGER_MS);
+}
+
+static void send_keepalive(wspy_loop *loop, connection *conn)
+{
+    uint8_t frame[WSPY_CONTROL_FRAME_MAX];
+    uint32_t tick = loop->tick;
+    uint8_t payload[4] = {(uint8_t)(tick >> 24), (uint8_t)(tick >> 16), (uint8_t)(tick >> 8), (uint8_t)tick};
+    int size = wspy_protocol_control(&conn->protocol, WSPY_EVENT_PING, payload, sizeof payload, frame);
+    if (size < 0)
+        return;
+    conn->ping_at = tick;
+    conn->flags |= AWAITS_PONG;
+    wspy_connection_arm(loop, conn, least(loop->settings.ping_interval_ms, loop->settings.ping_timeout_ms));
+    wspy_connection_send_control(loop, conn, frame, (size_t)size);
+    if (!(loop->settings.wants & WSPY_WANT_PINGED))
+        return;
+    wspy_connection_report_opened(loop, conn);
+    wspy_connection_event(loop, conn, WSPY_EVENT_PINGED)->start = tick;
+}
+
+/* Whether a ping is without an answer. Any byte since then is one; ticks wrap. */
+static int awaits_pong(const wspy_loop *loop, const connection *conn)
+{
+    return conn->flags & AWAITS_PONG && loop->settings.ping_timeout_ms != WSPY_FOREVER &&
+           conn->seen - conn->ping_at > INT32_MAX;
+}
+
+/* Milliseconds that the peer still has for its answer; 0: it owes none, or is late. */
+static uint32_t pong_due_ms(const wspy_loop *loop, const connection *conn)
+{
+    uint32_t waited = ms_since(loop, conn->ping_at);
+    uint32_t timeout = loop->settings.ping_timeout_ms;
+    return awaits_pong(loop, conn) && waited < timeout ? timeout - waited : 0;
+}
+
+static int pong_is_overdue(const wspy_loop *loop, connection *conn)
+{
+    int is_late = awaits_pong(loop, conn);
+    conn->flags &= (uint16_t)~AWAITS_PONG;
+    /* what we did not read ourselves can't count against the peer */
+    return is_late && wspy_connection_may_read(conn) && !(conn->flags & LISTED_READY) &&
+           wspy_sys_peek(conn->fd) <= 0;
+}
+
+/* A full pipe needs no probe: that the kernel takes something is the answer, and it has as long. */
+static int is_stalled(const wspy_loop *loop, const connection *conn)
+{
+    uint64_t allowed = (uint64_t)loop->settings.ping_interval_ms + loop->settings.ping_timeout_ms;
+    return conn->queue && ms_since(loop, wspy_queue_time(conn->queue)) >= allowed;
+}
+
+static void keepalive_expired(wspy_loop *loop, connection *conn)
+{
+    uint32_t interval = loop->settings.ping_interval_ms;
+    uint32_t due = pong_due_ms(loop, conn);
+    if (due) {
+        wspy_connection_arm(loop, conn, least(interval, due));
+        return;
+    }
+    /* a paused one is not in the epoll set; what it has sent is waited for */
+    if (!wspy_connection_may_read(conn) && wspy_sys_hung_up(conn->fd) && wspy_sys_peek(conn->fd) <= 0) {
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, 0);
+        return;
+    }
+    if (is_stalled(loop, conn)) { /* or this turn did not come to it yet */
+        wspy_connection_writable(loop, conn);
+        if (conn->phase != OPEN)
+            return;
+    }
+    if (pong_is_overdue(loop, conn) || is_stalled(loop, conn)) {
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, WSPY_ERROR_PING_TIMEOUT, 0);
+        return;
+    }
+    uint32_t idle = ms_since(loop, conn->seen);
+    if (idle < interval)
+        wspy_connection_arm(loop, conn, interval - idle);
+    else if (conn->queue)
+        wspy_connection_arm(loop, conn, least(interval, loop->settings.ping_timeout_ms));
+    else if (!wspy_connection_may_read(conn)) /* no pong could be read */
+        wspy_connection_arm(loop, conn, interval);
+    else
+        send_keepalive(loop, conn);
+}
+
+/* What the peer sent in time may still lie in the kernel. */
+static int was_not_read(const wspy_loop *loop, const connection *conn)
+{
+    return wspy_connection_is_late(loop, conn) && (conn->flags & LISTED_READY || wspy_sys_peek(conn->fd) > 0);
+}
+
+void wspy_connection_expired(wspy_loop *loop, connection *conn)
+{
+    if (loop->sink.count >= EVENTS_TURN + EVENTS_EXPIRED) { /* no room to report it */
+        wspy_connection_arm(loop, conn, WSPY_TICK_MS);
+        return;
+    }
+    switch (conn->phase) {
+    case HEAD:
+        if (was_not_read(loop, conn))
+            wspy_connection_arm(loop, conn, GRACE_MS);
+        else
+            head_expired(loop, conn);
+        return;
+    case DECIDING:
+    case OPENING:
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+        return;
+    case OPEN:
+        if (conn->flags & SENDABLE) {
+            keepalive_expired(loop, conn);
+            return;
+        }
+        if (was_not_read(loop, conn)) {
+            wspy_connection_arm(loop, conn, GRACE_MS);
+            return;
+        }
+        loop->stats.timeouts++;
+        wspy_connection_end(loop, conn, conn->end_errno ? WSPY_ERROR_RESET : WSPY_ERROR_CLOSE_TIMEOUT,
+                            conn->end_errno);
+        return;
+    case ENDING:
+        loop->stats.timeouts++;
+        wspy_connection_write_failed(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
+        wspy_connection_abandon(loop, conn);
+        return;
+    default:
+        wspy_connection_drop(loop, conn);
+    }
+}
