@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import select
 import socket
 import struct
@@ -156,11 +157,17 @@ def server_frames(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+def packed_memory() -> mmap.mmap:
+    """Return memory for the short payloads of a loop."""
+    return mmap.mmap(-1, lib.wspy_loop_packed_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class Turns:
     """A loop and the commands that wait for its next turn."""
 
     def __init__(self, **changes: Any) -> None:
-        self.loop = lib.wspy_loop_new(settings(**changes))
+        self._packed = packed_memory()
+        self.loop = lib.wspy_loop_new(settings(**changes), ffi.from_buffer("uint8_t[]", self._packed))
         assert self.loop != ffi.NULL
         self._commands: list[tuple[int, bytes]] = []
         self._applied = 0
@@ -228,8 +235,9 @@ class Turns:
             return ffi.buffer(data, size[0])[:] if size[0] else b""
         if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED}:
             return b""
-        memory = lib.wspy_loop_arena if kind & lib.WSPY_EVENT_APART else lib.wspy_loop_packed
-        return ffi.buffer(memory(self.loop) + start, length)[:]
+        if kind & lib.WSPY_EVENT_APART:
+            return ffi.buffer(lib.wspy_loop_arena(self.loop) + start, length)[:]
+        return self._packed[start : start + length]
 
     def until(self, kind: int, handle: int | None = None) -> list[Event]:
         """Turn until an event of that kind (of that connection) came up; return all events up to that turn's end."""

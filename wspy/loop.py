@@ -11,12 +11,12 @@ assignment that also moves ``number``.
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
 import weakref
 from array import array
-from io import BytesIO
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -222,11 +222,13 @@ class Loop:
 
     def __init__(self, settings: Settings) -> None:
         c_settings = _c_settings(settings)
-        loop = lib.wspy_loop_new(c_settings)
+        # private: the child of a fork does not write into its parent's
+        self._packed = mmap.mmap(-1, lib.wspy_loop_packed_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        loop = lib.wspy_loop_new(c_settings, ffi.from_buffer("uint8_t[]", self._packed))
         if loop == ffi.NULL:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
         while _gone:
-            lib.wspy_loop_free(_gone.pop())
+            lib.wspy_loop_free(_gone.pop()[0])
         self._loop = loop
         self._queue: list[Any] = [_NUMBER.pack(0)]
         self.push = self._queue.extend
@@ -244,9 +246,6 @@ class Loop:
             lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
         )
         self._arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
-        self._packed = ffi.buffer(lib.wspy_loop_packed(self._loop), lib.wspy_loop_arena_capacity(self._loop))
-        length = ffi.buffer(lib.wspy_loop_packed_length(self._loop), ffi.sizeof("size_t"))
-        self._packed_length = memoryview(length).cast("B").cast("L")
         applied = ffi.buffer(lib.wspy_loop_applied(self._loop), _NUMBER.size)
         self._applied = memoryview(applied).cast("B").cast("Q")
         slots = lib.wspy_loop_slot_capacity(self._loop)
@@ -256,7 +255,7 @@ class Loop:
     def __del__(self) -> None:
         loop = getattr(self, "_loop", None)
         if loop is not None and lib.wspy_loop_close(loop) == lib.WSPY_OK:
-            _gone.append(loop)
+            _gone.append((loop, self._packed))
 
     # ---- turning ----
 
@@ -335,7 +334,8 @@ class Loop:
 
     def packed(self) -> Callable[[int], bytes]:
         """Return a function that reads the short payloads of the last turn's events, by their lengths, in order."""
-        return BytesIO(self._packed[: self._packed_length[0]]).read
+        self._packed.seek(0)
+        return self._packed.read
 
     def payload(self, kind: int, start: int, length: int) -> bytes:
         """Return the payload of an event of the last turn, wherever it lies. ``packed`` does not notice."""

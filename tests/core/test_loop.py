@@ -42,6 +42,7 @@ from turns import (
     exactly,
     faults,
     frame,
+    packed_memory,
     received,
     reset,
     server_frames,
@@ -102,16 +103,18 @@ def test_a_loop_of_nothing_ends() -> None:
 
 
 def test_a_head_limit_above_the_arena_is_refused() -> None:
-    assert lib.wspy_loop_new(settings(max_head=(256 << 10) + 1)) == ffi.NULL
+    packed = ffi.from_buffer("uint8_t[]", packed_memory())
+    assert lib.wspy_loop_new(settings(max_head=(256 << 10) + 1), packed) == ffi.NULL
     assert ffi.errno == errno.EINVAL
 
 
 def test_every_failing_call_of_new_is_survived() -> None:
     before = descriptors()
+    packed = ffi.from_buffer("uint8_t[]", packed_memory())
     for call in (lib.WSPY_SYS_CREATE, lib.WSPY_SYS_ALLOCATE, lib.WSPY_SYS_EPOLL_CTL):
         for nth in range(1, 20):
             with faults(call, nth, 1, errno.ENOMEM):
-                loop = lib.wspy_loop_new(settings())
+                loop = lib.wspy_loop_new(settings(), packed)
                 made = lib.wspy_sys_fail(call, 0, 0, 0, 0)
             if made < nth:
                 lib.wspy_loop_free(loop)

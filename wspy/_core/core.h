@@ -124,7 +124,7 @@ enum wspy_event_kind {
     WSPY_EVENT_PONG = 10,
     WSPY_EVENT_NOT_FINAL = 0x80,
     WSPY_EVENT_RSV = 0x7000,       /* mask: RSV1 0x4000, RSV2 0x2000, RSV3 0x1000 */
-    WSPY_EVENT_APART = 0x10000,    /* payload: in the arena, not in wspy_loop_packed */
+    WSPY_EVENT_APART = 0x10000,    /* payload: in the arena, not packed */
     WSPY_EVENT_DETACHED = 0x20000, /* payload: wspy_loop_detached(loop, start), in neither */
     /* the loop's own */
     WSPY_EVENT_HEAD = 16,     /* payload: a complete request head */
@@ -286,8 +286,11 @@ typedef struct {
 
 typedef struct wspy_loop wspy_loop;
 
-/* Owned by the caller until _free. NULL with errno set. */
-wspy_loop *wspy_loop_new(const wspy_settings *settings);
+/* Owned by the caller until _free. NULL with errno set. packed: where short payloads go, one behind the other in the
+ * order of the events, to be read off like a file: wspy_loop_packed_size() zeroed bytes of whole pages, which stay
+ * the caller's, who keeps them until _free and reads them between two turns. */
+wspy_loop *wspy_loop_new(const wspy_settings *settings, uint8_t *packed);
+size_t wspy_loop_packed_size(void);
 /* Closes every descriptor of the loop but the listeners; later calls return WSPY_ERROR_CLOSED. WSPY_ERROR_BUSY
  * while a turn is running. */
 int wspy_loop_close(wspy_loop *loop);
@@ -324,9 +327,6 @@ const wspy_event *wspy_loop_events(const wspy_loop *loop);
 size_t wspy_loop_event_capacity(const wspy_loop *loop);
 const uint8_t *wspy_loop_arena(const wspy_loop *loop);
 size_t wspy_loop_arena_capacity(const wspy_loop *loop);
-/* Short payloads, one behind the other in the order of the events: to be read off like a file. */
-const uint8_t *wspy_loop_packed(const wspy_loop *loop);
-const size_t *wspy_loop_packed_length(const wspy_loop *loop); /* where to look it up; fixed, too */
 const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length);
 /* The handle of the connection that an event of the last turn is about. */
 uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot);

@@ -593,10 +593,9 @@ static int make_memory(wspy_loop *loop)
     loop->chunks = wspy_sys_reserve(CHUNKS_MAX * sizeof *loop->chunks);
     loop->backlogs = wspy_sys_reserve((size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     loop->arena = wspy_sys_reserve(ARENA_SIZE);
-    loop->packed = wspy_sys_reserve(ARENA_SIZE);
     loop->scratch = wspy_sys_reserve(SCRATCH_SIZE);
     loop->events = wspy_sys_reserve(EVENTS_SIZE * sizeof *loop->events);
-    return loop->chunks && loop->backlogs && loop->arena && loop->packed && loop->scratch && loop->events;
+    return loop->chunks && loop->backlogs && loop->arena && loop->scratch && loop->events;
 }
 
 static void close_descriptors(wspy_loop *loop)
@@ -607,7 +606,12 @@ static void close_descriptors(wspy_loop *loop)
     loop->epoll = loop->event = loop->timer = -1;
 }
 
-wspy_loop *wspy_loop_new(const wspy_settings *settings)
+size_t wspy_loop_packed_size(void)
+{
+    return ARENA_SIZE;
+}
+
+wspy_loop *wspy_loop_new(const wspy_settings *settings, uint8_t *packed)
 {
     if (settings->head.max_size > HEAD_MAX) {
         errno = EINVAL;
@@ -617,6 +621,7 @@ wspy_loop *wspy_loop_new(const wspy_settings *settings)
     if (!loop)
         return NULL;
     loop->settings = *settings;
+    loop->packed = packed;
     loop->epoll = loop->event = loop->timer = loop->watched = -1;
     for (int i = 0; i < LISTENERS_MAX; i++)
         loop->listeners[i].fd = -1;
@@ -675,7 +680,6 @@ void wspy_loop_free(wspy_loop *loop)
     wspy_sys_unreserve(loop->chunks, CHUNKS_MAX * sizeof *loop->chunks);
     wspy_sys_unreserve(loop->backlogs, (size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     wspy_sys_unreserve(loop->arena, ARENA_SIZE);
-    wspy_sys_unreserve(loop->packed, ARENA_SIZE);
     wspy_sys_unreserve(loop->scratch, SCRATCH_SIZE);
     wspy_sys_unreserve(loop->events, EVENTS_SIZE * sizeof *loop->events);
     pthread_mutex_destroy(&loop->mutex);
@@ -821,16 +825,6 @@ size_t wspy_loop_arena_capacity(const wspy_loop *loop)
 {
     (void)loop;
     return ARENA_SIZE;
-}
-
-const uint8_t *wspy_loop_packed(const wspy_loop *loop)
-{
-    return loop->packed;
-}
-
-const size_t *wspy_loop_packed_length(const wspy_loop *loop)
-{
-    return &loop->sink.packed_length;
 }
 
 const uint8_t *wspy_loop_detached(const wspy_loop *loop, uint32_t index, uint64_t *length)

@@ -142,7 +142,8 @@ struct wspy_loop {
     uint32_t ending;                      /* a list of slots, in any order */
     slot_list ready, heads_ready, report; /* first come, first served */
     uint32_t *backlogs;                   /* reserved; by slot */
-    uint8_t *arena, *packed;              /* reserved */
+    uint8_t *arena;                       /* reserved */
+    uint8_t *packed;                      /* the caller's: see wspy_loop_new */
     uint8_t *scratch;                     /* reserved: frames of the run that is being sent */
     size_t arena_used, arena_touched;
     uint32_t small_turns; /* in a row, since the arena was large */
