@@ -16,8 +16,8 @@ PACKAGE = ROOT / "wspy"
 # A module imports from lower layers, or from its own as long as that makes no circle when the program runs. Names are
 # relative to wspy; a package stands for all that is in it.
 LAYERS = (
-    {"version", "codes", "errors"},
-    {"_core", "frames", "messages", "http11", "headers", "uri", "auth"},
+    {"version", "codes"},
+    {"_core", "errors", "frames", "messages", "http11", "headers", "uri", "auth"},
     {"extensions", "deflate"},
     {"handshake", "protocol"},
     {"loop", "websocket", "calls", "listening", "signals"},

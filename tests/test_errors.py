@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import TYPE_CHECKING
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from wspy.errors import (
     SSLError,
     WebSocketError,
 )
+from wspy.headers import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,3 +77,39 @@ def test_exceptions_can_be_copied_and_pickled(
     assert str(copied) == str(error)
     assert vars(copied) == vars(error)
     assert copied.args == error.args
+
+
+@pytest.mark.parametrize("status", [300, 404, 599, HTTPStatus.FORBIDDEN])
+def test_a_handshake_fails_with_the_status_of_a_failure(status: int) -> None:
+    assert HandshakeError(status, "no").status == status
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "5"}, [("Retry-After", "5")], Headers([("Retry-After", "5")])])
+def test_headers_of_a_failure_are_kept_as_pairs(headers: Any) -> None:
+    assert HandshakeError(429, "slow down", headers).headers == (("Retry-After", "5"),)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "text"),
+    [
+        (101, (), ValueError, "from 300 to 599, not 101"),
+        (299, (), ValueError, "from 300 to 599, not 299"),
+        (600, (), ValueError, "from 300 to 599, not 600"),
+        ("403", (), TypeError, "an int, not str"),
+        (None, (), TypeError, "an int, not NoneType"),
+        (403.0, (), TypeError, "an int, not float"),
+        (429, (("Retry-After", 5),), TypeError, "use str()"),
+        (429, ((5, "Retry-After"),), TypeError, "use str()"),
+        (429, {"Retry-After": b"5"}, TypeError, "use str()"),
+        (429, ("Retry-After", "5"), TypeError, "pairs"),
+        (429, (("Retry-After",),), TypeError, "pairs"),
+        (429, 5, TypeError, "iterable"),
+        (403, (("A", "b\r\nc"),), ValueError, "control characters"),
+        (403, (("A b", "c"),), ValueError, "token"),
+    ],
+)
+def test_a_failure_that_can_not_be_sent_is_refused_where_it_is_made(
+    status: Any, headers: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=re.escape(text)):
+        HandshakeError(status, "no", headers)

@@ -679,10 +679,11 @@ class AsyncServer:
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
         try:
             response = self.handshake.refuse(error, head)
-        except ValueError:
-            log.exception("a HandshakeError can't be sent")
+            log.info("refused a request from %s with %s: %s", self._name(handle), error.status, error.message)
+        except Exception:
+            # the application may have made it, changed it, or raised a subclass that lacks what is needed
+            log.exception("a HandshakeError can't be sent: answered with 500")
             response = self.handshake.refuse(HandshakeError(500, ""), head)
-        log.info("refused a request from %s with %d: %s", self._name(handle), error.status, error.message)
         self.push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:

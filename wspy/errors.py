@@ -7,7 +7,13 @@ that the peer is due. Every exception can be copied and pickled.
 
 from __future__ import annotations
 
-from typing import Any
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from .headers import Headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CoreError",
@@ -49,19 +55,36 @@ class HandshakeError(WebSocketError):
     """The opening handshake failed, RFC 6455 §4.
 
     Args:
-        status: the HTTP status that answers it, such as 400.
+        status: the HTTP status that answers it, from 300 to 599, such as 400.
         message: what was wrong, for the log; it is never sent to the peer.
-        headers: extra header fields of the answer, such as ``Allow``.
+        headers: extra header fields of the answer, such as ``Allow``: a mapping or (name, value) pairs of str.
+
+    Raises:
+        TypeError: the status isn't an int, or the headers aren't pairs of str.
+        ValueError: the status isn't one of a failure, or a header can't be sent.
     """
 
-    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, headers: Headers | Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = _checked_status(status)
         self.message = message
-        self.headers = headers
+        self.headers = tuple(Headers(headers).items())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.status, self.message, self.headers), self.__dict__
+
+
+def _checked_status(status: int) -> int:
+    try:
+        number = index(status)
+    except TypeError:
+        raise TypeError(f"the status of a HandshakeError is an int, not {type(status).__name__}") from None
+    # RFC 9110 §15: below are the informational ones and success
+    if not 300 <= number <= 599:
+        raise ValueError(f"the status of a HandshakeError is from 300 to 599, not {number}")
+    return number
 
 
 class ProtocolError(WebSocketError):

@@ -145,6 +145,7 @@ class Headers:
         fields: a mapping, another ``Headers``, or (name, value) pairs.
 
     Raises:
+        TypeError: they are none of these, or a name or a value is not a str.
         ValueError: a name is not a token, or a value has a control character or one beyond latin-1.
     """
 
@@ -154,8 +155,10 @@ class Headers:
         self._fields: list[tuple[str, str]] = []
         self._values: dict[str, str] = {}
         pairs: Iterable[tuple[str, str]] = fields.items() if isinstance(fields, Headers | Mapping) else fields
-        for name, value in pairs:
-            self.add(name, value)
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise TypeError("headers are a mapping, or pairs of a name and a value")
+            self.add(*pair)
 
     @classmethod
     def from_parsed(cls, fields: list[tuple[str, str]]) -> Headers:
@@ -171,8 +174,11 @@ class Headers:
         """Append a field line.
 
         Raises:
+            TypeError: as for the class.
             ValueError: as for the class.
         """
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"name and value of a header must be str: use str() for {name!r:.40}, {value!r:.40}")
         if not _TOKEN.fullmatch(name):
             raise ValueError("a header name must be a token, RFC 9110 §5.1")
         if not _FIELD_VALUE.fullmatch(value):
