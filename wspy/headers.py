@@ -156,7 +156,7 @@ class Headers:
         self._values: dict[str, str] = {}
         pairs: Iterable[tuple[str, str]] = fields.items() if isinstance(fields, Headers | Mapping) else fields
         for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:  # type: ignore[redundant-expr]
                 raise TypeError("headers are a mapping, or pairs of a name and a value")
             self.add(*pair)
 
@@ -177,11 +177,13 @@ class Headers:
             TypeError: as for the class.
             ValueError: as for the class.
         """
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"name and value of a header must be str: use str() for {name!r:.40}, {value!r:.40}")
-        if not _TOKEN.fullmatch(name):
+        try:
+            is_name, is_value = _TOKEN.fullmatch(name), _FIELD_VALUE.fullmatch(value)
+        except TypeError:
+            raise TypeError("name and value of a header must be str: use str() on what is not") from None
+        if not is_name:
             raise ValueError("a header name must be a token, RFC 9110 §5.1")
-        if not _FIELD_VALUE.fullmatch(value):
+        if not is_value:
             raise ValueError("a header value must be latin-1 without control characters, RFC 9110 §5.5")
         self._fields.append((name, value))
         key = name.lower()
