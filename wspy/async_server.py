@@ -55,8 +55,9 @@ class AsyncServer:
     """A WebSocket server on epoll. Subclass it and override handlers; ``run`` it, or ``start`` it in a thread.
 
     Handlers are called one at a time in the thread that runs the server. An exception in a handler goes to
-    ``onerror``, and closes that client with 1011; it never stops the server. Sizes are in bytes, times in seconds,
-    None means no limit or never. Methods are for the thread that runs the server, unless they say otherwise.
+    ``onerror``, and closes that client with 1011; only ``KeyboardInterrupt`` and ``SystemExit`` stop the server, in
+    order. Sizes are in bytes, times in seconds, None means no limit or never. Methods are for the thread that runs
+    the server, unless they say otherwise.
 
     Args:
         address: (host, port), with "" for all interfaces and port 0 for any free one; the path of a Unix socket; or
@@ -249,7 +250,7 @@ class AsyncServer:
         Args:
             client: the connection, which is closed with 1011; None for ``onrequest`` (answered with 500) and for a
                 function of ``call_soon`` or ``call_later``.
-            error: the exception.
+            error: the exception: any but ``KeyboardInterrupt`` and ``SystemExit``, which stop the server.
         """
         log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
 
@@ -284,7 +285,7 @@ class AsyncServer:
             self._turn(-1)
             if signals.count > seen:
                 seen = signals.count
-                log.info("stopping" if self._stopping is None else "stopping at once")
+                log.info("stopping%s: a signal has come", "" if self._stopping is None else " at once")
                 if self._stopping is None:
                     self.stop()
                 else:
@@ -409,7 +410,7 @@ class AsyncServer:
 
         Raises:
             RuntimeError: it was called from a handler.
-            BaseException: what is no ``Exception``, and a handler has raised; the server is stopping then.
+            KeyboardInterrupt, SystemExit: a handler has raised it; the server is stopping then.
         """
         if self._dispatching:
             raise RuntimeError("handle_events was called from a handler")
@@ -510,7 +511,7 @@ class AsyncServer:
                 timeout_ms = 0
                 try:
                     call()
-                except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
                     self._handler_failed(None, error)
         finally:
             self._dispatching = False
@@ -544,7 +545,7 @@ class AsyncServer:
                     message.payload = read(length)
                 try:
                     onmessage(client, message)
-                except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
                     self._handler_failed(client, error)
             count -= stride
             if count <= 0:
@@ -621,24 +622,28 @@ class AsyncServer:
     def _guarded(self, client: AsyncClient | None, handler: Callable[..., object], *arguments: Any) -> None:
         try:
             handler(*arguments)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
             self._handler_failed(client, error)
 
     def _handler_failed(self, client: AsyncClient | None, error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            self._exit = error
-            self.stop()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._stop_for(error)
             return
         try:
             self.onerror(client, error)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit) as raised:
+            self._stop_for(raised)
+        except BaseException:
             log.exception("exception in onerror")
-        except BaseException as raised:  # noqa: BLE001 -- the server stops in order
-            self._exit = raised
-            self.stop()
         if client is not None:
             client._mode = DROP
             client.close(CloseCode.INTERNAL_ERROR)
+
+    def _stop_for(self, error: BaseException) -> None:
+        """Stop in order: KeyboardInterrupt and SystemExit are how a program asks for its end."""
+        log.info("stopping: a handler has raised %s", type(error).__name__)
+        self._exit = error
+        self.stop()
 
     # ---- the opening handshake ----
 
@@ -652,7 +657,7 @@ class AsyncServer:
             self._accept(handle, request)
         except HandshakeError as error:
             self._refuse(handle, error, head)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the server goes on, or stops in order
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
             self._handler_failed(None, error)
             self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
 
@@ -755,7 +760,7 @@ class AsyncServer:
         log.debug("%s closed: %d %r", client, code, reason)
         try:
             self.onclose(client, code, reason)
-        except BaseException as raised:  # noqa: BLE001 -- whatever it is, the server goes on
+        except BaseException as raised:  # noqa: BLE001 -- whatever it is, _handler_failed decides
             self._handler_failed(client, raised)
 
     def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:

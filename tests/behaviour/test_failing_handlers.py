@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import textwrap
@@ -255,6 +256,39 @@ def test_h13_memory_error_in_a_handler_is_an_exception_like_others(serve: Server
     peer.text("x")
     peer.closes(1011)
     assert [type(error) for error in server.story(peer).named("onerror")] == [MemoryError]
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError, GeneratorExit, BaseException], ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize("name", ["onmessage", "onclose", "onerror"])
+def test_i8_what_is_no_exception_and_asks_for_no_end_does_not_stop_the_server(
+    serve: Servers, error: type[BaseException], name: str
+) -> None:
+    def fails(client: Any, *_: Any) -> None:
+        if client.path == "/fail":
+            raise error
+
+    server = serve(**{"onmessage": fails, "onerror": lambda *_: None, name: fails})
+    other, peer = server.open("/other"), server.open("/fail")
+    peer.text("x")
+    peer.closes(1011)
+    peer.send(close_frame(1011))
+    server.outcome(peer)
+    assert {type(raised) for raised in server.story(peer).named("onerror")} == {error}
+    other.text("fine")
+    server.wait(lambda: server.story(other).messages == ["fine"], "the server goes on")
+
+
+def test_i8_a_log_says_who_stops_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    def ends() -> None:
+        raise SystemExit(3)
+
+    with caplog.at_level(logging.INFO, "wspy.server"), wspy.AsyncServer(("127.0.0.1", 0)) as server:
+        server.call_soon(ends)
+        with pytest.raises(SystemExit):
+            server.run()
+    assert "stopping: a handler has raised SystemExit" in caplog.messages
 
 
 # ---- KeyboardInterrupt and SystemExit ----
