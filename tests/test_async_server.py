@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from drivers import RawClient, close_frame
 from measures import PATIENCE
 
 from wspy import AsyncServer, CoreError
@@ -452,3 +453,39 @@ def test_a_long_delay_harms_nobody(running: AsyncServer) -> None:
     running.call_later(86_400 * 365, print, "next year")
     in_thread_of(running, lambda: None)
     in_thread_of(running, lambda: None)
+
+
+@pytest.mark.parametrize("run", ["run", "handle_events"])
+def test_what_a_thread_sends_does_not_wait_for_a_long_handler(run: str) -> None:
+    """From the first message on: nothing has to be learnt before."""
+    received = threading.Event()
+
+    class Server(AsyncServer):
+        def onmessage(self, client: Any, message: Any) -> None:
+            thread = threading.Thread(target=client.send, args=("progress",))
+            thread.start()
+            thread.join()
+            received.wait(DEADLINE_S)
+            self.stop()
+
+    def serve() -> None:
+        if run == "run":
+            server.run()
+        while not server.loop.closed and not server.finished:
+            server.handle_events(None)
+        server.close()
+
+    with Server(ADDRESS) as server:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with RawClient(server.address) as peer:
+            peer.open()
+            peer.text("x")
+            assert peer.message() == "progress"
+            received.set()
+            peer.closes(1001)
+            peer.send(close_frame(1001))
+            peer.eof()
+        server.loop.wake()
+        serving.join(DEADLINE_S)
+        assert not serving.is_alive()

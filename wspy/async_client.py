@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import loop as core
@@ -117,8 +118,9 @@ class AsyncClient:
         if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) < SHORT:
             server = self.server
             server.push((self._key, prefixes[len(payload)], payload))
-            if not server.alone:
-                server.flush()
+            # in a handler it waits for those that follow; every other thread does its own writing
+            if get_ident() != server.busy:
+                server.submit()
             return
         self._send_otherwise(create_message(message), bytes(payload), fragment_size)  # type: ignore[arg-type]
 
@@ -218,10 +220,12 @@ class AsyncClient:
     @property
     def buffered_amount(self) -> int:
         """Bytes of queued messages that the kernel has not taken yet."""
-        if self._state is not None and self not in self.server.clients:
+        server = self.server
+        # the child of a fork has closed what its parent goes on sending to
+        if server.loop.closed or (self._state is not None and self not in server.clients):
             return 0
-        self.server.loop.submit()
-        return self.server.loop.backlog(self.handle)
+        server.submit()
+        return server.loop.backlog(self.handle)
 
     # ---- who it is ----
 

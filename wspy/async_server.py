@@ -18,7 +18,7 @@ from . import loop as core
 from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClient, Rare
 from .calls import Call, Calls
 from .codes import CloseCode, Opcode
-from .errors import HandshakeError, SocketClosed
+from .errors import CoreError, HandshakeError, SocketClosed
 from .frames import FIN, Frame, frame_header
 from .handshake import ServerHandshake
 from .http11 import Request, Response
@@ -183,7 +183,6 @@ class AsyncServer:
         self._answers = self._overrides("onrequest")
         self._hears_pings = self._overrides("onping")
         self._granularity = core.FRAMES if self._frames else core.MESSAGES
-        self._dispatching = False
         self._stopping: float | None = None
         self._stop_began = False
         self._exit: BaseException | None = None
@@ -194,12 +193,11 @@ class AsyncServer:
         """The open connections; any thread may look at it while they come and go."""
         self._marks = self._overrides("onsent")
         self._make_client = MarkingClient if self._marks else AsyncClient
-        self._shared = False
         self.thread = 0
         self.loop = Loop(settings)
         # for clients: as few steps as possible on the way of a message
         self.push = self.loop.push
-        self.alone = False
+        self.busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
         if self._marks:
             self.loop.notes = _Notes(self.clients)
         _servers.add(self)
@@ -299,7 +297,6 @@ class AsyncServer:
         """
         if self.thread or self._background or self.loop.closed:
             raise RuntimeError("the server runs already, or was closed")
-        self._shared = True
         self._background = threading.Thread(target=self.run, name=f"wspy {self.address}", daemon=True)
         self._background.start()
         self._begun.wait()
@@ -360,7 +357,7 @@ class AsyncServer:
             self.call_soon(self._stop_at_once)
             return
         self._stop_at_once()
-        if self._dispatching or self.loop.closed:
+        if self.busy or self.loop.closed:
             return
         while self.clients and self._turn(0):
             continue
@@ -412,7 +409,7 @@ class AsyncServer:
             RuntimeError: it was called from a handler.
             KeyboardInterrupt, SystemExit: a handler has raised it; the server is stopping then.
         """
-        if self._dispatching:
+        if self.busy:
             raise RuntimeError("handle_events was called from a handler")
         self.thread = threading.get_ident()
         handled = count = self._turn(-1 if timeout is None else ceil(timeout * 1000))
@@ -441,7 +438,7 @@ class AsyncServer:
             The call, which can be cancelled.
         """
         call = self._calls.add(delay, function, arguments)
-        if not self._dispatching or threading.get_ident() != self.thread:
+        if threading.get_ident() != self.busy:
             self.loop.wake()
         return call
 
@@ -481,31 +478,35 @@ class AsyncServer:
 
     def flush(self) -> None:
         """Write what was queued, unless the server is going to do so when the running handler returns. Thread-safe."""
-        is_own = threading.get_ident() == self.thread
-        if is_own and self._dispatching:
-            return
         # another thread, or a signal handler while the loop may be about to sleep
-        self._shared |= not is_own
-        if not self.loop.closed:
+        if threading.get_ident() != self.busy:
+            self.submit()
+
+    def submit(self) -> None:
+        """Write what was queued, unless there is nobody left to write to. Thread-safe."""
+        if self.loop.closed:
+            return
+        try:
             self.loop.submit()
+        except CoreError:
+            if not self.loop.closed:  # by another thread, meanwhile
+                raise
 
     def _turn(self, timeout_ms: int) -> int:
         if self._calls.pending or self._call_at is not None:
             timeout_ms = self._run_calls(timeout_ms)
         count = self.loop.turn(timeout_ms)
         if count:
-            self._dispatching = True
-            # once another thread has sent, each send has to find out whose thread it is in
-            self.alone = not self._shared
+            self.busy = threading.get_ident()
             try:
                 self._dispatch(count)
             finally:
-                self.alone = self._dispatching = False
+                self.busy = 0
         return count
 
     def _run_calls(self, timeout_ms: int) -> int:
         """Run the calls that are due; return how long the turn may wait: not at all if there were any."""
-        self._dispatching = True
+        self.busy = threading.get_ident()
         try:
             for call in self._calls.due():
                 timeout_ms = 0
@@ -514,7 +515,7 @@ class AsyncServer:
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
                     self._handler_failed(None, error)
         finally:
-            self._dispatching = False
+            self.busy = 0
         if self._calls.pending:
             return 0
         at = self._call_at = self._calls.next_at()
