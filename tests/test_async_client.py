@@ -404,3 +404,11 @@ def test_what_the_kernel_does_not_take_is_counted(connection: Connected) -> None
     client.abort()
     connection.settle()
     assert client.buffered_amount == 0
+
+
+def test_i17_in_the_child_of_a_fork_nothing_waits_to_be_taken(connection: Connected) -> None:
+    client = connection.client
+    client.send(bytes(12 << 20))
+    assert client.buffered_amount > 0
+    connection.server.loop.abandon()
+    assert client.buffered_amount == 0

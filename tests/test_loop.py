@@ -708,6 +708,16 @@ def test_a_running_turn_is_alone(loop: Loop) -> None:
     assert not loop.closed
 
 
+def test_a_turn_that_is_refused_loses_nothing_that_was_queued(loop: Loop, connection: Connection) -> None:
+    with waiting(loop):
+        for payload in (b"1", b"2"):
+            loop.push(sends(connection.handle, payload))
+            with pytest.raises(CoreError, match="running"):
+                loop.turn(0)
+    loop.turn(0)
+    assert connection.frames(6) == [(BINARY, b"1"), (BINARY, b"2")]
+
+
 def test_abandoned_loops_let_go_of_everything(loop: Loop, connection: Connection) -> None:
     before = descriptors()
     with connection.peer.dup() as peer:
@@ -736,6 +746,41 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 peer.sendall(b"GET / HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n")
 assert loop.turn(5000) == 1
+loop.close()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=50)
+
+
+def test_i17_a_child_does_not_wait_for_what_a_thread_of_its_parent_holds() -> None:
+    program = """
+import os, signal, threading
+from wspy import CoreError, loop as core
+loop = core.Loop(core.Settings())
+holding = threading.Event()
+done = threading.Event()
+
+def take(handle, number, payload):
+    if not holding.is_set():
+        holding.set()
+        done.wait()
+
+loop.notes = take
+loop.push(core.note(0, object()))
+thread = threading.Thread(target=loop.submit)
+thread.start()
+holding.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    loop.push(core.command(core.ABORT))
+    try:
+        loop.submit()
+    except CoreError:
+        os._exit(7)
+    os._exit(1)
+done.set()
+thread.join()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 loop.close()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=50)

@@ -448,6 +448,9 @@ class Loop:
     def abandon(self) -> None:
         """In the child of a fork: let go of everything without touching what the parent goes on using."""
         lib.wspy_loop_abandon(self._loop)
+        # a thread of the parent may have held it at the fork, and can't let go of it here
+        self._trimming = Lock()
+        self._trimmer = 0
 
 
 _STATS: Final = (
