@@ -18,10 +18,11 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from drivers import RawClient, close_frame
+from drivers import RawClient, close_frame, head
 from measures import PATIENCE
 
-from wspy import AsyncServer, CoreError
+from wspy import AsyncServer, CoreError, TextMessage
+from wspy import loop as core
 from wspy.version import __version__
 
 if TYPE_CHECKING:
@@ -453,6 +454,30 @@ def test_a_long_delay_harms_nobody(running: AsyncServer) -> None:
     running.call_later(86_400 * 365, print, "next year")
     in_thread_of(running, lambda: None)
     in_thread_of(running, lambda: None)
+
+
+def test_a_note_for_a_client_that_goes_meanwhile_leaves_nothing_behind() -> None:
+    class Server(AsyncServer):
+        def onsent(self, client: Any, message: Any) -> None: ...
+
+    with Server(ADDRESS) as server, RawClient(server.address) as peer:
+        peer.send(head())
+        while not server.clients:
+            server.handle_events(None)
+        (client,) = server.clients
+        assert server.loop.notes is not None
+        found = iter([client, None])
+        server.clients._find = lambda _: next(found)  # type: ignore[method-assign]
+        server.loop.notes(client.handle, 0, TextMessage("late"))
+        assert server.rares == {}
+        del server.clients._find
+        server.loop.notes(client.handle, 0, TextMessage("in time"))
+        assert server.rares.keys() == {core.key(client.handle)}
+        peer.end()
+        while server.clients:
+            server.handle_events(None)
+        server.loop.notes(client.handle, 1, TextMessage("too late"))
+        assert server.rares == {}
 
 
 @pytest.mark.parametrize("run", ["run", "handle_events"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from . import loop as core
 from .codes import Opcode
 from .errors import PingError, SocketClosed
-from .frames import FIN
+from .frames import FIN, Frame
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
     BinaryMessage,
@@ -53,7 +53,7 @@ class Rare:
         self.held: deque[tuple[int, bytes]] = deque()
         self.resumes = False
         # what the kernel has not taken yet, by the number of its command; taken from here while threads add
-        self.sent: OrderedDict[int, Message] = OrderedDict()
+        self.sent: OrderedDict[int, Message | Frame] = OrderedDict()
         self.fragments: list[bytes] = []
         self.close_code: int | None = None
         self.close_reason = ""
@@ -147,7 +147,7 @@ class AsyncClient:
             raise SocketClosed(self._state.initialized, self._state.message)
 
     def send_ping(self, payload: bytes | str = b"") -> None:
-        """Queue a Ping (RFC 6455 §5.5.2); ``onpong`` tells when it was answered, ``onping`` is called now.
+        """Queue a Ping (RFC 6455 §5.5.2); ``onping`` tells when the kernel has it, ``onpong`` when it was answered.
 
         Args:
             payload: at most 125 bytes; a str is sent as UTF-8.
@@ -160,9 +160,15 @@ class AsyncClient:
         if len(data) > _MAX_PING:
             raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
         self._check_open()
-        self.server.push((self._key, core.message_prefix(FIN | Opcode.PING, len(data)), data))
-        self.server.pinged(self, data)
+        self.server.push(self._ping_commands(data))
         self.server.flush()
+
+    def _ping_commands(self, payload: bytes) -> Commands:
+        prefix = core.message_prefix(FIN | Opcode.PING, len(payload))
+        if not self.server.hears_pings:
+            return [self._key, prefix, payload]
+        ping = Frame(Opcode.PING, payload)
+        return [*core.note(self.handle, ping), core.key(self.handle | core.MARK), prefix, payload]
 
     # ---- ending ----
 
@@ -254,9 +260,11 @@ class AsyncClient:
         return core.handle(self._key)
 
     def rare(self) -> Rare:
-        """Return the part that few connections need."""
+        """Return the part that few connections need; for the server's thread."""
         if self._rare is None:
-            self._rare = Rare()
+            # a thread with a note may have made it: setdefault is atomic, and no lock that what interrupts this
+            # thread could wait for
+            self._rare = self.server.rares.setdefault(self._key, Rare())
         return self._rare
 
     def __str__(self) -> str:

@@ -181,7 +181,7 @@ class AsyncServer:
         self._call_at: float | None = None  # when the earliest call of later is due
         self._frames = self._overrides("onframe")
         self._answers = self._overrides("onrequest")
-        self._hears_pings = self._overrides("onping")
+        self.hears_pings = self._overrides("onping")
         self._granularity = core.FRAMES if self._frames else core.MESSAGES
         self._stopping: float | None = None
         self._stop_began = False
@@ -198,8 +198,10 @@ class AsyncServer:
         # for clients: as few steps as possible on the way of a message
         self.push = self.loop.push
         self.busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
-        if self._marks:
-            self.loop.notes = _Notes(self.clients)
+        self.rares: dict[bytes, Rare] = {}
+        """Of open connections, by their keys."""
+        if self._marks or self.hears_pings:
+            self.loop.notes = _Notes(self)
         _servers.add(self)
 
     def _overrides(self, *names: str) -> bool:
@@ -221,7 +223,10 @@ class AsyncServer:
         """Do something with a ``TextMessage`` or ``BinaryMessage`` that arrived."""
 
     def onping(self, client: AsyncClient, payload: bytes) -> None:
-        """Do something when a Ping *was sent*, by ``send_ping`` or to keep the connection alive."""
+        """Do something when a Ping *was sent*: when the kernel had what ``send_ping`` queued, or a keepalive ping.
+
+        In one order with ``onsent``, and never for a ping that was lost.
+        """
 
     def onpingreceived(self, client: AsyncClient, payload: bytes) -> None:
         """Do something when a Ping arrived; it was answered already (RFC 6455 §5.5.2)."""
@@ -712,15 +717,6 @@ class AsyncServer:
 
     # ---- what else happens to a connection ----
 
-    def pinged(self, client: AsyncClient, payload: bytes) -> None:
-        """Call ``onping`` in the server's thread."""
-        if not self._hears_pings:
-            return
-        if threading.get_ident() == self.thread:
-            self._guarded(client, self.onping, client, payload)
-        else:
-            self.call_soon(self._guarded, client, self.onping, client, payload)
-
     def _on_pinged(self, slot: int, start: int, _: int) -> None:
         client = self.clients._find(slot)
         if client is not None and client._mode != DROP:
@@ -731,10 +727,14 @@ class AsyncServer:
         if client is None:
             return
         sent = client.rare().sent
-        for _ in range(start):
-            _, message = sent.popitem(last=False)
-            if client._mode != DROP:
-                self._guarded(client, self.onsent, client, message)
+        for _ in range(min(start, len(sent))):
+            _, what = sent.popitem(last=False)
+            if client._mode == DROP:
+                continue
+            if isinstance(what, Frame):
+                self._guarded(client, self.onping, client, what.payload)
+            else:
+                self._guarded(client, self.onsent, client, what)
 
     def _peer_closes(self, client: AsyncClient, payload: bytes) -> None:
         rare = client.rare()
@@ -754,6 +754,7 @@ class AsyncServer:
         while rare.held and client._mode != DROP:
             self._deliver(client, *rare.held.popleft())
         self.clients._remove(slot)
+        self.rares.pop(client._key, None)
         rare.peer = self.loop.peer(client.handle)
         code, reason = _verdict(rare, start, error)
         if client._state is None:
@@ -785,15 +786,20 @@ _RARE_EVENTS: Final[dict[int, Callable[[AsyncServer, int, int, int], None]]] = {
 
 
 class _Notes:
-    """Where the core's notes go: to the messages that a connection waits to see sent."""
+    """Where the core's notes go: to the messages and pings that a connection waits to see sent. Thread-safe."""
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
+    def __init__(self, server: AsyncServer) -> None:
+        self._clients = server.clients
+        self._rares = server.rares
 
-    def __call__(self, handle: int, number: int, message: Message) -> None:
+    def __call__(self, handle: int, number: int, what: Message | Frame) -> None:
         client = self._clients._find(handle & core.SLOT)
-        if client is not None and client.handle == handle:
-            client.rare().sent[number] = message
+        if client is None or client.handle != handle:
+            return
+        self._rares.setdefault(client._key, Rare()).sent[number] = what
+        # the server's thread takes a client away first, and then this
+        if self._clients._find(handle & core.SLOT) is not client:
+            self._rares.pop(client._key, None)
 
 
 _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()

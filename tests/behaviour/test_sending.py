@@ -11,6 +11,7 @@ from drivers import BINARY, CONTINUATION, DEADLINE_S, TEXT, close_frame, echo, f
 from turns import faults
 
 import wspy
+from wspy import async_client
 from wspy._core import lib
 
 if TYPE_CHECKING:
@@ -235,6 +236,85 @@ def test_onping_tells_of_pings_that_are_sent(serve: Servers) -> None:
     server.client(peer).send_ping(b"from another thread")
     assert peer.frame().payload == b"from another thread"
     server.wait(lambda: server.story(peer).named("onping") == [b"from another thread"], "onping")
+
+
+def test_onping_and_onsent_come_in_the_order_of_what_is_sent(serve: Servers) -> None:
+    """And only when the kernel has it: what waits for a slow peer was not sent yet."""
+    server = serve(onping=lambda client, payload: None, onsent=lambda client, message: None)
+    peer = server.open(receive_buffer=4096)
+    client = server.client(peer)
+    client.send("first")
+    client.send_ping(b"1")
+    client.send(bytes(8 << 20))
+    client.send_ping(b"2")
+    client.send("last")
+    assert client.buffered_amount > 0
+    server.call(int)
+    assert server.story(peer).named("onping") == [b"1"]
+    assert peer.message() == "first"
+    assert peer.frame().payload == b"1"
+    assert len(peer.message()) == 8 << 20
+    assert peer.frame().payload == b"2"
+    assert peer.message() == "last"
+    server.wait(lambda: len(server.story(peer).named("onsent")) == 3, "all is sent")
+    names = [event.name for event in server.story(peer).events]
+    assert names == ["onopen", "onsent", "onping", "onsent", "onping", "onsent"]
+
+
+def test_a_ping_that_was_lost_was_not_sent(serve: Servers) -> None:
+    server = serve(onping=lambda client, payload: None)
+    peer = server.open(receive_buffer=4096)
+    client = server.client(peer)
+    client.send(bytes(8 << 20))
+    client.send_ping(b"lost")
+    peer.abort()
+    server.outcome(peer)
+    assert server.story(peer).named("onping") == []
+
+
+def test_a_ping_that_another_thread_sends_while_a_connection_ends_is_not_heard_of_after_onclose(serve: Servers) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        thread = threading.Thread(target=client.send_ping)
+        thread.start()
+        thread.join()
+
+    server = serve(onping=lambda client, payload: None, onmessage=onmessage)
+    for _ in range(20):
+        peer = server.open()
+        peer.send(frame(1, b"x") + close_frame(1000))
+        server.outcome(peer)
+    server.call(int)
+    for story in server.stories:
+        story.check()
+
+
+def test_a_note_of_another_thread_and_what_the_server_keeps_of_a_client_are_in_one_place(
+    serve: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the threads take turns, each message that is sent is told of once."""
+    senders: list[threading.Thread] = []
+    make = async_client.Rare.__init__
+
+    def interrupted(rare: async_client.Rare) -> None:
+        make(rare)
+        if threading.get_ident() == server.server.thread and not senders:
+            senders.append(threading.Thread(target=server.client(peer).send, args=("from a thread",)))
+            senders[0].start()
+            senders[0].join()
+
+    def onmessage(client: Any, message: Any) -> None:
+        client.pause_reading()
+        client.resume_reading()
+
+    server = serve(onmessage=onmessage, onsent=lambda client, message: None)
+    peer = server.open()
+    assert server.client(peer)
+    monkeypatch.setattr(async_client.Rare, "__init__", interrupted)
+    peer.text("x")
+    assert peer.message() == "from a thread"
+    server.wait(lambda: server.story(peer).named("onsent") == ["from a thread"], "onsent")
+    server.client(peer).send("next")
+    server.wait(lambda: server.story(peer).named("onsent") == ["from a thread", "next"], "onsent")
 
 
 # ---- payloads that change ----
