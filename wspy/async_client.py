@@ -50,7 +50,8 @@ class Rare:
     __slots__ = ("close_code", "close_reason", "fragments", "held", "peer", "resumes", "sent")
 
     def __init__(self) -> None:
-        self.held: deque[tuple[int, bytes]] = deque()
+        # what arrived during a pause: kind, payload, and whether onframe has seen it
+        self.held: deque[tuple[int, bytes, bool]] = deque()
         self.resumes = False
         # what the kernel has not taken yet, by the number of its command; taken from here while threads add
         self.sent: OrderedDict[int, Message | Frame] = OrderedDict()
@@ -72,7 +73,18 @@ class AsyncClient:
         subprotocol: the one that was agreed upon, or None (RFC 6455 §1.9).
     """
 
-    __slots__ = ("__weakref__", "_key", "_mode", "_rare", "_request", "_state", "data", "server", "subprotocol")
+    __slots__ = (
+        "__weakref__",
+        "_aborted",
+        "_key",
+        "_mode",
+        "_rare",
+        "_request",
+        "_state",
+        "data",
+        "server",
+        "subprotocol",
+    )
 
     def __init__(self, server: AsyncServer, handle: int, request: Request, subprotocol: str | None) -> None:
         self.server = server
@@ -80,7 +92,9 @@ class AsyncClient:
         self.subprotocol = subprotocol
         self._key = core.key(handle)
         self._request: Request | bytes | None = request
+        # changed by the server's thread only, but for the DROP of an abort
         self._mode = DELIVER
+        self._aborted = False
         # why nothing can be sent: None while something can, else who began to close
         self._state: SocketClosed | None = None
         self._rare: Rare | None = None
@@ -175,8 +189,9 @@ class AsyncClient:
     def close(self, code: int | None = 1000, reason: str = "") -> None:
         """Begin the closing handshake (RFC 6455 §7.1.2): what was queued before is still sent, then a Close frame.
 
-        Messages go on arriving until the peer's Close, or until ``close_timeout``; then ``onclose`` is called.
-        Nothing happens if the connection is closed or closing.
+        Messages go on arriving until the peer's Close, or until ``close_timeout``; then ``onclose`` is called. This
+        ends a pause: what is held is delivered, since the peer's Close comes behind it. Nothing happens if the
+        connection is closed or closing.
 
         Args:
             code: 1000 to 1003, 1007 to 1014 or 3000 to 4999; None for a Close frame without one.
@@ -192,9 +207,13 @@ class AsyncClient:
         self._state = SocketClosed(initialized=True, message="this side has closed the connection")
         self.server.push(core.command(self.handle | core.CLOSE, payload))
         self.server.flush()
+        if self._mode == HOLD:
+            self.resume_reading()
 
     def abort(self) -> None:
         """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
+        # in this order: see _change_mode
+        self._aborted = True
         self._mode = DROP
         if self._state is None:
             self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
@@ -209,19 +228,45 @@ class AsyncClient:
     # ---- flow control ----
 
     def pause_reading(self) -> None:
-        """Deliver no more messages until ``resume_reading``: the peer will have to wait, once buffers are full."""
+        """Deliver no more messages until ``resume_reading``: the peer will have to wait, once buffers are full.
+
+        In ``onframe`` this holds the message of that frame, too. From another thread it takes effect a little later.
+        ``close`` and ``stop`` end a pause, and after them there is none.
+        """
+        self.server.in_its_thread(self._pause)
+
+    def _pause(self) -> None:
+        if self._is_closing():
+            return
         if self._rare is not None:
             self._rare.resumes = False
-        if self._mode == DELIVER:
-            self._mode = HOLD
-            self.server.push(core.command(self.handle | core.PAUSE))
-            self.server.flush()
+        if self._mode != DELIVER:
+            return
+        self._change_mode(HOLD)
+        self.server.push(core.command(self.handle | core.PAUSE))
+        self.server.flush()
+        if self._is_closing():  # another thread has begun to, and saw no pause that it could end
+            self._resume()
 
     def resume_reading(self) -> None:
         """Deliver messages again, first those that had arrived."""
+        self.server.in_its_thread(self._resume)
+
+    def _resume(self) -> None:
         if self._mode == HOLD:
             self.rare().resumes = True
-            self.server.call_soon(self.server.deliver_held, self)
+            # not now: the handler that asks for it has not returned yet
+            self.server.in_next_turn(self.server.deliver_held, self)
+
+    def _is_closing(self) -> bool:
+        """Whether this side has begun to close."""
+        return self._state is not None and self._state.initialized
+
+    def _change_mode(self, mode: int) -> None:
+        """Change what becomes of events, for the server's thread; an abort of another thread stays."""
+        self._mode = mode
+        if self._aborted:
+            self._mode = DROP
 
     @property
     def buffered_amount(self) -> int:

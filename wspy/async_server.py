@@ -322,7 +322,7 @@ class AsyncServer:
         """
         if self._stopping is None:
             self._stopping = monotonic() + self._shutdown_timeout
-            self.call_soon(self._stop)
+            self.in_next_turn(self._stop)
 
     def _stop(self) -> None:
         self._stop_began = True
@@ -331,7 +331,7 @@ class AsyncServer:
         self.push(core.command(core.REFUSE, self.handshake.refuse(refusal)))
         for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
-        self.call_later(self._shutdown_timeout, self._abort_all)
+        self._call(self._shutdown_timeout, self._abort_all)
 
     def _stop_at_once(self) -> None:
         self._stop_began = True
@@ -359,7 +359,7 @@ class AsyncServer:
         From a handler, or from another thread than the running one, this asks for it; ``join`` waits.
         """
         if self.thread not in {0, threading.get_ident()}:
-            self.call_soon(self._stop_at_once)
+            self.in_next_turn(self._stop_at_once)
             return
         self._stop_at_once()
         if self.busy or self.loop.closed:
@@ -433,7 +433,11 @@ class AsyncServer:
     # ---- calls and broadcasts ----
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> Call:
-        """Call a function in the server's thread, in the next turn. Thread-safe."""
+        """Call a function in the server's thread, in the next turn. Thread-safe.
+
+        Raises:
+            RuntimeError: the server was closed.
+        """
         return self.call_later(0, function, *arguments)
 
     def call_later(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
@@ -441,11 +445,30 @@ class AsyncServer:
 
         Returns:
             The call, which can be cancelled.
+
+        Raises:
+            RuntimeError: the server was closed.
+            TypeError: the function can't be called.
+            ValueError: the delay is NaN.
         """
+        return self._call(delay, function, *arguments)
+
+    def in_next_turn(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the server's thread, in the next turn if there is one. Thread-safe."""
+        self._call(0, function, *arguments)
+
+    def _call(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
         call = self._calls.add(delay, function, arguments)
         if threading.get_ident() != self.busy:
             self.loop.wake()
         return call
+
+    def in_its_thread(self, function: Callable[[], object]) -> None:
+        """Call a function in the server's thread: now if this is it, else soon, unless the server is closed."""
+        if threading.get_ident() == self.thread:
+            function()
+        elif not self.loop.closed:
+            self.in_next_turn(function)
 
     def broadcast(self, message: Sendable, clients: Iterable[AsyncClient] | None = None) -> None:
         """Send a message to many clients; it is encoded once. Thread-safe, and never blocks.
@@ -578,15 +601,17 @@ class AsyncServer:
         if kind == core.EVENT_CLOSE:
             self._peer_closes(client, payload)
         if client._mode == HOLD:
-            client.rare().held.append((kind, payload))
+            client.rare().held.append((kind, payload, False))
         elif client._mode == DELIVER:
             self._deliver(client, kind, payload)
 
-    def _deliver(self, client: AsyncClient, kind: int, payload: bytes) -> None:
-        """Call the handlers for one message, or one frame."""
-        if self._frames:
+    def _deliver(self, client: AsyncClient, kind: int, payload: bytes, is_seen: bool = False) -> None:
+        """Call the handlers for one message, or one frame, which onframe may have seen."""
+        if self._frames and not is_seen:
             self._guarded(client, self.onframe, client, _frame(kind, payload))
-            if client._mode == DROP:
+            if client._mode == HOLD:
+                client.rare().held.appendleft((kind, payload, True))
+            if client._mode != DELIVER:
                 return
         if kind == core.EVENT_PING:
             self._guarded(client, self.onpingreceived, client, payload)
@@ -614,14 +639,19 @@ class AsyncServer:
 
     def deliver_held(self, client: AsyncClient) -> None:
         """Deliver what arrived before a pause, then read on; in the server's thread."""
-        held = client.rare().held
-        if client._mode == HOLD and client.rare().resumes:
-            client._mode = DELIVER
-        while held and client._mode == DELIVER:
-            self._deliver(client, *held.popleft())
-        if client._mode == DELIVER:
-            self.push(core.command(client.handle | core.RESUME))
-            self.flush()
+        rare = client.rare()
+        if client._mode != HOLD or not rare.resumes:
+            return
+        rare.resumes = False
+        client._change_mode(DELIVER)
+        while rare.held and client._mode == DELIVER:
+            self._deliver(client, *rare.held.popleft())
+        if client._mode != DELIVER or client not in self.clients:
+            return
+        self.push(core.command(client.handle | core.RESUME))
+        if client._mode == HOLD:  # a signal handler has paused it, before the core heard of the end of the last pause
+            self.push(core.command(client.handle | core.PAUSE))
+        self.flush()
 
     # ---- failing handlers ----
 
@@ -644,6 +674,8 @@ class AsyncServer:
         if client is not None:
             client._mode = DROP
             client.close(CloseCode.INTERNAL_ERROR)
+            # of a paused one, too, the peer's Close is read, and what comes before it thrown away
+            self.push(core.command(client.handle | core.RESUME))
 
     def _stop_for(self, error: BaseException) -> None:
         """Stop in order: KeyboardInterrupt and SystemExit are how a program asks for its end."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from drivers import DEADLINE_S, PATIENCE, PING, PONG, TEXT, close_frame, echo, frame, until
 
 import wspy
+from wspy import async_client
 
 if TYPE_CHECKING:
     from drivers import RawClient, Servers
@@ -186,6 +187,213 @@ def test_a_pause_holds_pings_and_pongs_for_handlers_too(serve: Servers) -> None:
     server.wait(lambda: server.story(peer).named("onpong"), "onpong")
     names = [event.name for event in server.story(peer).events]
     assert names == ["onopen", "onmessage", "onpingreceived", "onmessage", "onpong"]
+
+
+def overflow(peer: RawClient) -> int:
+    """Send until nobody takes more; return how much was taken."""
+    peer.socket.settimeout(0.2)
+    data = frame(2, bytes(1 << 16))
+    sent = 0
+    try:
+        while sent < 64 << 20:
+            sent += peer.socket.send(data)
+    except TimeoutError:
+        return sent
+    finally:
+        peer.socket.settimeout(DEADLINE_S)
+    raise AssertionError("everything was taken")
+
+
+def test_a_pause_of_another_thread_outlasts_a_resume_that_is_under_way(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.pause_reading()
+    server.call(int)
+    push = server.server.push
+
+    def interrupted(commands: Any) -> None:
+        server.server.push = push
+        thread = threading.Thread(target=client.pause_reading)
+        thread.start()
+        thread.join()
+        push(commands)
+
+    server.server.push = interrupted
+    client.resume_reading()
+    for _ in range(3):
+        server.call(int)
+    assert server.server.push is push
+    overflow(peer)
+    assert server.server.stats()["bytes_received"] < 1 << 20
+
+
+def test_a_pause_is_a_pause_however_threads_have_paused_and_resumed_before(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+
+    def toggle() -> None:
+        for _ in range(500):
+            client.pause_reading()
+            client.resume_reading()
+
+    togglers = [threading.Thread(target=toggle) for _ in range(4)]
+    for toggler in togglers:
+        toggler.start()
+    for toggler in togglers:
+        toggler.join()
+    client.pause_reading()
+    for _ in range(3):
+        server.call(int)
+    overflow(peer)
+    assert server.server.stats()["bytes_received"] < 1 << 20
+    assert server.story(peer).messages == []
+    client.resume_reading()
+    server.wait(lambda: server.story(peer).messages, "delivered again")
+
+
+def test_a_pause_in_onframe_holds_the_message_of_that_frame(serve: Servers) -> None:
+    def onframe(client: Any, frame: Any) -> None:
+        if not frame.is_control:
+            client.pause_reading()
+
+    server = serve(onframe=onframe)
+    peer = server.open()
+    peer.send(frame(TEXT, b"1") + frame(TEXT, b"2", final=False) + frame(0, b"3") + close_frame(1000))
+    expected = ["onopen", "onframe"]
+    for following in (["onmessage", "onframe"], ["onframe"], ["onmessage", "onframe", "onclose"]):
+        server.wait(lambda: server.story(peer).named("onframe"), "paused")
+        server.call(int)
+        assert [event.name for event in server.story(peer).events][: len(expected)] == expected
+        server.client(peer).resume_reading()
+        for _ in range(2):
+            server.call(int)
+        expected += following
+    server.outcome(peer)
+    assert [event.name for event in server.story(peer).events] == expected
+    assert server.story(peer).messages == ["1", "23"]
+
+
+def test_what_onframe_holds_is_delivered_once_when_the_connection_ends(serve: Servers) -> None:
+    server = serve(onframe=lambda client, frame: client.pause_reading())
+    peer = server.open()
+    peer.send(b"".join(frame(TEXT, str(number).encode()) for number in range(3)))
+    server.wait(lambda: server.story(peer).named("onframe"), "paused")
+    server.call(int)
+    assert server.story(peer).messages == []
+    peer.abort()
+    server.client(peer).send("x")
+    server.outcome(peer)
+    names = [event.name for event in server.story(peer).events]
+    assert names == ["onopen", *["onframe", "onmessage"] * 3, "onclose"]
+
+
+# ---- a pause and the end ----
+
+PATIENT: Final[dict[str, Any]] = {"close_timeout": None, "shutdown_timeout": 3600}
+"""Whatever ends here does not end by a deadline."""
+
+
+def pausing(client: Any, message: Any) -> None:
+    """Do what the message says."""
+    if message.payload.startswith("pause"):
+        client.pause_reading()
+    if message.payload == "pause and close":
+        client.close(3000)
+    if message.payload == "pause and fail":
+        raise ArithmeticError
+
+
+@pytest.mark.parametrize("by", ["the handler", "another thread", "a call"])
+def test_a_close_ends_a_pause(serve: Servers, by: str) -> None:
+    """What is held is delivered, in order, and then what comes before the peer's Close."""
+    server = serve(onmessage=pausing, **PATIENT)
+    peer = server.open()
+    first = "pause and close" if by == "the handler" else "pause"
+    peer.send(frame(TEXT, first.encode()) + frame(TEXT, b"held 1") + frame(TEXT, b"pause again"))
+    server.wait(lambda: server.story(peer).messages, "paused")
+    if by == "another thread":
+        server.client(peer).close(3000)
+    elif by == "a call":
+        server.call(server.client(peer).close, 3000)
+    peer.closes(3000)
+    peer.send(frame(TEXT, b"under way") + close_frame(3000))
+    peer.eof()
+    assert server.outcome(peer) == (3000, "")
+    assert server.story(peer).messages == [first, "held 1", "pause again", "under way"]
+
+
+def test_a_close_and_a_pause_of_several_threads(serve: Servers) -> None:
+    server = serve(**PATIENT)
+    peers = [server.open() for _ in range(30)]
+    clients = [server.client(peer) for peer in peers]
+
+    def pause() -> None:
+        for client in clients:
+            client.pause_reading()
+
+    threads = [threading.Thread(target=pause) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for client in clients:
+        client.close()
+    for thread in threads:
+        thread.join()
+    for peer in peers:
+        peer.closes(1000)
+        peer.send(frame(TEXT, b"under way") + close_frame(1000))
+        peer.eof()
+        assert server.outcome(peer) == (1000, "")
+        assert server.story(peer).messages == ["under way"]
+
+
+def test_a_pause_of_a_client_that_is_closing_does_nothing(serve: Servers) -> None:
+    server = serve(**PATIENT)
+    peer = server.open()
+    client = server.client(peer)
+    client.close()
+    client.pause_reading()
+    peer.closes(1000)
+    peer.send(frame(TEXT, b"under way") + close_frame(1000))
+    peer.eof()
+    assert server.outcome(peer) == (1000, "")
+    assert server.story(peer).messages == ["under way"]
+
+
+def test_i7_of_a_client_whose_handler_fails_in_a_pause_only_the_close_is_read(serve: Servers) -> None:
+    server = serve(onmessage=pausing, onerror=lambda *_: None, **PATIENT)
+    peer = server.open()
+    peer.send(frame(TEXT, b"pause and fail") + frame(TEXT, b"held"))
+    peer.closes(1011)
+    peer.send(frame(TEXT, b"under way") + close_frame(1011))
+    peer.eof()
+    assert server.outcome(peer)[0] == 1011
+    assert server.story(peer).messages == ["pause and fail"]
+
+
+def test_a_stop_ends_pauses(serve: Servers) -> None:
+    server = serve(onmessage=pausing, **PATIENT)
+    peer = server.open()
+    peer.send(frame(TEXT, b"pause") + frame(TEXT, b"held"))
+    server.wait(lambda: server.story(peer).messages, "paused")
+    server.stop()
+    peer.closes(1001)
+    peer.send(close_frame(1001))
+    peer.eof()
+    assert server.outcome(peer) == (1001, "")
+    assert server.story(peer).messages == ["pause", "held"]
+    assert server.ended()
+
+
+def test_an_abort_of_another_thread_is_never_undone(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.abort()
+    for mode in (async_client.HOLD, async_client.DELIVER):
+        client._change_mode(mode)
+        assert client._mode == async_client.DROP
 
 
 # ---- slow readers ----
