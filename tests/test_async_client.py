@@ -241,6 +241,18 @@ def test_what_is_no_message_is_refused(kind: type[AsyncServer], message: Any) ->
 
 
 @pytest.mark.parametrize("kind", [AsyncServer, Marking])
+@pytest.mark.parametrize("fragment_size", [None, 2])
+def test_a_reserved_opcode_is_not_put_on_the_wire(kind: type[AsyncServer], fragment_size: int | None) -> None:
+    with connected(kind) as connection:
+        for send in (connection.client.send, lambda message, _: connection.server.broadcast(message)):
+            with pytest.raises(ValueError, match="reserved"):
+                send(Message(3, b"hello"), fragment_size)
+        connection.client.send("next")
+        connection.settle()
+        assert connection.peer.message() == "next"
+
+
+@pytest.mark.parametrize("kind", [AsyncServer, Marking])
 @pytest.mark.parametrize(
     ("message", "fragment_size", "error"),
     [

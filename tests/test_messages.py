@@ -196,7 +196,7 @@ def test_the_types_of_attributes_can_be_asked_for(kind: type[Message]) -> None:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=repr)
 def test_a_message_is_sent_as_it_is(message: Message) -> None:
-    assert create_message(message) is message
+    assert create_message(message, 1 << 5) is message
 
 
 @pytest.mark.parametrize(
@@ -227,28 +227,43 @@ def test_nothing_else_can_be_sent(sendable: Any) -> None:
 @pytest.mark.parametrize(
     ("payload", "size", "expected"),
     [
-        (b"", 3, [(b"\x81\x00", b"")]),
-        (b"ab", 3, [(b"\x81\x02", b"ab")]),
-        (b"abc", 3, [(b"\x81\x03", b"abc")]),
-        (b"abcd", 3, [(b"\x01\x03", b"abc"), (b"\x80\x01", b"d")]),
-        (b"abcdef", 3, [(b"\x01\x03", b"abc"), (b"\x80\x03", b"def")]),
-        (b"abc", 1, [(b"\x01\x01", b"a"), (b"\x00\x01", b"b"), (b"\x80\x01", b"c")]),
+        (b"", 3, [(0x81, b"")]),
+        (b"ab", 3, [(0x81, b"ab")]),
+        (b"abc", 3, [(0x81, b"abc")]),
+        (b"abcd", 3, [(0x01, b"abc"), (0x80, b"d")]),
+        (b"abcdef", 3, [(0x01, b"abc"), (0x80, b"def")]),
+        (b"abc", 1, [(0x01, b"a"), (0x00, b"b"), (0x80, b"c")]),
     ],
 )
 def test_the_first_fragment_has_the_opcode_and_the_last_is_final(
-    payload: bytes, size: int, expected: list[tuple[bytes, bytes]]
+    payload: bytes, size: int, expected: list[tuple[int, bytes]]
 ) -> None:
     assert list(fragments(Opcode.TEXT, payload, size)) == expected
 
 
 def test_fragments_may_be_long() -> None:
-    assert [header for header, _ in fragments(3, b"x" * 65_662, 65_536)] == [
-        b"\x03\x7f" + (65_536).to_bytes(8),
-        b"\x80\x7e" + (126).to_bytes(2),
-    ]
+    assert [(first, len(part)) for first, part in fragments(3, b"x" * 65_662, 65_536)] == [(0x03, 65_536), (0x80, 126)]
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_fragments_are_not_empty(size: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         list(fragments(Opcode.TEXT, b"hello", size))
+
+
+@pytest.mark.parametrize("opcode", [3, 7])
+def test_an_opcode_that_no_extension_has_claimed_is_not_sent(opcode: int) -> None:
+    message = Message(opcode, b"")
+    with pytest.raises(ValueError, match="reserved"):
+        create_message(message)
+    assert create_message(message, 1 << opcode) is message
+    with pytest.raises(ValueError, match="reserved"):
+        create_message(message, 0xF8 ^ 1 << opcode)
+
+
+@pytest.mark.parametrize("opcode", [0, 8, 9, 10, 15, 99, -1])
+def test_a_message_that_was_made_a_frame_of_another_kind_is_not_sent(opcode: int) -> None:
+    message = Message(2, b"")
+    message.opcode = opcode
+    with pytest.raises(ValueError, match="send_ping or close" if opcode > 7 else "opcode"):
+        create_message(message, 0xFFFF)

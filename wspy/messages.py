@@ -163,15 +163,31 @@ ReceivedBinary.__name__ = ReceivedBinary.__qualname__ = "BinaryMessage"
 Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
 
 
-def create_message(message: Sendable) -> Message:
+def create_message(message: Sendable, opcodes: int = 0) -> Message:
     """Return what can be sent as a message: a str becomes text, a buffer becomes binary.
+
+    Args:
+        message: what is to be sent.
+        opcodes: the reserved opcodes that extensions have claimed, bit n for opcode n (RFC 6455 §9).
 
     Raises:
         TypeError: it is none of these.
+        ValueError: its opcode is that of a control frame, or one that no extension has claimed.
     """
     if isinstance(message, Message):
+        _check_opcode(message.opcode, opcodes)
         return message
     return TextMessage(message) if isinstance(message, str) else BinaryMessage(message)
+
+
+def _check_opcode(opcode: int, claimed: int) -> None:
+    if opcode in {Opcode.TEXT, Opcode.BINARY}:
+        return
+    if Opcode.TEXT <= opcode < Opcode.CLOSE and claimed >> opcode & 1:
+        return
+    if opcode >= Opcode.CLOSE:
+        raise ValueError(f"opcode {opcode} is that of a control frame: use send_ping or close (RFC 6455 §5.5)")
+    raise ValueError(f"opcode {opcode} is reserved, and no extension has claimed it (RFC 6455 §5.2)")
 
 
 def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[int, bytes]]:
