@@ -196,7 +196,7 @@ def test_the_types_of_attributes_can_be_asked_for(kind: type[Message]) -> None:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=repr)
 def test_a_message_is_sent_as_it_is(message: Message) -> None:
-    assert create_message(message, 1 << 5) is message
+    assert create_message(message, 0xF8) is message
 
 
 @pytest.mark.parametrize(
