@@ -220,6 +220,22 @@ def test_what_is_no_address_is_refused(address: Any, error: type[Exception]) -> 
         AsyncServer(address)
 
 
+def test_a_listener_that_epoll_does_not_take_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no")
+
+    path = tmp_path / "socket"
+    with monkeypatch.context() as patch:
+        patch.setattr(core.Loop, "listen", refuse)
+        with pytest.raises(OSError, match="no"):
+            AsyncServer(path)
+        with socket.create_server(ADDRESS) as listener:
+            with pytest.raises(OSError, match="no"):
+                AsyncServer(listener)
+            assert listener.fileno() >= 0
+    assert not path.exists()
+
+
 def test_an_address_in_use_is_refused(server: AsyncServer) -> None:
     with pytest.raises(OSError, match=re.escape(str(server.address))):
         AsyncServer(server.address)
@@ -356,6 +372,40 @@ def test_it_can_not_be_started_twice_before_the_first_one_has_begun(server: Asyn
         server.start()
 
 
+def test_of_two_threads_that_start_it_one_does(server: AsyncServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = threading.Thread
+    raised: list[BaseException] = []
+
+    def start_too() -> None:
+        with pytest.raises(RuntimeError, match="runs already") as caught:
+            server.start()
+        raised.append(caught.value)
+
+    def interrupted(*arguments: Any, **options: Any) -> threading.Thread:
+        monkeypatch.setattr(threading, "Thread", make)
+        other = make(target=start_too)
+        other.start()
+        other.join()
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(threading, "Thread", interrupted)
+    server.start()
+    assert len(raised) == 1
+    in_thread_of(server, lambda: None)
+
+
+def test_it_can_be_started_once_a_thread_can_be_had(server: AsyncServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(RuntimeError, match="new thread"):
+            server.start()
+    server.start()
+    in_thread_of(server, lambda: None)
+
+
 def test_it_can_not_be_run_or_driven_by_its_own_calls(server: AsyncServer) -> None:
     raised: list[BaseException] = []
 
@@ -388,12 +438,19 @@ def test_a_closed_server_does_nothing_any_more(server: AsyncServer, name: str) -
 def test_what_is_harmless_may_be_called_on_a_closed_server(server: AsyncServer) -> None:
     server.close()
     server.stop()
-    server.call_soon(print, "never").cancel()
+    server.broadcast("nobody")
     assert server.join()
     assert server.stats()["connections"] == 0
     assert list(server.clients) == []
     with server:
         pass
+
+
+def test_a_closed_server_calls_nothing(server: AsyncServer) -> None:
+    server.close()
+    for call in (lambda: server.call_soon(print), lambda: server.call_later(1, print)):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
 
 
 @pytest.mark.parametrize(("delay", "function"), [("1", print), (1, None)])

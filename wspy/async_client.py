@@ -217,6 +217,8 @@ class AsyncClient:
         self._mode = DROP
         if self._state is None:
             self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
+        if self.server.loop.closed:
+            return
         self.server.push(core.command(self.handle | core.ABORT))
         self.server.flush()
 
@@ -284,7 +286,10 @@ class AsyncClient:
     def request(self) -> Request | None:
         """The request of the opening handshake, parsed anew at each look; None if it was not kept."""
         request = self._request
-        return self.server.handshake.read(request) if isinstance(request, bytes) else request
+        if isinstance(request, bytes):
+            request = self.server.handshake.read(request)
+            request.remote_address = self.remote_address
+        return request
 
     @property
     def path(self) -> str | None:

@@ -169,9 +169,13 @@ class AsyncServer:
         self._owns_listener = not isinstance(address, socket.socket)
         try:
             self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
-            self.loop.listen(self._listener)
         except BaseException:
             self.loop.close()
+            raise
+        try:
+            self.loop.listen(self._listener)
+        except BaseException:
+            self._let_go()
             raise
         self.address = self._listener.getsockname()
 
@@ -186,6 +190,7 @@ class AsyncServer:
         self._stopping: float | None = None
         self._stop_began = False
         self._exit: BaseException | None = None
+        self._unclaimed = threading.Lock()
         self._begun = threading.Event()
         self._ended = threading.Event()
         self._background: threading.Thread | None = None
@@ -270,8 +275,17 @@ class AsyncServer:
         Raises:
             RuntimeError: the server runs already, or was closed.
         """
-        if self.thread or self.loop.closed:
-            raise RuntimeError("the server was closed" if self.loop.closed else "the server runs already")
+        self._claim()
+        self._serve()
+
+    def _claim(self) -> None:
+        """Let one caller run the server, and no other: it does so once in its life."""
+        if self.loop.closed:
+            raise RuntimeError("the server was closed")
+        if self.thread or not self._unclaimed.acquire(blocking=False):
+            raise RuntimeError("the server runs already")
+
+    def _serve(self) -> None:
         try:
             with StopSignals(self.loop.watch) as signals:
                 self._run(signals)
@@ -286,13 +300,16 @@ class AsyncServer:
         seen = 0
         while not self.finished:
             self._turn(-1)
-            if signals.count > seen:
-                seen = signals.count
-                log.info("stopping%s: a signal has come", "" if self._stopping is None else " at once")
-                if self._stopping is None:
-                    self.stop()
-                else:
-                    self._stop_at_once()
+            while seen < signals.count:
+                seen += 1
+                self._signalled()
+
+    def _signalled(self) -> None:
+        log.info("stopping%s: a signal has come", "" if self._stopping is None else " at once")
+        if self._stopping is None:
+            self.stop()
+        else:
+            self._stop_at_once()
 
     def start(self) -> Self:
         """Run in a background thread and return; the thread ends with ``stop`` or ``close``. Thread-safe.
@@ -300,10 +317,14 @@ class AsyncServer:
         Raises:
             RuntimeError: the server runs already, or was closed.
         """
-        if self.thread or self._background or self.loop.closed:
-            raise RuntimeError("the server runs already, or was closed")
-        self._background = threading.Thread(target=self.run, name=f"wspy {self.address}", daemon=True)
-        self._background.start()
+        self._claim()
+        background = threading.Thread(target=self._serve, name=f"wspy {self.address}", daemon=True)
+        try:
+            background.start()
+        except BaseException:  # there are too many
+            self._unclaimed.release()
+            raise
+        self._background = background
         self._begun.wait()
         return self
 
@@ -317,8 +338,9 @@ class AsyncServer:
     def stop(self) -> None:
         """Stop gracefully, and return at once; twice is fine. Thread-safe, also from handlers.
 
-        New connections and handshakes under way are refused with 503. What was queued is delivered, every client is
-        told 1001, and ``onclose`` is called once for each. After ``shutdown_timeout`` the rest is aborted.
+        The listener is closed, so that the kernel refuses new connections; a socket that was passed in is only left
+        to its owner. Handshakes under way are refused with 503. What was queued is delivered, pauses end, every
+        client is told 1001, and ``onclose`` is called once for each. After ``shutdown_timeout`` the rest is aborted.
         """
         if self._stopping is None:
             self._stopping = monotonic() + self._shutdown_timeout
@@ -451,6 +473,8 @@ class AsyncServer:
             TypeError: the function can't be called.
             ValueError: the delay is NaN.
         """
+        if self.loop.closed:
+            raise RuntimeError("the server was closed: nothing runs there any more")
         return self._call(delay, function, *arguments)
 
     def in_next_turn(self, function: Callable[..., object], *arguments: Any) -> None:
@@ -475,23 +499,35 @@ class AsyncServer:
 
         Args:
             message: as for ``client.send``.
-            clients: None for all that are open. Clients that are closed are passed over.
+            clients: None for all that are open. Clients that are closed are passed over, as are all of a server that
+                was closed.
 
         Raises:
             TypeError: it is no message.
-            ValueError: a text has a lone surrogate.
+            ValueError: a client is another server's, and nothing was sent; or a text has a lone surrogate.
         """
         whole = create_message(message)
         payload = whole.bytes
+        told = None if clients is None else self._own(clients)
+        if self.loop.closed:
+            return
         frame = frame_header(FIN | whole.opcode, len(payload)) + payload
         if self._marks:
-            self._broadcast_marked(whole, frame, self.clients if clients is None else clients)
+            self._broadcast_marked(whole, frame, list(self.clients) if told is None else told)
             return
-        keys = None if clients is None else [client._key for client in clients]
+        keys = None if told is None else [client._key for client in told]
         self.push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
         self.flush()
 
-    def _broadcast_marked(self, message: Message, frame: bytes, clients: Iterable[AsyncClient]) -> None:
+    def _own(self, clients: Iterable[AsyncClient]) -> list[AsyncClient]:
+        """Return clients of this server: another's have the same handles."""
+        own = list(clients)
+        for client in own:
+            if client.server is not self:
+                raise ValueError(f"{client!r} is not a client of this server")
+        return own
+
+    def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AsyncClient]) -> None:
         told = [client for client in clients if not client.closed]
         notes = [item for client in told for item in core.note(client.handle, message)]
         payload = broadcast_payload(frame, [client._key for client in told])
@@ -690,6 +726,7 @@ class AsyncServer:
         head = self.loop.payload(core.EVENT_APART, start, length)
         try:
             request = self.handshake.read(head)
+            request.remote_address = self.loop.peer(handle)
             if self._answers and self._answer(handle, request):
                 return
             self._accept(handle, request)
@@ -700,7 +737,6 @@ class AsyncServer:
             self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
 
     def _answer(self, handle: int, request: Request) -> bool:
-        request.remote_address = self.loop.peer(handle)
         response = self.onrequest(request)
         if response is None:
             return False
@@ -787,6 +823,9 @@ class AsyncServer:
             self._deliver(client, *rare.held.popleft())
         self.clients._remove(slot)
         self.rares.pop(client._key, None)
+        # who holds the client need not hold what is for nobody any more
+        for gone in (rare.held, rare.sent, rare.fragments):
+            gone.clear()
         rare.peer = self.loop.peer(client.handle)
         code, reason = _verdict(rare, start, error)
         if client._state is None:

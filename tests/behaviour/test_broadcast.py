@@ -238,3 +238,28 @@ def test_continuations_of_a_peer_and_broadcasts_are_two_directions(serve: Server
     assert peer.message() == "between"
     peer.send(frame(CONTINUATION, b" and half"))
     assert peer.message() == "half and half"
+
+
+@MARKS
+def test_a_broadcast_to_a_client_of_another_server_is_refused(serve: Servers, handlers: Any) -> None:
+    """Their handles are the same: it would reach a stranger."""
+    server, other = serve(**handlers), serve(**handlers)
+    peer, stranger = server.open(), other.open()
+    mixed = [server.client(peer), other.client(stranger)]
+    with pytest.raises(ValueError, match=f"127.0.0.1:{stranger.address[1]}.* not a client of this server"):
+        server.server.broadcast("for a few", mixed)
+    server.server.broadcast("for all")
+    assert peer.message() == "for all"
+    other.server.broadcast("for the others")
+    assert stranger.message() == "for the others"
+
+
+@MARKS
+def test_a_broadcast_of_a_closed_server_is_passed_over_and_not_kept(serve: Servers, handlers: Any) -> None:
+    server = serve(**handlers)
+    client = server.client(server.open())
+    server.close()
+    for clients in (None, [client]):
+        server.server.broadcast("nobody", clients)
+    client.abort()
+    assert len(server.server.loop._queue) == 1

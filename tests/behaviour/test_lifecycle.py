@@ -463,3 +463,23 @@ def test_the_end_is_an_error_for_who_expects_more(serve: Servers) -> None:
     peer.send(head())
     with pytest.raises(ConnectionEndedError):
         peer.opened(), peer.frame()
+
+
+@pytest.mark.parametrize("handler", ["onsent", "onframe"])
+def test_who_keeps_a_closed_client_keeps_nothing_of_what_it_was_sent(serve: Servers, handler: str) -> None:
+    def onmessage(client: Any, message: Any) -> None:
+        client.pause_reading()
+
+    server = serve(**{handler: lambda *_: None, "onmessage": onmessage})
+    peer = server.open(receive_buffer=4096)
+    client = server.client(peer)
+    for _ in range(4):
+        client.send(bytes(2 << 20))
+    peer.send(b"".join(frame(TEXT, text) for text in (b"1", b"2", b"3")) + frame(TEXT, b"half", final=False))
+    server.wait(lambda: server.story(peer).messages, "paused")
+    peer.abort()
+    server.outcome(peer)
+    assert not client._rare.sent
+    assert not client._rare.held
+    assert not client._rare.fragments
+    assert server.server.rares == {}

@@ -264,3 +264,21 @@ def test_a_pipelined_upgrade(serve: Servers) -> None:
     peer.opened()
     peer.text("x")
     assert peer.message() == "x"
+
+
+def test_every_request_says_who_asks(serve: Servers) -> None:
+    seen: list[Any] = []
+
+    def extra_headers(request: wspy.Request) -> dict[str, str]:
+        seen.append(request.remote_address)
+        return {}
+
+    def look(client: Any, *_: Any) -> None:
+        seen.append(client.request.remote_address)
+
+    server = serve(extra_headers=extra_headers, onopen=look, onmessage=look, onclose=look)
+    peer = server.open()
+    peer.text("x")
+    peer.close()
+    server.outcome(peer)
+    assert seen == [peer.address] * 4
