@@ -16,7 +16,7 @@ PACKAGE = ROOT / "wspy"
 # A module imports from lower layers, or from its own as long as that makes no circle when the program runs. Names are
 # relative to wspy; a package stands for all that is in it.
 LAYERS = (
-    {"version", "codes"},
+    {"version", "codes", "limits"},
     {"_core", "errors", "frames", "messages", "http11", "headers", "uri", "auth"},
     {"extensions", "deflate"},
     {"handshake", "protocol"},

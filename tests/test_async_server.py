@@ -62,6 +62,9 @@ DEFAULTS: Final = {
 TIMES: Final = ("open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_request_timeout")
 SIZES: Final = ("max_size", "max_fragments", "max_line", "max_header_line", "max_head", "max_headers", "max_backlog")
 
+HEAD_SIZES: Final = ("max_line", "max_header_line", "max_head")
+NUMBERS: Final = (*TIMES, *SIZES, "max_connections", "notsent_lowat", "shutdown_timeout", "backlog")
+
 
 @pytest.fixture
 def server() -> Iterator[AsyncServer]:
@@ -116,15 +119,21 @@ def test_each_default_can_be_given(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, None) for name in (*TIMES, "max_size", "server_header")),
+        *((name, None) for name in (*TIMES, "shutdown_timeout", "server_header")),
+        *((name, None) for name in ("max_size", "max_fragments", "max_backlog", "max_connections")),
         *((name, 0.001) for name in TIMES),
         *((name, 2_147_483) for name in TIMES),
         *((name, 1) for name in SIZES),
-        ("max_head", 256 * 1024),
+        *((name, 256 * 1024) for name in HEAD_SIZES),
+        ("max_headers", 65_535),
+        ("max_fragments", 2**32 - 2),
         ("max_size", 2**63),
         ("max_connections", 1),
+        ("max_connections", 0),
+        ("notsent_lowat", 2**31 - 1),
         ("notsent_lowat", 0),
         ("shutdown_timeout", 0),
+        ("shutdown_timeout", math.inf),
         ("backlog", 0),
         ("protocols", ["chat", "superchat"]),
         ("protocols", (name for name in ("chat", "superchat"))),
@@ -150,6 +159,16 @@ def test_what_is_in_range_is_taken(name: str, value: Any) -> None:
         *((name, "10", TypeError) for name in TIMES),
         *((name, value, ValueError) for name in SIZES for value in (0, -1)),
         *((name, value, TypeError) for name in SIZES for value in ("1", 1.5)),
+        *((name, 256 * 1024 + 1, ValueError) for name in HEAD_SIZES),
+        ("max_headers", 65_536, ValueError),
+        *((name, None, TypeError) for name in (*HEAD_SIZES, "max_headers", "notsent_lowat", "backlog")),
+        ("max_fragments", 2**32 - 1, ValueError),
+        *((name, 2**64 - 1, ValueError) for name in ("max_size", "max_backlog")),
+        ("max_connections", -1, ValueError),
+        ("max_connections", "many", TypeError),
+        *(("shutdown_timeout", value, ValueError) for value in (-1, math.nan)),
+        ("shutdown_timeout", "10", TypeError),
+        *((name, value, ValueError) for name in ("notsent_lowat", "backlog") for value in (-1, 2**31)),
         ("notsent_lowat", "1", TypeError),
         ("backlog", "many", TypeError),
         ("protocols", "chat", TypeError),
@@ -168,9 +187,11 @@ def test_what_is_in_range_is_taken(name: str, value: Any) -> None:
 )
 def test_what_is_out_of_range_is_refused(tmp_path: Path, name: str, value: Any, error: type[Exception]) -> None:
     path = tmp_path / "socket"
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         AsyncServer(path, **{name: value})
     assert not path.exists()
+    if name in NUMBERS:
+        assert str(caught.value).startswith(f"{name} must be ")
 
 
 def test_without_max_connections_64_descriptors_are_left(server: AsyncServer) -> None:
@@ -353,6 +374,37 @@ def test_waiting_for_ever_ends_with_a_call(server: AsyncServer) -> None:
     while len(calls) < 2:
         server.handle_events(None)
     assert calls == ["soon", "later"]
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.5, -math.inf, 0])
+def test_a_timeout_that_is_over_only_looks(server: AsyncServer, timeout: float) -> None:
+    assert server.handle_events(timeout) == 0
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 3e6, 2**31, None])
+def test_a_timeout_may_be_as_long_as_one_likes(server: AsyncServer, timeout: float | None) -> None:
+    calls: list[str] = []
+    server.call_soon(calls.append, "called")
+    server.handle_events(timeout)
+    assert calls == ["called"]
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(math.nan, ValueError), ("1", TypeError)])
+def test_what_is_no_timeout_is_refused(server: AsyncServer, timeout: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="timeout must be"):
+        server.handle_events(timeout)
+
+
+def test_a_stop_may_wait_for_ever() -> None:
+    with AsyncServer(ADDRESS, shutdown_timeout=None).start() as server, RawClient(server.address) as peer:
+        peer.open()
+        server.stop()
+        peer.closes(1001)
+        in_thread_of(server, lambda: None)
+        assert not server.join(0)
+        peer.send(close_frame(1001))
+        peer.eof()
+        assert server.join(DEADLINE_S)
 
 
 # ---- misuse ----

@@ -155,8 +155,9 @@ def test_each_setting_reaches_the_core() -> None:
 
 
 def test_none_is_no_limit_and_no_deadline() -> None:
-    c_settings = core._c_settings(SETTINGS._replace(max_size=None))
-    assert c_settings.limits.max_size == (1 << 64) - 1
+    c_settings = core._c_settings(SETTINGS._replace(max_size=None, max_fragments=None, max_backlog=None))
+    assert c_settings.limits.max_size == c_settings.max_backlog == (1 << 64) - 1
+    assert c_settings.limits.max_fragments == (1 << 32) - 1
     for name in ("open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_request"):
         assert getattr(c_settings, f"{name}_ms") == lib.WSPY_FOREVER
 
@@ -175,7 +176,7 @@ def test_what_is_wanted_is_a_bit(name: str, bit: int) -> None:
 
 @pytest.mark.parametrize("change", [{"max_size": 0}, {"max_backlog": -1}, {"open_timeout": 0}, {"ping_timeout": -1}])
 def test_what_is_out_of_range_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"at least 1|positive"):
+    with pytest.raises(ValueError, match=next(iter(change))):
         Loop(SETTINGS._replace(**change))
 
 

@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from itertools import islice
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +22,7 @@ from .errors import CoreError, HandshakeError, SocketClosed
 from .frames import FIN, Frame, frame_header
 from .handshake import ServerHandshake
 from .http11 import Request, Response
+from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text
 from .messages import BinaryMessage, Message, ReceivedBinary, ReceivedText, Sendable, TextMessage, create_message
@@ -44,6 +45,9 @@ SUBMIT_SECONDS: Final = 0.001
 # In one call of handle_events: then the foreign loop has its turn again.
 ROUNDS: Final = 16
 
+# Seconds; in milliseconds it fits into an int of C.
+MAX_WAIT: Final = 2_147_483.0
+
 # Descriptors that are left for everything but connections.
 SPARE_DESCRIPTORS: Final = 64
 
@@ -56,8 +60,9 @@ class AsyncServer:
 
     Handlers are called one at a time in the thread that runs the server. An exception in a handler goes to
     ``onerror``, and closes that client with 1011; only ``KeyboardInterrupt`` and ``SystemExit`` stop the server, in
-    order. Sizes are in bytes, times in seconds, None means no limit or never. Methods are for the thread that runs
-    the server, unless they say otherwise.
+    order. Sizes are in bytes, times in seconds. None means no limit or never, for every limit and time but those of a
+    request head, ``notsent_lowat`` and ``backlog``. Methods are for the thread that runs the server, unless they say
+    otherwise.
 
     Args:
         address: (host, port), with "" for all interfaces and port 0 for any free one; the path of a Unix socket; or
@@ -72,10 +77,10 @@ class AsyncServer:
         server_header: the value of ``Server`` in responses; None to leave it out.
         max_size: of a message, after reassembly; over it the connection is closed with 1009.
         max_fragments: frames of a message; over it 1008.
-        max_line: of the request line; over it status 414.
-        max_header_line: of one header line; over it 431.
-        max_head: of the request head; over it 431; at most 256 KiB.
-        max_headers: header lines; over it 431.
+        max_line: of the request line, up to 256 KiB; over it status 414.
+        max_header_line: of one header line, up to 256 KiB; over it 431.
+        max_head: of the request head, up to 256 KiB; over it 431.
+        max_headers: header lines, up to 65,535; over it 431.
         max_connections: WebSockets at a time; over it 503. None: as many as there are descriptors, but 64.
         max_backlog: unsent bytes of a client, looked at before each send; over it the connection is aborted, 1008.
         notsent_lowat: bytes that the kernel may hold back unsent of each connection (TCP_NOTSENT_LOWAT); 0 for as
@@ -92,6 +97,7 @@ class AsyncServer:
 
     Raises:
         OSError: the address can't be had.
+        TypeError: an argument is of another type.
         ValueError: an argument is out of range.
     """
 
@@ -110,20 +116,20 @@ class AsyncServer:
         | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]] = (),
         server_header: str | None = f"wspy/{__version__}",
         max_size: int | None = 1 << 20,
-        max_fragments: int = 131_072,
+        max_fragments: int | None = 131_072,
         max_line: int = 8192,
         max_header_line: int = 8192,
         max_head: int = 65_536,
         max_headers: int = 100,
         max_connections: int | None = None,
-        max_backlog: int = 16 << 20,
+        max_backlog: int | None = 16 << 20,
         notsent_lowat: int = 131_072,
         open_timeout: float | None = 10.0,
         close_timeout: float | None = 10.0,
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
         idle_request_timeout: float | None = 30.0,
-        shutdown_timeout: float = 10.0,
+        shutdown_timeout: float | None = 10.0,
         keep_request: bool = True,
         backlog: int = 1024,
         reuse_port: bool = False,
@@ -143,9 +149,12 @@ class AsyncServer:
             max_head=max_head,
             max_headers=max_headers,
         )
-        self._shutdown_timeout = shutdown_timeout
+        self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
         self._keep_request = keep_request
-        self._max_connections = max_connections if max_connections is not None else _descriptor_limit()
+        self._max_connections = checked_limit("max_connections", max_connections, 0, NO_COUNT_LIMIT)
+        if max_connections is None:
+            self._max_connections = _descriptor_limit()
+        checked_count("backlog", backlog, 0, (1 << 31) - 1)
         self._begin(
             Settings(
                 max_size=max_size,
@@ -343,7 +352,7 @@ class AsyncServer:
         client is told 1001, and ``onclose`` is called once for each. After ``shutdown_timeout`` the rest is aborted.
         """
         if self._stopping is None:
-            self._stopping = monotonic() + self._shutdown_timeout
+            self._stopping = monotonic() + (inf if self._shutdown_timeout is None else self._shutdown_timeout)
             self.in_next_turn(self._stop)
 
     def _stop(self) -> None:
@@ -353,7 +362,8 @@ class AsyncServer:
         self.push(core.command(core.REFUSE, self.handshake.refuse(refusal)))
         for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
-        self._call(self._shutdown_timeout, self._abort_all)
+        if self._shutdown_timeout is not None:
+            self._call(self._shutdown_timeout, self._abort_all)
 
     def _stop_at_once(self) -> None:
         self._stop_began = True
@@ -427,19 +437,22 @@ class AsyncServer:
         """Take what has come up, call handlers, and send what they queued.
 
         Args:
-            timeout: seconds to wait for something; 0 only looks, None waits for ever.
+            timeout: seconds to wait for something; 0 and below only looks, None and infinity wait for ever.
 
         Returns:
             How many events were handled.
 
         Raises:
             RuntimeError: it was called from a handler.
+            TypeError: the timeout is no number.
+            ValueError: the timeout is NaN.
             KeyboardInterrupt, SystemExit: a handler has raised it; the server is stopping then.
         """
         if self.busy:
             raise RuntimeError("handle_events was called from a handler")
+        timeout_ms = _waiting(timeout)
         self.thread = threading.get_ident()
-        handled = count = self._turn(-1 if timeout is None else ceil(timeout * 1000))
+        handled = count = self._turn(timeout_ms)
         for _ in range(ROUNDS):
             if not count and not self._calls.pending:
                 break
@@ -903,6 +916,15 @@ def _frame(kind: int, payload: bytes) -> Frame:
         rsv2=bool(kind & 0x2000),
         rsv3=bool(kind & 0x1000),
     )
+
+
+def _waiting(timeout: float | None) -> int:
+    """Return a timeout in milliseconds, as a turn takes it."""
+    seconds = checked_seconds("timeout", timeout, at_least=-inf)
+    if seconds is None:
+        return -1
+    # a longer one ends early, as each may
+    return ceil(min(max(seconds, 0.0), MAX_WAIT) * 1000)
 
 
 def _descriptor_limit() -> int:

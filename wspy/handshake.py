@@ -19,6 +19,8 @@ from .errors import HandshakeError
 from .headers import Headers, is_token, parse_extensions, parse_host, parse_token_list
 from .http11 import (
     ALLOW_GET,
+    HEAD_LIMIT,
+    HEADERS_LIMIT,
     MAX_HEAD,
     MAX_HEADER_LINE,
     MAX_HEADERS,
@@ -30,6 +32,7 @@ from .http11 import (
     parse_request,
     reason_phrase,
 )
+from .limits import checked_count
 
 __all__ = ["HEAD_STATUSES", "Acceptance", "HeadError", "ServerHandshake"]
 
@@ -114,14 +117,14 @@ class ServerHandshake:
         require_protocol: refuse a client that offers none of ``protocols``.
         extra_headers: header fields for the 101 response, or a function that returns them for a request.
         server_header: the value of ``Server`` in 101 responses and refusals; None to leave it out.
-        max_line: limit of the request line, in bytes without CRLF.
-        max_header_line: limit of one header line, in bytes without CRLF.
-        max_head: limit of a request head, in bytes.
-        max_headers: limit of the number of header lines.
+        max_line: limit of the request line, in bytes without CRLF, up to 256 KiB.
+        max_header_line: limit of one header line, in bytes without CRLF, up to 256 KiB.
+        max_head: limit of a request head, in bytes, up to 256 KiB.
+        max_headers: limit of the number of header lines, up to 65,535.
 
     Raises:
         ValueError: a subprotocol, a location, a header or a limit can never be right.
-        TypeError: a str stands where a collection of them is due.
+        TypeError: a str stands where a collection of them is due, or a limit is no int.
     """
 
     def __init__(  # noqa: PLR0913 - each is a policy of its own, by name
@@ -147,12 +150,10 @@ class ServerHandshake:
         self._extra_headers = extra_headers if callable(extra_headers) else None
         # The end of every 101 response, if it is always the same.
         self._end = b"" if callable(extra_headers) else self._response_end(extra_headers)
-        if min(max_line, max_header_line, max_head, max_headers) < 1:
-            raise ValueError("a limit must be at least 1")
-        self._max_line = max_line
-        self._max_header_line = max_header_line
-        self._max_head = max_head
-        self._max_headers = max_headers
+        self._max_line = checked_count("max_line", max_line, 1, HEAD_LIMIT)
+        self._max_header_line = checked_count("max_header_line", max_header_line, 1, HEAD_LIMIT)
+        self._max_head = checked_count("max_head", max_head, 1, HEAD_LIMIT)
+        self._max_headers = checked_count("max_headers", max_headers, 1, HEADERS_LIMIT)
 
     def read(self, head: bytes) -> Request:
         """Parse a complete request head within the limits.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOW_GET",
+    "HEADERS_LIMIT",
+    "HEAD_LIMIT",
     "MAX_HEAD",
     "MAX_HEADERS",
     "MAX_HEADER_LINE",
@@ -44,6 +46,9 @@ MAX_LINE = 8192
 MAX_HEADER_LINE = 8192
 MAX_HEAD = 65536  # in bytes, with every CRLF
 MAX_HEADERS = 100  # field lines
+# The largest limits: beyond them the core doesn't keep and count what belongs to a head.
+HEAD_LIMIT = 256 << 10
+HEADERS_LIMIT = (1 << 16) - 1
 # RFC 9112 §2.2: empty lines before a request line are ignored; a few.
 _MAX_EMPTY_LINES = 5
 

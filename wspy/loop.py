@@ -24,6 +24,8 @@ from ._core import ffi, lib
 from .codes import Opcode
 from .errors import CoreError
 from .frames import FIN, frame_header
+from .http11 import HEAD_LIMIT, HEADERS_LIMIT
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_count, checked_limit, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,12 +113,12 @@ class Settings(NamedTuple):
     """What a loop needs to know; sizes in bytes, times in seconds, None for no limit or no deadline."""
 
     max_size: int | None = 1 << 20
-    max_fragments: int = 131_072
+    max_fragments: int | None = 131_072
     max_line: int = 8192
     max_header_line: int = 8192
     max_head: int = 65_536
     max_headers: int = 100
-    max_backlog: int = 16 << 20
+    max_backlog: int | None = 16 << 20
     notsent_lowat: int = 131_072
     open_timeout: float | None = 10.0
     close_timeout: float | None = 10.0
@@ -128,20 +130,17 @@ class Settings(NamedTuple):
     wants_pinged: bool = False
 
 
-def _milliseconds(seconds: float | None) -> int:
-    if seconds is None:
-        return EVERYONE
-    if not 0 < seconds < (1 << 31) / 1000:
-        raise ValueError("a timeout is a positive number of seconds, or None for never")
-    return max(1, round(seconds * 1000))
+def _deadline(settings: Settings, name: str) -> int:
+    return milliseconds(name, getattr(settings, name), lib.WSPY_FOREVER)
 
 
-def _limit(size: int | None) -> int:
-    if size is None:
-        return (1 << 64) - 1
-    if size < 1:
-        raise ValueError("a limit must be at least 1")
-    return size
+def _head_limits(settings: Settings) -> tuple[int, int, int, int]:
+    return (
+        checked_count("max_line", settings.max_line, 1, HEAD_LIMIT),
+        checked_count("max_header_line", settings.max_header_line, 1, HEAD_LIMIT),
+        checked_count("max_head", settings.max_head, 1, HEAD_LIMIT),
+        checked_count("max_headers", settings.max_headers, 1, HEADERS_LIMIT),
+    )
 
 
 def _c_settings(settings: Settings) -> Any:
@@ -153,15 +152,19 @@ def _c_settings(settings: Settings) -> Any:
     return ffi.new(
         "wspy_settings *",
         {
-            "limits": (_limit(settings.max_size), _limit(None), _limit(settings.max_fragments)),
-            "head": (settings.max_line, settings.max_header_line, settings.max_head, settings.max_headers),
-            "max_backlog": _limit(settings.max_backlog),
-            "notsent_lowat": settings.notsent_lowat,
-            "open_timeout_ms": _milliseconds(settings.open_timeout),
-            "close_timeout_ms": _milliseconds(settings.close_timeout),
-            "ping_interval_ms": _milliseconds(settings.ping_interval),
-            "ping_timeout_ms": _milliseconds(settings.ping_timeout),
-            "idle_request_ms": _milliseconds(settings.idle_request_timeout),
+            "limits": (
+                checked_limit("max_size", settings.max_size, 1, NO_SIZE_LIMIT),
+                NO_SIZE_LIMIT,
+                checked_limit("max_fragments", settings.max_fragments, 1, NO_COUNT_LIMIT),
+            ),
+            "head": _head_limits(settings),
+            "max_backlog": checked_limit("max_backlog", settings.max_backlog, 1, NO_SIZE_LIMIT),
+            "notsent_lowat": checked_count("notsent_lowat", settings.notsent_lowat, 0, (1 << 31) - 1),
+            "open_timeout_ms": _deadline(settings, "open_timeout"),
+            "close_timeout_ms": _deadline(settings, "close_timeout"),
+            "ping_interval_ms": _deadline(settings, "ping_interval"),
+            "ping_timeout_ms": _deadline(settings, "ping_timeout"),
+            "idle_request_ms": _deadline(settings, "idle_request_timeout"),
             "wants": wants,
         },
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._core import ffi, lib
 from .codes import Opcode, Role
 from .errors import CoreError, ProtocolError
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit
 
 if TYPE_CHECKING:
     from ._core._wspy import CData
@@ -21,8 +22,6 @@ __all__ = ["Event", "Protocol", "close_payload"]
 
 _MAX_REASON = 123  # §5.5: a control frame holds 125 bytes, the code takes two
 _MAX_CONTROL_FRAME = lib.WSPY_HEADER_MAX + 125
-_NO_SIZE_LIMIT = 2**64 - 1
-_NO_COUNT_LIMIT = 2**32 - 1
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
 _RESERVED_OPCODES = 0xF8F8  # §5.2: 3 to 7 and 11 to 15
 
@@ -87,16 +86,6 @@ def close_payload(code: int | None, reason: str = "") -> bytes:
     return number.to_bytes(2) + encoded
 
 
-def _limit(name: str, value: int | None, unlimited: int) -> int:
-    """Return a limit as C takes it."""
-    if value is None:
-        return unlimited
-    number = index(value)
-    if not 0 <= number < unlimited:
-        raise ValueError(f"{name} must be None or from 0 to {unlimited - 1}, not {number}")
-    return number
-
-
 class Protocol:
     """One end of a connection after the opening handshake, RFC 6455 §5 to §7.
 
@@ -143,9 +132,9 @@ class Protocol:
         limits = ffi.new(
             "wspy_limits *",
             (
-                _limit("max_size", max_size, _NO_SIZE_LIMIT),
-                _limit("max_fragment_size", max_fragment_size, _NO_SIZE_LIMIT),
-                _limit("max_fragments", max_fragments, _NO_COUNT_LIMIT),
+                checked_limit("max_size", max_size, 0, NO_SIZE_LIMIT),
+                checked_limit("max_fragment_size", max_fragment_size, 0, NO_SIZE_LIMIT),
+                checked_limit("max_fragments", max_fragments, 0, NO_COUNT_LIMIT),
             ),
         )
         endpoint = lib.wspy_endpoint_new(
