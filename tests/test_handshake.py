@@ -73,7 +73,7 @@ def check_refusal(response: bytes, status: int, data: bytes = b"") -> None:
     """Check what holds for every refusal: framing, and a fixed body."""
     line, headers, body = split(response)
     assert line.startswith(f"HTTP/1.1 {status} ")
-    assert headers["Connection"] == "close"
+    assert headers["Connection"] == ("upgrade, close" if "Upgrade" in headers else "close")
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
     assert body.startswith(str(status).encode())
     assert body.endswith(b"\n")

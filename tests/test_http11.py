@@ -869,3 +869,18 @@ def test_messages_never_repeat_the_input() -> None:
     for _, data, status in ROWS:
         if status:
             assert re.fullmatch(r"[ -~§]*", refused(data).message)
+
+
+@pytest.mark.parametrize(("keep_alive", "connection"), [(True, "upgrade, keep-alive"), (False, "upgrade, close")])
+def test_who_sends_upgrade_lists_it_in_connection(keep_alive: bool, connection: str) -> None:
+    encoded = Response(426, headers={"Upgrade": "websocket"}).encode(keep_alive=keep_alive)
+    assert f"\r\nConnection: {connection}\r\n".encode() in encoded
+    assert encoded.count(b"Connection") == 1
+
+
+def test_a_date_is_sent_unless_the_application_has_one() -> None:
+    assert b"\r\nDate: now\r\n" in Response().encode(keep_alive=True, date="now")
+    assert b"Date" not in Response().encode(keep_alive=True)
+    own = Response(headers={"DATE": "then"}).encode(keep_alive=True, date="now")
+    assert b"\r\nDATE: then\r\n" in own
+    assert b"now" not in own

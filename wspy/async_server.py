@@ -9,9 +9,10 @@ import socket
 import threading
 import warnings
 import weakref
+from functools import lru_cache
 from itertools import islice
 from math import ceil, inf
-from time import monotonic
+from time import gmtime, monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import loop as core
@@ -359,7 +360,7 @@ class AsyncServer:
         self._stop_began = True
         self._release_listener()
         refusal = HandshakeError(503, "the server is stopping")
-        self.push(core.command(core.REFUSE, self.handshake.refuse(refusal)))
+        self.push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
         for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
         if self._shutdown_timeout is not None:
@@ -754,7 +755,8 @@ class AsyncServer:
         if response is None:
             return False
         keep_alive = request.keep_alive and self._stopping is None
-        encoded = response.encode(keep_alive=keep_alive, head_only=request.method == "HEAD")
+        head_only = request.method == "HEAD"
+        encoded = response.encode(keep_alive=keep_alive, head_only=head_only, date=_http_date(int(time())))
         self.push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
         return True
 
@@ -769,19 +771,21 @@ class AsyncServer:
         self.push(core.command(handle | core.ACCEPT, response))
 
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
+        date = _http_date(int(time()))
         try:
-            response = self.handshake.refuse(error, head)
+            response = self.handshake.refuse(error, head, date)
             log.info("refused a request from %s with %s: %s", self._name(handle), error.status, error.message)
         except Exception:
             # the application may have made it, changed it, or raised a subclass that lacks what is needed
             log.exception("a HandshakeError can't be sent: answered with 500")
-            response = self.handshake.refuse(HandshakeError(500, ""), head)
+            response = self.handshake.refuse(HandshakeError(500, ""), head, date)
         self.push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
         log.info("refused a request from %s: %s", self._name(handle), error_text(start))
-        self.push(core.command(handle | core.RESPOND, _LAST + self.handshake.refuse_core(start)))
+        response = self.handshake.refuse_core(start, _http_date(int(time())))
+        self.push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _name(self, handle: int) -> str:
         address = self.loop.peer(handle)
@@ -916,6 +920,19 @@ def _frame(kind: int, payload: bytes) -> Frame:
         rsv2=bool(kind & 0x2000),
         rsv3=bool(kind & 0x1000),
     )
+
+
+# Never by strftime, whose names are those of a locale.
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=1)
+def _http_date(seconds: int) -> str:
+    """Return a time since the epoch as ``Date`` has it: an IMF-fixdate, RFC 9110 §5.6.7."""
+    at = gmtime(seconds)
+    day = f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year}"
+    return f"{day} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
 
 
 def _waiting(timeout: float | None) -> int:

@@ -211,12 +211,13 @@ class ServerHandshake:
         server = b"" if "server" in extra else self._server.encode()
         return b"\r\n" + server + extra.encode() + b"\r\n"
 
-    def refuse(self, error: HandshakeError, head: bytes = b"") -> bytes:
+    def refuse(self, error: HandshakeError, head: bytes = b"", date: str | None = None) -> bytes:
         """Return the complete response that answers a failure; the connection closes after it.
 
         Args:
             error: status and headers; its message is not sent.
             head: the request head, if there is one: an answer to HEAD has no content.
+            date: the value of ``Date``, for those who have a clock (RFC 9110 §6.6.1).
 
         Raises:
             ValueError: the error is of the application's making, and its status or headers can't be sent.
@@ -227,15 +228,17 @@ class ServerHandshake:
                 headers.add(name, value)
         text = _EXPLANATIONS.get(error.status) or f"{error.status} {reason_phrase(error.status)}\n"
         response = Response(error.status, None, headers, text)
-        return response.encode(keep_alive=False, head_only=head.lstrip(b"\r\n").startswith(b"HEAD "))
+        is_head = head.lstrip(b"\r\n").startswith(b"HEAD ")
+        return response.encode(keep_alive=False, head_only=is_head, date=date)
 
-    def refuse_core(self, error_number: int) -> bytes:
+    def refuse_core(self, error_number: int, date: str | None = None) -> bytes:
         """Return the response for a head that the core found wrong.
 
         Raises:
             KeyError: the number is none of ``HeadError``: no answer is due.
         """
-        return self.refuse(HandshakeError(HEAD_STATUSES[error_number], "the core refused the request head"))
+        error = HandshakeError(HEAD_STATUSES[error_number], "the core refused the request head")
+        return self.refuse(error, date=date)
 
 
 class _Origins:

@@ -380,12 +380,13 @@ class Response:
         if any(name in self.headers for name in _FRAMING):
             raise ValueError("Connection, Content-Length and Transfer-Encoding are not the application's to set")
 
-    def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
+    def encode(self, *, keep_alive: bool, head_only: bool = False, date: str | None = None) -> bytes:
         """Return the response as on the wire.
 
         Args:
             keep_alive: whether the connection stays open for another request.
             head_only: whether it answers a HEAD request: the same head, and no content.
+            date: the value of ``Date``, for those who have a clock (RFC 9110 §6.6.1); the application's own wins.
 
         Raises:
             ValueError: what was changed since the response was made can't be sent.
@@ -394,7 +395,11 @@ class Response:
         content = b"" if self.status in _NO_CONTENT else self.body
         length = "" if self.status in _NO_LENGTH else f"Content-Length: {len(content)}\r\n"
         connection = "keep-alive" if keep_alive else "close"
+        if "upgrade" in self.headers:  # RFC 9110 §7.8: who sends Upgrade must list it in Connection
+            connection = f"upgrade, {connection}"
         start = f"HTTP/1.1 {int(self.status)} {self.reason}\r\n{length}Connection: {connection}\r\n"
+        if date is not None and "date" not in self.headers:
+            start += f"Date: {date}\r\n"
         return b"%b%b\r\n%b" % (start.encode("latin-1"), self.headers.encode(), b"" if head_only else content)
 
     def __repr__(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,7 +165,7 @@ def test_plain_http_is_told_to_upgrade(serve: Servers) -> None:
     response = peer.response()
     assert response.status == 426
     assert response.headers["upgrade"] == "websocket"
-    assert response.headers["connection"] == "close"
+    assert response.headers["connection"] == "upgrade, close"
     peer.eof()
 
 
@@ -282,3 +284,63 @@ def test_every_request_says_who_asks(serve: Servers) -> None:
     peer.close()
     server.outcome(peer)
     assert seen == [peer.address] * 4
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /page HTTP/1.1\r\nHost: here\r\n\r\n", 200),
+        (b"GET /plain HTTP/1.1\r\nHost: here\r\n\r\n", 426),
+        (b"GET /refused HTTP/1.1\r\nHost: here\r\n\r\n", 403),
+        (b"GET /failing HTTP/1.1\r\nHost: here\r\n\r\n", 500),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"\0", 400),
+    ],
+)
+def test_responses_have_a_date(serve: Servers, request_head: bytes, status: int) -> None:
+    """RFC 9110 §6.6.1."""
+
+    def onrequest(request: wspy.Request) -> wspy.Response | None:
+        if request.path == "/refused":
+            raise wspy.HandshakeError(403, "no")
+        if request.path == "/failing":
+            raise ArithmeticError
+        return wspy.Response(200) if request.path == "/page" else None
+
+    server = serve(onrequest=onrequest, onerror=lambda *_: None)
+    peer = server.connect()
+    before = int(time.time())
+    peer.send(request_head)
+    response = peer.response()
+    assert response.status == status
+    assert before <= parsedate_to_datetime(response.headers["date"]).timestamp() <= time.time()
+    assert response.headers["date"].endswith(" GMT")
+
+
+def test_a_date_of_the_application_is_the_one(serve: Servers) -> None:
+    date = "Sun, 06 Nov 1994 08:49:37 GMT"
+    server = serve(onrequest=lambda _: wspy.Response(200, headers={"date": date}))
+    peer = server.connect()
+    peer.send(head())
+    assert peer.response().headers["date"] == date
+
+
+def test_a_101_has_no_date(serve: Servers) -> None:
+    peer = serve().connect()
+    peer.send(head())
+    assert "date" not in peer.opened().headers
+
+
+@pytest.mark.parametrize("version", ["12", None])
+def test_a_426_lists_upgrade_in_its_connection(serve: Servers, version: str | None) -> None:
+    """RFC 9110 §7.8."""
+    server = serve()
+    peer = server.connect()
+    if version is None:
+        peer.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+    else:
+        peer.send(head("/", (("Sec-WebSocket-Version", version),), without=["Sec-WebSocket-Version"]))
+    response = peer.response()
+    assert (response.status, response.headers["upgrade"]) == (426, "websocket")
+    assert response.headers["connection"] == "upgrade, close"
+    peer.eof()
