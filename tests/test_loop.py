@@ -136,6 +136,7 @@ def test_each_setting_reaches_the_core() -> None:
             max_head=5,
             max_headers=6,
             max_backlog=7,
+            max_sockets=18,
             notsent_lowat=8,
             open_timeout=0.009,
             close_timeout=0.01,
@@ -147,7 +148,7 @@ def test_each_setting_reaches_the_core() -> None:
     limits, head = c_settings.limits, c_settings.head
     assert (limits.max_size, limits.max_fragment_size, limits.max_fragments) == (1 << 40, (1 << 64) - 1, 2)
     assert (head.max_line, head.max_field, head.max_size, head.max_fields) == (3, 4, 5, 6)
-    assert (c_settings.max_backlog, c_settings.notsent_lowat) == (7, 8)
+    assert (c_settings.max_backlog, c_settings.max_connections, c_settings.notsent_lowat) == (7, 18, 8)
     assert (c_settings.open_timeout_ms, c_settings.close_timeout_ms) == (9, 10)
     assert (c_settings.ping_interval_ms, c_settings.ping_timeout_ms) == (11_000, 12_500)
     assert c_settings.idle_request_ms == 2_147_483_000

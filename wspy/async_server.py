@@ -82,7 +82,8 @@ class AsyncServer:
         max_header_line: of one header line, up to 256 KiB; over it 431.
         max_head: of the request head, up to 256 KiB; over it 431.
         max_headers: header lines, up to 65,535; over it 431.
-        max_connections: WebSockets at a time; over it 503. None: as many as there are descriptors, but 64.
+        max_connections: WebSockets at a time; over it 503. None: as many as there are descriptors, but 64 or half of
+            them. Beyond those nobody is accepted, whatever is asked for here: the kernel keeps them waiting.
         max_backlog: unsent bytes of a client, looked at before each send; over it the connection is aborted, 1008.
         notsent_lowat: bytes that the kernel may hold back unsent of each connection (TCP_NOTSENT_LOWAT); 0 for as
             many as it likes.
@@ -165,6 +166,7 @@ class AsyncServer:
                 max_head=max_head,
                 max_headers=max_headers,
                 max_backlog=max_backlog,
+                max_sockets=_descriptor_limit(),
                 notsent_lowat=notsent_lowat,
                 open_timeout=open_timeout,
                 close_timeout=close_timeout,
@@ -946,4 +948,4 @@ def _waiting(timeout: float | None) -> int:
 
 def _descriptor_limit() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft - SPARE_DESCRIPTORS, 1)
+    return max(soft - SPARE_DESCRIPTORS, soft // 2, 1)

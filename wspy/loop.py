@@ -119,6 +119,7 @@ class Settings(NamedTuple):
     max_head: int = 65_536
     max_headers: int = 100
     max_backlog: int | None = 16 << 20
+    max_sockets: int = 0  # connections in every phase; 0: no limit
     notsent_lowat: int = 131_072
     open_timeout: float | None = 10.0
     close_timeout: float | None = 10.0
@@ -158,6 +159,7 @@ def _c_settings(settings: Settings) -> Any:
                 checked_limit("max_fragments", settings.max_fragments, 1, NO_COUNT_LIMIT),
             ),
             "head": _head_limits(settings),
+            "max_connections": settings.max_sockets,
             "max_backlog": checked_limit("max_backlog", settings.max_backlog, 1, NO_SIZE_LIMIT),
             "notsent_lowat": checked_count("notsent_lowat", settings.notsent_lowat, 0, (1 << 31) - 1),
             "open_timeout_ms": _deadline(settings, "open_timeout"),

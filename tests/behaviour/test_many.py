@@ -240,6 +240,40 @@ PROGRAM = """
 """
 
 
+SILENCE = """
+    import resource
+    import wspy
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    class Server(wspy.AsyncServer):
+        def onmessage(self, client, message):
+            with open("/dev/null"):
+                client.send(message)
+
+    server = Server(("127.0.0.1", 0), max_connections=192)
+    print(server.address[1], flush=True)
+    server.run()
+"""
+
+
+def test_h11_silent_connections_leave_descriptors_for_the_server_itself(patience: float) -> None:
+    with Program(*PYTHON, "-c", textwrap.dedent(SILENCE), patience=patience) as program:
+        address = ("127.0.0.1", int(program.line()))
+        with RawClient(address) as peer:
+            peer.open()
+            silent = [RawClient(address) for _ in range(300)]
+            for number in range(10):
+                peer.text(str(number))
+                assert peer.message() == str(number)
+            for other in silent:
+                other.end()
+            peer.close()
+        with RawClient(address) as late:
+            late.open()
+            late.close()
+
+
 def test_h11_no_descriptors(patience: float) -> None:
     """EMFILE: who is there is served, nothing spins, one line a second is logged, and it goes on when there is room."""
     with Program(*PYTHON, "-c", textwrap.dedent(PROGRAM), patience=patience) as program:
