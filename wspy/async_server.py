@@ -310,7 +310,7 @@ class AsyncServer:
         self.thread = threading.get_ident()
         self._begun.set()
         seen = 0
-        while not self.finished:
+        while self._stopping is None or not self.finished:
             self._turn(-1)
             while seen < signals.count:
                 seen += 1
@@ -396,6 +396,7 @@ class AsyncServer:
         if self.thread not in {0, threading.get_ident()}:
             self.in_next_turn(self._stop_at_once)
             return
+        self.thread = threading.get_ident()
         self._stop_at_once()
         if self.busy or self.loop.closed:
             return
@@ -577,7 +578,7 @@ class AsyncServer:
             timeout_ms = self._run_calls(timeout_ms)
         count = self.loop.turn(timeout_ms)
         if count:
-            self.busy = threading.get_ident()
+            self.busy = self.thread
             try:
                 self._dispatch(count)
             finally:
