@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ERRORS = [
     WebSocketError("a sentence"),
     CoreError("a sentence"),
-    SocketClosed(initialized=True, message="a sentence"),
+    SocketClosed(initialized=True, message="a sentence", code=1000, reason="bye", rcvd=(1000, "bye"), sent=(1000, "")),
     HandshakeError(405, "a sentence", (("Allow", "GET"),)),
     ProtocolError(1002, "a sentence"),
     PingError("a sentence"),
@@ -113,3 +113,13 @@ def test_a_failure_that_can_not_be_sent_is_refused_where_it_is_made(
 ) -> None:
     with pytest.raises(error, match=re.escape(text)):
         HandshakeError(status, "no", headers)
+
+
+def test_a_closed_socket_knows_both_close_frames() -> None:
+    nothing = SocketClosed()
+    assert (nothing.code, nothing.reason, nothing.rcvd, nothing.sent) == (1006, "", None, None)
+    received = SocketClosed(rcvd=(4000, "why"), sent=(1000, ""))
+    assert (received.code, received.reason) == (4000, "why")
+    assert (received.rcvd, received.sent) == ((4000, "why"), (1000, ""))
+    told = SocketClosed(code=1002, reason="a rule", sent=(1002, ""))
+    assert (told.code, told.reason) == (1002, "a rule")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
+from copy import copy
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import loop as core
-from .codes import Opcode
+from .codes import CloseCode, Opcode
 from .errors import PingError, SocketClosed
 from .frames import FIN, Frame
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
@@ -111,8 +112,8 @@ class AsyncClient:
         Raises:
             SocketClosed: the connection is closed or closing.
             TypeError: it is no message.
-            ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); or a message above
-                4 GiB has no ``fragment_size``.
+            ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); a message above 4 GiB
+                has no ``fragment_size``; or its opcode isn't text or binary.
         """
         kind = type(message)
         if kind is ReceivedBinary or kind is BinaryMessage:
@@ -158,7 +159,8 @@ class AsyncClient:
 
     def _check_open(self) -> None:
         if self._state is not None:
-            raise SocketClosed(self._state.initialized, self._state.message)
+            # a new one for each who is told: it gets a traceback
+            raise copy(self._state)
 
     def send_ping(self, payload: bytes | str = b"") -> None:
         """Queue a Ping (RFC 6455 §5.5.2); ``onping`` tells when the kernel has it, ``onpong`` when it was answered.
@@ -204,7 +206,8 @@ class AsyncClient:
         payload = close_payload(code, reason)
         if self._state is not None:
             return
-        self._state = SocketClosed(initialized=True, message="this side has closed the connection")
+        sent = (CloseCode.NO_STATUS if code is None else code, reason)
+        self._state = SocketClosed(initialized=True, message="this side has closed the connection", sent=sent)
         self.server.push(core.command(self.handle | core.CLOSE, payload))
         self.server.flush()
         if self._mode == HOLD:

@@ -828,8 +828,12 @@ class AsyncServer:
         rare = client.rare()
         rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
         rare.close_reason = str(payload[2:], "utf-8")
-        if client._state is None:
-            client._state = SocketClosed(message="the peer has closed the connection")
+        rcvd = (rare.close_code, rare.close_reason)
+        state = client._state
+        if state is None:
+            client._state = SocketClosed(message="the peer has closed the connection", rcvd=rcvd)
+        else:
+            state.rcvd, (state.code, state.reason) = rcvd, rcvd
 
     def _on_closed(self, slot: int, start: int, error: int) -> None:
         opening = self._opening.pop(slot, None)
@@ -850,6 +854,7 @@ class AsyncServer:
         code, reason = _verdict(rare, start, error)
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
+        client._state.code, client._state.reason = code, reason
         log.debug("%s closed: %d %r", client, code, reason)
         try:
             self.onclose(client, code, reason)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+from .codes import CloseCode
 from .headers import Headers
 
 if TYPE_CHECKING:
@@ -40,12 +41,30 @@ class SocketClosed(WebSocketError, ConnectionError):
     Args:
         initialized: whether this side started the closing handshake.
         message: a sentence for people.
+        code: what ``onclose`` gets, as far as it is known; by default that of ``rcvd``, or 1006.
+        reason: the same for the reason.
+        rcvd: code and reason of the peer's Close frame; None if there was none yet. 1005 stands for no code.
+        sent: the same of this side's.
     """
 
-    def __init__(self, initialized: bool = False, message: str = "the connection is closed") -> None:
+    def __init__(
+        self,
+        initialized: bool = False,
+        message: str = "the connection is closed",
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        rcvd: tuple[int, str] | None = None,
+        sent: tuple[int, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        told_code, told_reason = rcvd or (CloseCode.ABNORMAL, "")
         self.initialized = initialized
         self.message = message
+        self.code = told_code if code is None else code
+        self.reason = told_reason if reason is None else reason
+        self.rcvd = rcvd
+        self.sent = sent
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.initialized, self.message), self.__dict__

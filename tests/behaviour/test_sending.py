@@ -317,6 +317,55 @@ def test_a_note_of_another_thread_and_what_the_server_keeps_of_a_client_are_in_o
     server.wait(lambda: server.story(peer).named("onsent") == ["from a thread", "next"], "onsent")
 
 
+# ---- what SocketClosed knows ----
+
+
+def refused(client: Any) -> wspy.SocketClosed:
+    """Return what a send raises."""
+    with pytest.raises(wspy.SocketClosed) as caught:
+        client.send("too late")
+    return caught.value
+
+
+def test_socket_closed_by_this_side(serve: Servers) -> None:
+    server = serve()
+    peer = server.open()
+    client = server.client(peer)
+    client.close(4000, "enough")
+    closing = refused(client)
+    assert (closing.initialized, closing.sent, closing.rcvd) == (True, (4000, "enough"), None)
+    assert (closing.code, closing.reason) == (1006, "")
+    peer.closes(4000)
+    peer.send(close_frame(4001, "yes"))
+    server.outcome(peer)
+    closed = refused(client)
+    assert (closed.initialized, closed.sent, closed.rcvd) == (True, (4000, "enough"), (4001, "yes"))
+    assert (closed.code, closed.reason) == (4001, "yes")
+    assert closing.rcvd is None
+
+
+@pytest.mark.parametrize(("code", "rcvd"), [(4001, (4001, "")), (None, (1005, ""))])
+def test_socket_closed_by_the_peer(serve: Servers, code: int | None, rcvd: tuple[int, str]) -> None:
+    server = serve()
+    peer = server.open()
+    peer.close(code)
+    server.outcome(peer)
+    closed = refused(server.client(peer))
+    assert (closed.initialized, closed.rcvd, (closed.code, closed.reason)) == (False, rcvd, rcvd)
+
+
+def test_socket_closed_without_a_close_frame(serve: Servers) -> None:
+    server = serve()
+    gone, wrong = server.open(), server.open()
+    gone.abort()
+    wrong.send(frame(3, b""))
+    for peer, code in ((gone, 1006), (wrong, 1002)):
+        outcome = server.outcome(peer)
+        assert outcome[0] == code
+        closed = refused(server.client(peer))
+        assert (closed.rcvd, (closed.code, closed.reason)) == (None, outcome)
+
+
 # ---- payloads that change ----
 
 
