@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
+from reference import encode
 
 from wspy._core import ffi, lib
 from wspy.codes import Opcode
@@ -93,3 +95,61 @@ def test_frames_can_be_copied_and_pickled() -> None:
     frame = Frame(1, b"hello", final=False, rsv1=True)
     assert copy.copy(frame) == copy.deepcopy(frame) == pickle.loads(pickle.dumps(frame)) == frame  # noqa: S301
     assert copy.copy(frame) is not frame
+
+
+# ---- as on the wire ----
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 125, 126, 65_535, 65_536])
+@pytest.mark.parametrize("key", [None, b"\x37\xfa\x21\x3d", b"\0\0\0\0"])
+def test_a_frame_is_packed_as_the_reference_has_it(length: int, key: bytes | None) -> None:
+    payload = bytes(range(256)) * (length // 256 + 1)
+    frame = Frame(2, payload[:length], masking_key=key)
+    assert frame.pack() == encode(0x82, payload[:length], key)
+    assert frame.payload == payload[:length]
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [({"final": False}, 0x02), ({"rsv1": True}, 0xC2), ({"rsv2": True}, 0xA2), ({"rsv3": True}, 0x92)],
+)
+def test_flags_are_packed(flags: dict[str, bool], first: int) -> None:
+    assert Frame(2, b"x", **flags).pack() == bytes((first, 1)) + b"x"  # type: ignore[arg-type]
+
+
+def test_section_5_7_examples() -> None:
+    assert Frame(1, b"Hello").pack() == bytes.fromhex("810548656c6c6f")
+    assert Frame(1, b"Hello", masking_key=bytes.fromhex("37fa213d")).pack() == bytes.fromhex("818537fa213d7f9f4d5158")
+    assert Frame(9, b"Hello").pack() == bytes.fromhex("890548656c6c6f")
+
+
+@pytest.mark.parametrize("buffer", [bytearray, memoryview])
+def test_buffers_are_packed_and_left_as_they_are(buffer: Any) -> None:
+    payload, key = buffer(b"hello"), buffer(b"keys")
+    assert Frame(2, payload, masking_key=key).pack() == encode(0x82, b"hello", b"keys")
+    assert bytes(payload) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        (Frame(16), ValueError),
+        (Frame(-1), ValueError),
+        (Frame(2, masking_key=b"abc"), ValueError),
+        (Frame(2, masking_key=b"abcde"), ValueError),
+        (Frame(9, b"x" * 126), ValueError),
+        (Frame(8, final=False), ValueError),
+        (Frame(1, "hello"), TypeError),  # type: ignore[arg-type]
+        (Frame(1, masking_key="keys"), TypeError),  # type: ignore[arg-type]
+        (Frame(1, 5), TypeError),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_frame_is_not_packed(frame: Frame, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        frame.pack()
+
+
+def test_a_masking_key_is_part_of_a_frame() -> None:
+    assert Frame(1).masking_key is None
+    assert Frame(1, masking_key=b"keys") == Frame(1, masking_key=b"keys")
+    assert Frame(1, masking_key=b"keys") != Frame(1)

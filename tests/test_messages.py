@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wspy.codes import Opcode
+from wspy.frames import Frame
 from wspy.messages import (
     BinaryMessage,
     Message,
@@ -267,3 +268,36 @@ def test_a_message_that_was_made_a_frame_of_another_kind_is_not_sent(opcode: int
     message.opcode = opcode
     with pytest.raises(ValueError, match="send_ping or close" if opcode > 7 else "opcode"):
         create_message(message, 0xFFFF)
+
+
+# ---- as frames ----
+
+
+@pytest.mark.parametrize("message", [TextMessage("höllo"), BinaryMessage(b"hello"), Message(3, bytearray(b"hello"))])
+def test_a_message_is_a_frame(message: Message) -> None:
+    assert message.frame() == Frame(message.opcode, message.bytes)
+    frame = message.frame(mask=True)
+    assert frame.masking_key is not None
+    assert len(frame.masking_key) == 4
+    frame.masking_key = None
+    assert frame == message.frame()
+
+
+def test_a_message_is_fragments() -> None:
+    assert TextMessage("abcde").fragment(2) == [
+        Frame(1, b"ab", final=False),
+        Frame(0, b"cd", final=False),
+        Frame(0, b"e"),
+    ]
+    assert BinaryMessage(b"").fragment(2) == [Frame(2, b"")]
+    with pytest.raises(ValueError, match="at least 1"):
+        BinaryMessage(b"").fragment(0)
+
+
+def test_each_masked_frame_has_a_key_of_its_own() -> None:
+    frames = [
+        *BinaryMessage(bytes(500)).fragment(1, mask=True),
+        *(TextMessage("x").frame(mask=True) for _ in range(500)),
+    ]
+    assert len({frame.masking_key for frame in frames}) > 997
+    assert all(frame.masking_key and len(frame.masking_key) == 4 for frame in frames)

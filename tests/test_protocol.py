@@ -45,7 +45,8 @@ from vectors import (
 
 from wspy._core import ffi, lib
 from wspy.codes import Opcode, Role
-from wspy.errors import CoreError, ProtocolError
+from wspy.errors import CoreError, PingError, ProtocolError, SocketClosed
+from wspy.messages import Message, TextMessage
 from wspy.protocol import Event, Protocol, close_payload
 
 if TYPE_CHECKING:
@@ -973,7 +974,7 @@ def test_threads_that_do_not_take_turns_break_nothing() -> None:
 def test_no_randomness_for_a_masking_key_is_an_error_of_ours() -> None:
     protocol = Protocol(CLIENT)
     with pytest.raises(CoreError, match="system call"):
-        protocol._written(lib.WSPY_ERROR_SYSTEM)
+        protocol._written(lib.WSPY_ERROR_SYSTEM, began=True)
 
 
 # ---- two ends and a wire ----
@@ -1098,3 +1099,139 @@ def test_the_closing_handshake_ends_clean_on_both_ends(
         else:  # it echoed
             assert received == [*sent, received[-1]]
             assert received[-1][0] == CLOSE
+
+
+# ---- sending, §6.1 ----
+
+PAYLOADS = [b"", b"x", b"x" * 125, b"x" * 126, b"x" * 65_535, b"x" * 65_536]
+
+
+def talking() -> tuple[Protocol, Protocol]:
+    """Return a server and a client without a limit."""
+    return Protocol(SERVER, max_size=None), Protocol(CLIENT, max_size=None)
+
+
+@ROLES
+@pytest.mark.parametrize("size", [None, 1000])
+@pytest.mark.parametrize("payload", PAYLOADS, ids=len)
+def test_what_one_end_says_the_other_hears(role: Role, payload: bytes, size: int | None) -> None:
+    ends = dict(zip((SERVER, CLIENT), talking(), strict=True))
+    speaker, hearer = ends[role], ends[OTHER[role]]
+    sent = speaker.message(payload, size) + speaker.ping(b"1") + speaker.message(payload.decode(), size)
+    sent += speaker.pong("é") + speaker.message(TextMessage("end")) + speaker.close(1000)
+    assert hearer.feed(sent) == [
+        message(BINARY, payload),
+        message(PING, b"1"),
+        message(TEXT, payload),
+        message(PONG, E_ACUTE),
+        message(TEXT, b"end"),
+        message(CLOSE, b"\x03\xe8"),
+    ]
+    assert hearer.error is None
+    assert speaker.feed(hearer.replies() + hearer.owed_close())[-1] == message(CLOSE, b"\x03\xe8")
+    assert speaker.error is None
+
+
+@ROLES
+@given(st.lists(st.tuples(st.text() | st.binary(), st.none() | st.integers(1, 9)), max_size=5))
+def test_messages_however_they_are_split(role: Role, messages: list[tuple[str | bytes, int | None]]) -> None:
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    sent = b"".join(speaker.message(payload, size) for payload, size in messages)
+    assert [(event.opcode, event.payload) for event in hearer.feed(sent)] == [
+        (TEXT, payload.encode()) if isinstance(payload, str) else (BINARY, payload) for payload, _ in messages
+    ]
+    assert hearer.error is None
+
+
+@ROLES
+def test_section_5_4_the_frames_of_a_fragmented_message(role: Role) -> None:
+    frames = decode_frames(Protocol(role).message("abcde", 2))
+    assert [(first, payload) for first, payload, _ in frames] == [(TEXT, b"ab"), (0, b"cd"), (FIN, b"e")]
+    keys = {key for _, _, key in frames}
+    assert len(keys) == 3 if role is CLIENT else keys == {None}
+
+
+def test_section_5_3_each_frame_that_a_client_says_has_a_key_of_its_own() -> None:
+    protocol = Protocol(CLIENT)
+    frames = decode_frames(protocol.message(bytes(1000), 1) + protocol.ping() + protocol.pong())
+    keys = [key for _, _, key in frames]
+    assert None not in keys
+    assert len(set(keys)) > len(keys) - 3
+
+
+@ROLES
+@pytest.mark.parametrize("payload", [b"x" * 126, "é" * 63])
+def test_section_5_5_a_control_frame_that_is_too_long(role: Role, payload: Any) -> None:
+    protocol = Protocol(role)
+    for say in (protocol.ping, protocol.pong):
+        with pytest.raises(PingError, match="125"):
+            say(payload)
+        assert len(decode_frames(say(payload[:62]))) == 1
+
+
+@ROLES
+def test_section_5_5_1_nothing_is_said_after_a_close(role: Role) -> None:
+    protocol = Protocol(role)
+    sayings = [lambda: protocol.message("x"), lambda: protocol.message("x", 1), protocol.ping, protocol.pong]
+    fed(protocol, role, Wire(FIN | TEXT, b"before"))
+    protocol.close(4000, "é")
+    fed(protocol, role, Wire(FIN | CLOSE, b"\x0f\xa1why"))
+    for say in sayings:
+        with pytest.raises(SocketClosed) as caught:
+            say()
+        assert caught.value.initialized
+        assert (caught.value.sent, caught.value.rcvd) == ((4000, "é"), (4001, "why"))
+        assert (caught.value.code, caught.value.reason) == (4001, "why")
+
+
+@ROLES
+def test_section_5_5_1_messages_may_be_said_until_the_echo(role: Role) -> None:
+    protocol = Protocol(role)
+    fed(protocol, role, Wire(FIN | CLOSE))
+    assert decode_frames(protocol.message("an answer"))[0][1] == b"an answer"
+    protocol.owed_close()
+    with pytest.raises(SocketClosed) as caught:
+        protocol.message("too late")
+    assert not caught.value.initialized
+    assert caught.value.sent == caught.value.rcvd == (1005, "")
+
+
+@ROLES
+def test_section_7_1_7_nothing_is_said_after_the_close_for_a_violation(role: Role) -> None:
+    protocol = Protocol(role)
+    fed(protocol, role, Wire(FIN | 3))
+    protocol.owed_close()
+    with pytest.raises(SocketClosed) as caught:
+        protocol.ping()
+    assert caught.value.initialized
+    assert caught.value.rcvd is None
+    assert caught.value.sent is not None
+    assert (caught.value.sent[0], caught.value.code) == (1002, 1006)
+
+
+def test_section_9_an_opcode_can_be_said_once_it_is_claimed() -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        Protocol(SERVER).message(Message(3, b"x"))
+    assert Protocol(SERVER, opcodes=1 << 3).message(Message(3, b"x")) == b"\x83\x01x"
+
+
+@ROLES
+@pytest.mark.parametrize(
+    ("payload", "size", "error"),
+    [(5, None, TypeError), (None, None, TypeError), ("x", 0, ValueError), ("\ud800", None, UnicodeEncodeError)],
+)
+def test_what_can_not_be_said(role: Role, payload: Any, size: Any, error: type[Exception]) -> None:
+    protocol = Protocol(role)
+    with pytest.raises(error):
+        protocol.message(payload, size)
+    assert decode_frames(protocol.message("next"))[0][1] == b"next"
+
+
+def test_nothing_is_said_while_another_call_runs() -> None:
+    protocol = Protocol(SERVER)
+    endpoint = protocol._take()
+    for say in (lambda: protocol.message("x"), protocol.ping, protocol.pong):
+        with pytest.raises(RuntimeError, match="another call"):
+            say()
+    protocol._idle.append(endpoint)
+    assert protocol.ping() == b"\x89\x00"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, cast
+import os
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from .codes import Opcode
-from .frames import FIN
+from .frames import FIN, Frame
 
 if TYPE_CHECKING:
     import builtins
@@ -20,7 +21,10 @@ __all__ = [
     "TextMessage",
     "create_message",
     "fragments",
+    "masking_key",
 ]
+
+_KEY_SIZE: Final = 4
 
 Payload: TypeAlias = str | bytes | bytearray
 
@@ -77,6 +81,33 @@ class Message:
             UnicodeEncodeError: a text has a lone surrogate, which UTF-8 can't hold (RFC 3629 §3).
         """
         return self.payload.encode() if isinstance(self.payload, str) else bytes(self.payload)
+
+    def frame(self, mask: bool = False) -> Frame:
+        """Return the message as one frame.
+
+        Args:
+            mask: give it a masking key, as the frames of a client have (RFC 6455 §5.3).
+
+        Raises:
+            UnicodeEncodeError: see ``bytes``.
+        """
+        return Frame(self.opcode, self.bytes, masking_key=masking_key() if mask else None)
+
+    def fragment(self, size: int, mask: bool = False) -> list[Frame]:
+        """Return the message as the frames of a fragmented one, RFC 6455 §5.4.
+
+        Args:
+            size: bytes of payload in each frame but the last, at least 1.
+            mask: give each a masking key of its own, as the frames of a client have (§5.3).
+
+        Raises:
+            UnicodeEncodeError: see ``bytes``.
+            ValueError: ``size`` is below 1.
+        """
+        return [
+            Frame(first & ~FIN, part, final=bool(first & FIN), masking_key=masking_key() if mask else None)
+            for first, part in fragments(self.opcode, self.bytes, size)
+        ]
 
     def __str__(self) -> str:
         return self.text
@@ -161,6 +192,11 @@ ReceivedText.__name__ = ReceivedText.__qualname__ = "TextMessage"
 ReceivedBinary.__name__ = ReceivedBinary.__qualname__ = "BinaryMessage"
 
 Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
+
+
+def masking_key() -> bytes:
+    """Return a key for one frame: RFC 6455 §5.3 wants a new one for each, from a strong source of entropy."""
+    return os.urandom(_KEY_SIZE)
 
 
 def create_message(message: Sendable, opcodes: int = 0) -> Message:

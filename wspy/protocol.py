@@ -1,7 +1,7 @@
 """The protocol of RFC 6455 §5 to §7 for one end of a connection: bytes in; events, owed replies and errors out.
 
-No I/O and no clock: whoever holds the transport brings what arrived and sends what is owed. The rules themselves are
-in ``_core/protocol.c``.
+No I/O and no clock: whoever holds the transport brings what arrived, and sends what is owed and what it asks for. The
+rules themselves are in ``_core/protocol.c``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._core import ffi, lib
-from .codes import Opcode, Role
-from .errors import CoreError, ProtocolError
+from .codes import CloseCode, Opcode, Role
+from .errors import CoreError, PingError, ProtocolError, SocketClosed
+from .frames import Frame, masked
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit
+from .messages import Sendable, create_message, masking_key
 
 if TYPE_CHECKING:
     from ._core._wspy import CData
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Protocol", "close_payload"]
 
 _MAX_REASON = 123  # §5.5: a control frame holds 125 bytes, the code takes two
+_MAX_CONTROL = 125
 _MAX_CONTROL_FRAME = lib.WSPY_HEADER_MAX + 125
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
 _RESERVED_OPCODES = 0xF8F8  # §5.2: 3 to 7 and 11 to 15
@@ -57,6 +60,20 @@ class Event(NamedTuple):
     payload: bytes
     final: bool
     rsv: int
+
+
+def _close_of(payload: bytes) -> tuple[int, str]:
+    """Return code and reason of a valid Close frame, RFC 6455 §5.5.1."""
+    if not payload:
+        return CloseCode.NO_STATUS, ""
+    return int.from_bytes(payload[:2]), payload[2:].decode()
+
+
+def _control_payload(frame: bytes) -> bytes:
+    """Return the payload of a control frame of ours, whose length takes one byte."""
+    if not frame[1] & lib.WSPY_MASK_BIT:
+        return frame[2:]
+    return masked(frame[6:], frame[2:6])
 
 
 def close_payload(code: int | None, reason: str = "") -> bytes:
@@ -112,7 +129,19 @@ class Protocol:
         MemoryError: there is no memory.
     """
 
-    __slots__ = ("_endpoint", "_error", "_idle", "_length", "_output", "_replies")
+    __slots__ = (
+        "_closed",
+        "_endpoint",
+        "_error",
+        "_idle",
+        "_length",
+        "_masks",
+        "_opcodes",
+        "_output",
+        "_rcvd",
+        "_replies",
+        "role",
+    )
 
     def __init__(  # noqa: PLR0913 -- each is a limit or a claim of its own, by name
         self,
@@ -142,6 +171,11 @@ class Protocol:
         )
         if not endpoint:
             raise MemoryError
+        self.role = Role(role)
+        self._masks = self.role is Role.CLIENT
+        self._opcodes = opcodes
+        self._closed: tuple[bool, tuple[int, str]] | None = None  # whether we began, and what our Close said
+        self._rcvd: tuple[int, str] | None = None
         self._endpoint = ffi.gc(endpoint, lib.wspy_endpoint_free)
         # Whoever uses the endpoint takes it out of here: cffi releases the GIL during a call, and C has no lock.
         self._idle = [self._endpoint]
@@ -206,6 +240,8 @@ class Protocol:
             payload = self._detached(endpoint, start) if kind & _DETACHED else arena[start : start + length]
             opcode = _OPCODES[kind & 0x0F]
             pinged = pinged or opcode is Opcode.PING
+            if opcode is Opcode.CLOSE:
+                self._rcvd = _close_of(payload)
             events.append(_new(Event, (opcode, payload, not kind & _NOT_FINAL, kind >> 8 & _RSV_BITS)))
         if pinged:
             self._replies += self._pongs(endpoint)
@@ -237,6 +273,74 @@ class Protocol:
         """Whether the peer's Close has arrived. Nothing that follows it is looked at (RFC 6455 §1.4)."""
         return bool(lib.wspy_endpoint_close_state(self._endpoint) & 2)
 
+    # ---- sending ----
+
+    def message(self, message: Sendable, fragment_size: int | None = None) -> bytes:
+        """Return the frames of a message, to be sent; masked if this is a client (RFC 6455 §5.1, §6.1).
+
+        Args:
+            message: a ``Message``; a str for a text, a buffer for a binary one.
+            fragment_size: split it into frames of so many bytes of payload (§5.4); None for one frame. Nothing but
+                control frames may be sent between them.
+
+        Raises:
+            RuntimeError: another call on this object is running.
+            SocketClosed: a Close was sent, which nothing may follow (§5.5.1).
+            TypeError: it is no message.
+            ValueError: ``fragment_size`` is below 1; its opcode is no message's, nor one that was claimed; or a text
+                has a lone surrogate (RFC 3629 §3).
+        """
+        whole = create_message(message, self._opcodes)
+        if fragment_size is None:
+            return self._packed([whole.frame(self._masks)])
+        return self._packed(whole.fragment(fragment_size, self._masks))
+
+    def ping(self, payload: bytes | str = b"") -> bytes:
+        """Return a Ping, to be sent (RFC 6455 §5.5.2).
+
+        Args:
+            payload: at most 125 bytes; a str is sent as UTF-8.
+
+        Raises:
+            PingError: the payload is too long.
+            RuntimeError: another call on this object is running.
+            SocketClosed: a Close was sent, which nothing may follow (§5.5.1).
+        """
+        return self._control(Opcode.PING, payload)
+
+    def pong(self, payload: bytes | str = b"") -> bytes:
+        """Return a Pong that nobody has asked for, to be sent (RFC 6455 §5.5.3); those that are owed are ``replies``.
+
+        Args:
+            payload: at most 125 bytes; a str is sent as UTF-8.
+
+        Raises:
+            PingError: the payload is too long.
+            RuntimeError: another call on this object is running.
+            SocketClosed: a Close was sent, which nothing may follow (§5.5.1).
+        """
+        return self._control(Opcode.PONG, payload)
+
+    def _control(self, opcode: Opcode, payload: bytes | str) -> bytes:
+        data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
+        if len(data) > _MAX_CONTROL:
+            raise PingError(f"the payload of a {opcode.name.title()} has at most {_MAX_CONTROL} bytes, not {len(data)}")
+        return self._packed([Frame(opcode, data, masking_key=masking_key() if self._masks else None)])
+
+    def _packed(self, frames: list[Frame]) -> bytes:
+        endpoint = self._take()
+        try:
+            self._check_open()
+            return b"".join([frame.pack() for frame in frames])
+        finally:
+            self._idle.append(endpoint)
+
+    def _check_open(self) -> None:
+        if self._closed is None:
+            return
+        began, sent = self._closed
+        raise SocketClosed(began, "a Close was sent, and nothing may follow it", rcvd=self._rcvd, sent=sent)
+
     # ---- what is owed, and the closing handshake ----
 
     def replies(self) -> bytes:
@@ -266,7 +370,7 @@ class Protocol:
         """
         endpoint = self._take()
         try:
-            return self._written(lib.wspy_endpoint_owed_close(endpoint, self._output))
+            return self._written(lib.wspy_endpoint_owed_close(endpoint, self._output), began=self._rcvd is None)
         finally:
             self._idle.append(endpoint)
 
@@ -288,14 +392,17 @@ class Protocol:
         payload = close_payload(code, reason)
         endpoint = self._take()
         try:
-            return self._written(lib.wspy_endpoint_close(endpoint, payload, len(payload), self._output))
+            return self._written(lib.wspy_endpoint_close(endpoint, payload, len(payload), self._output), began=True)
         finally:
             self._idle.append(endpoint)
 
-    def _written(self, length: int) -> bytes:
+    def _written(self, length: int, *, began: bool) -> bytes:
         if length < 0:
             raise CoreError(ffi.string(lib.wspy_error_text(length)).decode())
-        return ffi.buffer(self._output, length)[:]
+        frame = ffi.buffer(self._output, length)[:]
+        if frame:
+            self._closed = began, _close_of(_control_payload(frame))
+        return frame
 
     @property
     def close_sent(self) -> bool:
