@@ -48,7 +48,7 @@ _MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits
 class Rare:
     """What only some connections need, made when it is first needed."""
 
-    __slots__ = ("close_code", "close_reason", "fragments", "held", "peer", "resumes", "sent")
+    __slots__ = ("close_code", "close_reason", "fragments", "held", "is_aborted", "peer", "resumes", "sent")
 
     def __init__(self) -> None:
         # what arrived during a pause: kind, payload, and whether onframe has seen it
@@ -57,6 +57,7 @@ class Rare:
         # what the kernel has not taken yet, by the number of its command; taken from here while threads add
         self.sent: OrderedDict[int, Message | Frame] = OrderedDict()
         self.fragments: list[bytes] = []
+        self.is_aborted = False
         self.close_code: int | None = None
         self.close_reason = ""
         self.peer: core.Address | None = None
@@ -76,7 +77,6 @@ class AsyncClient:
 
     __slots__ = (
         "__weakref__",
-        "_aborted",
         "_key",
         "_mode",
         "_rare",
@@ -95,7 +95,6 @@ class AsyncClient:
         self._request: Request | bytes | None = request
         # changed by the server's thread only, but for the DROP of an abort
         self._mode = DELIVER
-        self._aborted = False
         # why nothing can be sent: None while something can, else who began to close
         self._state: SocketClosed | None = None
         self._rare: Rare | None = None
@@ -216,7 +215,7 @@ class AsyncClient:
     def abort(self) -> None:
         """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
         # in this order: see _change_mode
-        self._aborted = True
+        self.server.rare_of(self).is_aborted = True
         self._mode = DROP
         if self._state is None:
             self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
@@ -270,7 +269,7 @@ class AsyncClient:
     def _change_mode(self, mode: int) -> None:
         """Change what becomes of events, for the server's thread; an abort of another thread stays."""
         self._mode = mode
-        if self._aborted:
+        if self.rare().is_aborted:
             self._mode = DROP
 
     @property
@@ -315,8 +314,8 @@ class AsyncClient:
     def rare(self) -> Rare:
         """Return the part that few connections need; for the server's thread."""
         if self._rare is None:
-            # a thread with a note may have made it: setdefault is atomic, and no lock that what interrupts this
-            # thread could wait for
+            # another thread may have made it: setdefault is atomic, and no lock that what interrupts this thread
+            # could wait for
             self._rare = self.server.rares.setdefault(self._key, Rare())
         return self._rare
 

@@ -504,6 +504,10 @@ class AsyncServer:
             self.loop.wake()
         return call
 
+    def rare_of(self, client: AsyncClient) -> Rare:
+        """Return what few clients need, of one that is gone something that nobody keeps. Thread-safe."""
+        return _rare_of(client, self.clients, self.rares)
+
     def in_its_thread(self, function: Callable[[], object]) -> None:
         """Call a function in the server's thread: now if this is it, else soon, unless the server is closed."""
         if threading.get_ident() == self.thread:
@@ -881,6 +885,14 @@ _RARE_EVENTS: Final[dict[int, Callable[[AsyncServer, int, int, int], None]]] = {
 }
 
 
+def _rare_of(client: AsyncClient, clients: Clients, rares: dict[bytes, Rare]) -> Rare:
+    rare = rares.setdefault(client._key, Rare())
+    # the server's thread takes a client away first, and then this
+    if client not in clients:
+        rares.pop(client._key, None)
+    return rare
+
+
 class _Notes:
     """Where the core's notes go: to the messages and pings that a connection waits to see sent. Thread-safe."""
 
@@ -892,10 +904,7 @@ class _Notes:
         client = self._clients._find(handle & core.SLOT)
         if client is None or client.handle != handle:
             return
-        self._rares.setdefault(client._key, Rare()).sent[number] = what
-        # the server's thread takes a client away first, and then this
-        if self._clients._find(handle & core.SLOT) is not client:
-            self._rares.pop(client._key, None)
+        _rare_of(client, self._clients, self._rares).sent[number] = what
 
 
 _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()
