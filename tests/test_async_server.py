@@ -419,6 +419,13 @@ def test_it_can_not_run_twice_at_a_time(running: AsyncServer) -> None:
     assert not running.join(0)
 
 
+def test_what_runs_by_itself_is_not_driven_from_outside(running: AsyncServer) -> None:
+    thread = running.thread
+    with pytest.raises(RuntimeError, match="runs already"):
+        running.handle_events()
+    assert running.thread == thread
+
+
 def test_it_can_not_be_started_twice_before_the_first_one_has_begun(server: AsyncServer) -> None:
     server.start()
     with pytest.raises(RuntimeError, match="runs already"):

@@ -447,13 +447,15 @@ class AsyncServer:
             How many events were handled.
 
         Raises:
-            RuntimeError: it was called from a handler.
+            RuntimeError: it was called from a handler, or the server runs by itself.
             TypeError: the timeout is no number.
             ValueError: the timeout is NaN.
             KeyboardInterrupt, SystemExit: a handler has raised it; the server is stopping then.
         """
         if self.busy:
             raise RuntimeError("handle_events was called from a handler")
+        if self._unclaimed.locked() and not self.loop.closed:
+            raise RuntimeError("the server runs already")
         timeout_ms = _waiting(timeout)
         self.thread = threading.get_ident()
         handled = count = self._turn(timeout_ms)
