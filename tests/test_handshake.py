@@ -463,10 +463,28 @@ def test_l3_subprotocols_of_the_server_are_tokens(protocols: list[str]) -> None:
         ServerHandshake(protocols=protocols)
 
 
-@pytest.mark.parametrize("name", ["protocols", "locations"])
-def test_a_str_is_no_collection(name: str) -> None:
-    policy: dict[str, Any] = {name: "/chat"}
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize("name", ["protocols", "locations", "trusted_origins"])
+@pytest.mark.parametrize("value", ["/chat", 5, None])
+def test_what_is_no_collection(name: str, value: Any) -> None:
+    policy: dict[str, Any] = {name: value}
+    with pytest.raises(TypeError, match=f"^{name} must be a collection"):
+        ServerHandshake(**policy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("server_header", 5, TypeError),
+        ("server_header", "a\r\nb", ValueError),
+        ("extra_headers", {"X": 5}, TypeError),
+        ("extra_headers", 5, TypeError),
+        ("extra_headers", {"X": "a\r\nb"}, ValueError),
+        ("extra_headers", {"Upgrade": "h2c"}, ValueError),
+    ],
+)
+def test_whose_headers_are_wrong_is_said(name: str, value: Any, error: type[Exception]) -> None:
+    policy: dict[str, Any] = {name: value}
+    with pytest.raises(error, match=f"^{name}: "):
         ServerHandshake(**policy)
 
 

@@ -124,7 +124,7 @@ class ServerHandshake:
 
     Raises:
         ValueError: a subprotocol, a location, a header or a limit can never be right.
-        TypeError: a str stands where a collection of them is due, or a limit is no int.
+        TypeError: an argument is of another type; one str is no collection of them.
     """
 
     def __init__(  # noqa: PLR0913 - each is a policy of its own, by name
@@ -144,9 +144,10 @@ class ServerHandshake:
     ) -> None:
         self._protocols = _protocol_lines(protocols)
         self._origins = _Origins(trusted_origins, required=require_origin)
-        self._locations = frozenset(map(_checked_location, _collection(locations)))
+        self._locations = frozenset(map(_checked_location, _collection("locations", locations)))
         self._require_protocol = require_protocol
-        self._server = Headers([("Server", server_header)] if server_header is not None else ())
+        server = () if server_header is None else [("Server", server_header)]
+        self._server = _checked_headers("server_header", server)
         self._extra_headers = extra_headers if callable(extra_headers) else None
         # The end of every 101 response, if it is always the same.
         self._end = b"" if callable(extra_headers) else self._response_end(extra_headers)
@@ -205,9 +206,9 @@ class ServerHandshake:
         return None, b""
 
     def _response_end(self, extra_headers: Fields) -> bytes:
-        extra = Headers(extra_headers)
+        extra = _checked_headers("extra_headers", extra_headers)
         if any(name.lower() in _OWN_HEADERS for name in extra):
-            raise ValueError("an extra header is one that the handshake itself writes")
+            raise ValueError("extra_headers: one is a field that the handshake itself writes")
         server = b"" if "server" in extra else self._server.encode()
         return b"\r\n" + server + extra.encode() + b"\r\n"
 
@@ -247,7 +248,7 @@ class _Origins:
     __slots__ = ("_any", "_exact", "_may_miss", "_patterns", "_same")
 
     def __init__(self, trusted: Iterable[str | re.Pattern[str] | None], *, required: bool) -> None:
-        origins = [_SAME_ORIGIN] if trusted == _SAME_ORIGIN else list(_collection(trusted))
+        origins = [_SAME_ORIGIN] if trusted == _SAME_ORIGIN else _collection("trusted_origins", trusted)
         self._any = not origins
         self._same = _SAME_ORIGIN in origins
         self._may_miss = None in origins or not required
@@ -286,14 +287,24 @@ def _is_same_origin(origin: str, host: str) -> bool:
     return (name, port or default) == (own_name, own_port or default)
 
 
-def _collection(values: Iterable[_T]) -> Iterable[_T]:
+def _collection(name: str, values: Iterable[_T]) -> list[_T]:
     if isinstance(values, str):
-        raise TypeError("a str stands where a collection of them is due")
-    return values
+        raise TypeError(f"{name} must be a collection of str, not one str")
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a collection, not of type {type(values).__name__}") from None
+
+
+def _checked_headers(argument: str, fields: Fields) -> Headers:
+    try:
+        return Headers(fields)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
 
 
 def _protocol_lines(protocols: Iterable[str]) -> dict[str, bytes]:
-    names = list(_collection(protocols))
+    names = _collection("protocols", protocols)
     if not all(map(is_token, names)) or len(set(names)) != len(names):
         raise ValueError("subprotocols must be tokens without repetition, RFC 6455 §4.1")
     return {name: f"\r\nSec-WebSocket-Protocol: {name}".encode() for name in names}
