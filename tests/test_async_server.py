@@ -11,6 +11,7 @@ import math
 import re
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -406,6 +407,27 @@ def test_a_stop_may_wait_for_ever() -> None:
         peer.send(close_frame(1001))
         peer.eof()
         assert server.join(DEADLINE_S)
+
+
+def test_i16_two_signals_during_one_handler_are_two() -> None:
+    """The second one ends at once: no deadline does it here."""
+    late: list[str] = []
+
+    class Server(AsyncServer):
+        def onopen(self, client: Any) -> None:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+
+        def end(self) -> None:
+            late.append("late")
+            self.close()
+
+    with Server(ADDRESS, close_timeout=None, shutdown_timeout=None) as server, RawClient(server.address) as peer:
+        peer.send(head())
+        server.call_later(DEADLINE_S, server.end)
+        server.run()
+        peer.reset()
+    assert late == []
 
 
 # ---- misuse ----

@@ -127,25 +127,6 @@ def test_i15_a_signal_ends_the_server_in_order(launch: Callable[..., Launched], 
     assert errors == ""
 
 
-def test_i16_two_signals_during_one_handler_are_two(launch: Callable[..., Launched]) -> None:
-    program = launch(
-        """
-        def onmessage(client, message):
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
-
-        server.onmessage = onmessage
-        server._shutdown_timeout = 3600
-        server.run()
-        """
-    )
-    with program.open() as peer:
-        peer.text("x")
-        peer.reset()
-    status, _, errors = program.end()
-    assert status == 0, errors
-
-
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_i16_a_second_signal_ends_at_once(launch: Callable[..., Launched], second: int) -> None:
     program = launch(RUN)
