@@ -426,9 +426,11 @@ def test_frames_are_delivered_one_by_one_if_asked(pair: Pair) -> None:
 
 
 def test_i15_refuse_answers_every_connection_whose_head_is_not_complete() -> None:
-    fresh, partial, kept, deciding, opened = pairs = [tcp_pair() for _ in range(5)]
+    """And says no word to those that have not begun one."""
+    fresh, unread, partial, kept, deciding, opened = pairs = [tcp_pair() for _ in range(6)]
     with Turns() as turns:
         turns.adopt(fresh[0])
+        turns.adopt(unread[0])
         turns.adopt(partial[0])
         partial[1].sendall(REQUEST[:10])
         kept_handle = turns.awaiting(kept)
@@ -436,11 +438,12 @@ def test_i15_refuse_answers_every_connection_whose_head_is_not_complete() -> Non
         deciding_handle = turns.awaiting(deciding)
         turns.opened(opened)
         turns.settle()
+        unread[1].sendall(REQUEST[:1])
         turns.push(REFUSE, 0, UNAVAILABLE)
         assert turns.settle() == []
-        assert to_the_end(fresh[1], turns) == UNAVAILABLE
+        assert fresh[1].recv(1) == kept[1].recv(7)[6:] == b"", "at once"
+        assert to_the_end(unread[1], turns) == UNAVAILABLE
         assert to_the_end(partial[1], turns) == UNAVAILABLE
-        assert to_the_end(kept[1], turns) == b"answer"
         assert received(deciding[1]) == received(opened[1]) == b""
         turns.push(ACCEPT, deciding_handle, accept())
         turns.until(OPENED)

@@ -171,18 +171,28 @@ static void apply_respond(wspy_loop *loop, connection *conn, const uint8_t *payl
     wspy_connection_poll(loop, conn);
 }
 
+/* A browser opens connections to spare: what is said there unasked, it takes for the answer to its next request. */
+static void refuse(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    int has_begun = conn->scanner.size > 0 || wspy_sys_peek(conn->fd) > 0;
+    if (!has_begun && !conn->queue) {
+        wspy_connection_drop(loop, conn);
+        return;
+    }
+    if (!conn->queue) { /* the kernel takes it all, or nobody is listening */
+        struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
+        wspy_sys_send(conn->fd, &part, 1);
+    }
+    conn->phase = DECIDING;
+    wspy_connection_end(loop, conn, WSPY_OK, 0);
+}
+
 static void apply_refuse(wspy_loop *loop, const uint8_t *payload, size_t length)
 {
     for (uint32_t slot = 0; slot < loop->slot_count; slot++) {
         connection *conn = wspy_loop_slot(loop, slot);
-        if (conn->phase != HEAD)
-            continue;
-        if (conn->requests == 0) { /* an idle keep-alive connection is owed nothing */
-            struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
-            wspy_sys_send(conn->fd, &part, 1); /* a fresh socket takes it, or nobody is listening */
-        }
-        conn->phase = DECIDING;
-        wspy_connection_end(loop, conn, WSPY_OK, 0);
+        if (conn->phase == HEAD)
+            refuse(loop, conn, payload, length);
     }
 }
 

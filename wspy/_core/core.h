@@ -257,7 +257,9 @@ enum wspy_command {
     WSPY_COMMAND_BROADCAST = 15, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
                                     count WSPY_FOREVER: no handles, every open connection */
     WSPY_COMMAND_NOTE = 16,      /* nothing: a place in the order that only Python gives a meaning */
-    WSPY_COMMAND_REFUSE = 17 /* handle 0; an HTTP response for every connection whose head is not complete */
+    WSPY_COMMAND_REFUSE =
+        17 /* handle 0; an HTTP response for every connection that is in the middle of a request head;
+                                those without one are closed */
 };
 #define WSPY_BROADCAST_MARK 1
 
