@@ -541,6 +541,27 @@ def test_what_makes_no_call_is_refused(server: AsyncServer, delay: Any, function
         server.call_later(delay, function)
 
 
+HANDLERS: Final = sorted(name for name in vars(AsyncServer) if re.fullmatch("on[a-z]+", name))
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_is_a_plain_function(tmp_path: Path, name: str) -> None:
+    async def handler(self: AsyncServer, *_: Any) -> None: ...
+
+    path = tmp_path / "socket"
+    with pytest.raises(TypeError, match=f"^Chat.{name} is async def, but handlers are plain functions.* call_soon"):
+        type("Chat", (AsyncServer,), {name: handler})(path)
+    assert not path.exists()
+
+
+def test_calls_are_of_plain_functions(server: AsyncServer) -> None:
+    async def coroutine() -> None: ...
+
+    for call in (lambda: server.call_soon(coroutine), lambda: server.call_later(1, coroutine)):
+        with pytest.raises(TypeError, match=r"coroutine .* is async def"):
+            call()
+
+
 @pytest.mark.parametrize("message", [None, 5, ["hello"]])
 def test_what_is_no_message_can_not_be_broadcast(server: AsyncServer, message: Any) -> None:
     with pytest.raises(TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import random
@@ -14,7 +15,7 @@ import pytest
 from wspy.calls import CENTURY, Call, Calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 CENTURY_S = 100 * 365 * 24 * 60 * 60
 
@@ -175,9 +176,27 @@ def test_nan_has_no_place_in_the_order(calls: Calls) -> None:
     assert not calls.pending
 
 
-@pytest.mark.parametrize(("delay", "function"), [("1", print), (None, print), (1, None), (1, "print")])
-def test_what_makes_no_call_is_refused(calls: Calls, delay: Any, function: Any) -> None:
-    with pytest.raises(TypeError):
+async def coroutine() -> None: ...
+
+
+async def generator() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("delay", "function", "message"),
+    [
+        ("1", print, "the delay must be a number of seconds, not of type str"),
+        (None, print, "the delay must be a number of seconds, not of type NoneType"),
+        (1, None, "can't be called: it is of type NoneType"),
+        (1, "print", "can't be called: it is of type str"),
+        (1, coroutine, "coroutine .* is async def"),
+        (1, functools.partial(coroutine), "is async def"),
+        (1, generator, "generator .* is async def"),
+    ],
+)
+def test_what_makes_no_call_is_refused(calls: Calls, delay: Any, function: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         calls.add(delay, function, ())
     assert not calls.pending
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import wspy
 
 OBSERVE = """
 import asyncio, gc, json, logging, os, signal, socket, sys, threading, warnings
@@ -101,3 +105,35 @@ for name in names:
 print(len(names))
 """
     assert int(run(program)) > 10
+
+
+def test_a_checkout_without_its_core_says_what_to_do(tmp_path: Path) -> None:
+    package = Path(wspy.__file__).parent
+    shutil.copytree(package, tmp_path / "wspy", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import wspy
+except ImportError as error:
+    print(error)
+"""
+    message = run(program)
+    assert message.startswith(
+        f"{tmp_path}/wspy/_core belongs to a checkout whose C core isn't built: `pip install -e .`"
+    )
+    assert "start Python in another directory" in message
+
+
+def test_what_else_keeps_the_core_from_being_imported_is_not_hidden() -> None:
+    program = """
+import sys
+sys.modules["_cffi_backend"] = None
+try:
+    import wspy
+except ImportError as error:
+    print(error)
+"""
+    message = run(program)
+    assert "_cffi_backend" in message
+    assert "checkout" not in message

@@ -428,6 +428,20 @@ def test_n3_a_path_that_the_kernel_would_read_as_another_is_refused(path: str | 
     refused(path, ValueError)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "localhost:80", ":8000", "[::1]:8000", "::1", b"here:1"])
+def test_a_host_with_a_port_is_no_path(address: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "TCP takes (host, port), a Unix socket a path with a slash" in str(refused(address, ValueError))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["./here:1", "here:", "here:a", Path("here:1"), f"\0here:{os.getpid()}"])
+def test_a_colon_alone_makes_no_port(address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with opened(address) as listener:
+        assert accepts(listener, socket.AF_UNIX, os.fsdecode(address))
+
+
 def test_n3_a_name_after_nul_is_abstract() -> None:
     name = f"\0wspy test {os.getpid()}"
     with opened(name) as listener:

@@ -218,7 +218,8 @@ def test_a_str_becomes_text_and_a_buffer_binary(sendable: Any, message: Message)
 
 @pytest.mark.parametrize("sendable", [None, 5, ["hello"], {"type": "hello"}])
 def test_nothing_else_can_be_sent(sendable: Any) -> None:
-    with pytest.raises(TypeError):
+    kind = type(sendable).__name__
+    with pytest.raises(TypeError, match=f"a message is a str, a buffer, a TextMessage or a BinaryMessage, not {kind}$"):
         create_message(sendable)
 
 

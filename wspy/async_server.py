@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import loop as core
 from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClient, Rare
-from .calls import Call, Calls
+from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
 from .errors import CoreError, HandshakeError, SocketClosed
 from .frames import FIN, Frame, frame_header
@@ -51,6 +51,19 @@ MAX_WAIT: Final = 2_147_483.0
 
 # Descriptors that are left for everything but connections.
 SPARE_DESCRIPTORS: Final = 64
+
+_HANDLERS: Final = (
+    "onclose",
+    "onerror",
+    "onframe",
+    "onmessage",
+    "onopen",
+    "onping",
+    "onpingreceived",
+    "onpong",
+    "onrequest",
+    "onsent",
+)
 
 _KEEP_ALIVE: Final = b"\1"
 _LAST: Final = b"\0"
@@ -136,6 +149,7 @@ class AsyncServer:
         backlog: int = 1024,
         reuse_port: bool = False,
     ) -> None:
+        _check_handlers(self)
         if loglevel is not None:
             logging.basicConfig(level=loglevel)
         self.handshake = ServerHandshake(
@@ -478,6 +492,7 @@ class AsyncServer:
 
         Raises:
             RuntimeError: the server was closed.
+            TypeError: the function can't be called, or is ``async def``.
         """
         return self.call_later(0, function, *arguments)
 
@@ -489,7 +504,7 @@ class AsyncServer:
 
         Raises:
             RuntimeError: the server was closed.
-            TypeError: the function can't be called.
+            TypeError: the function can't be called or is ``async def``, or the delay is no number.
             ValueError: the delay is NaN.
         """
         if self.loop.closed:
@@ -907,6 +922,17 @@ class _Notes:
         if client is None or client.handle != handle:
             return
         _rare_of(client, self._clients, self._rares).sent[number] = what
+
+
+def _check_handlers(server: AsyncServer) -> None:
+    """Refuse handlers that would only make coroutines: nobody would run those."""
+    for name in _HANDLERS:
+        if is_async(getattr(server, name)):
+            raise TypeError(
+                f"{type(server).__name__}.{name} is async def, but handlers are plain functions, called in the "
+                "server's thread: let a thread do what takes long and hand its result back with call_soon. "
+                "An asyncio API is planned"
+            )
 
 
 _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()

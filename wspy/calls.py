@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from inspect import isasyncgenfunction, iscoroutinefunction
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Call", "Calls"]
+__all__ = ["Call", "Calls", "is_async"]
 
 # Seconds. Nothing waits for longer: sums with it are finite, and in milliseconds it fits wherever a clock does.
 CENTURY: Final = 100 * 365 * 86_400.0
@@ -82,14 +83,14 @@ class Calls:
             arguments: what to call it with.
 
         Raises:
-            TypeError: ``function`` can't be called, or ``delay`` is no number.
+            TypeError: ``function`` can't be called or is ``async def``, or ``delay`` is no number.
             ValueError: ``delay`` is NaN.
         """
         if not callable(function):
             raise TypeError(f"the function can't be called: it is of type {type(function).__name__}")
-        if delay != delay:  # noqa: PLR0124 -- so is NaN, which has no place in any order
-            raise ValueError("the delay must be a number of seconds, not NaN")
-        at = monotonic() + min(max(delay, 0.0), CENTURY)
+        if is_async(function):
+            raise TypeError(f"{function!r} is async def: what is called later is a plain function")
+        at = monotonic() + _checked_delay(delay)
         call = Call(at, next(self._numbers), function, arguments, self._cancelled)
         self._added.append(call)
         self.pending = True
@@ -124,3 +125,17 @@ class Calls:
     def next_at(self) -> float | None:
         """Return when to look again, by ``time.monotonic``; None for when something is added."""
         return self._heap[0].at if self._heap else None
+
+
+def is_async(function: object) -> bool:
+    """Whether calling this only makes a coroutine, or an asynchronous generator, which nobody would run."""
+    return iscoroutinefunction(function) or isasyncgenfunction(function)
+
+
+def _checked_delay(delay: float) -> float:
+    if delay != delay:  # noqa: PLR0124 -- so is NaN, which has no place in any order
+        raise ValueError("the delay must be a number of seconds, not NaN")
+    try:
+        return float(min(max(delay, 0.0), CENTURY))
+    except TypeError:
+        raise TypeError(f"the delay must be a number of seconds, not of type {type(delay).__name__}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 from typing import Any, Final, TypeAlias
@@ -15,6 +16,9 @@ Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes |
 
 # The system has no such address, or not this family of addresses: the next one of the same name may do.
 _ABSENT: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+# What was meant as host and port: as a path it would make a file of that name.
+_HOST_AND_PORT: Final = re.compile(r"[^/\0]*:[0-9]+")
 
 _MAX_PATH: Final = 107  # bytes in sockaddr_un beside the NUL that ends a path, or begins an abstract name (unix(7))
 
@@ -36,10 +40,13 @@ def open_listener(address: Address, *, backlog: int, reuse_port: bool) -> socket
     Raises:
         OSError: the address can't be had.
         TypeError: it is none of these.
-        ValueError: the socket doesn't listen, the path is empty or too long, or the port is out of range.
+        ValueError: the socket doesn't listen; the path is empty, too long, or rather a host and a port; or the port is
+            out of range.
     """
     if isinstance(address, socket.socket):
         return _checked(address)
+    if isinstance(address, str | bytes) and _HOST_AND_PORT.fullmatch(os.fsdecode(address)):
+        raise ValueError(f"{address!r} is no address: TCP takes (host, port), a Unix socket a path with a slash")
     if isinstance(address, str | bytes | os.PathLike):
         return _open_unix(os.fsdecode(address), backlog)
     return _open_tcp(address, backlog, reuse_port=reuse_port)

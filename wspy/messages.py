@@ -213,7 +213,13 @@ def create_message(message: Sendable, opcodes: int = 0) -> Message:
     if isinstance(message, Message):
         _check_opcode(message.opcode, opcodes)
         return message
-    return TextMessage(message) if isinstance(message, str) else BinaryMessage(message)
+    if isinstance(message, str):
+        return TextMessage(message)
+    try:
+        return BinaryMessage(message)
+    except TypeError:
+        kind = type(message).__name__
+        raise TypeError(f"a message is a str, a buffer, a TextMessage or a BinaryMessage, not {kind}") from None
 
 
 def _check_opcode(opcode: int, claimed: int) -> None:
