@@ -179,6 +179,7 @@ def test_what_is_in_range_is_taken(name: str, value: Any) -> None:
         ("locations", ["chat"], ValueError),
         ("trusted_origins", "http://example.org", TypeError),
         ("trusted_origins", [b"http://example.org"], TypeError),
+        ("trusted_origins", ["*"], ValueError),
         ("extra_headers", {"X-Injected": "here\r\nX-Too: here"}, ValueError),
         ("extra_headers", {"Upgrade": "h2c"}, ValueError),
         ("extra_headers", 5, TypeError),
@@ -560,6 +561,14 @@ def test_calls_are_of_plain_functions(server: AsyncServer) -> None:
     for call in (lambda: server.call_soon(coroutine), lambda: server.call_later(1, coroutine)):
         with pytest.raises(TypeError, match=r"coroutine .* is async def"):
             call()
+
+
+def test_extra_headers_are_of_a_plain_function(tmp_path: Path) -> None:
+    async def extra_headers(request: Any) -> dict[str, str]:
+        return {}
+
+    with pytest.raises(TypeError, match=r"^extra_headers is async def"):
+        AsyncServer(tmp_path / "socket", extra_headers=extra_headers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("message", [None, 5, ["hello"]])

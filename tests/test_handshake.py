@@ -420,8 +420,54 @@ def test_c10_same_origin(origin: bytes | None, host: bytes, status: int) -> None
 
 def test_trusted_origins_are_checked_early() -> None:
     for wrong in ("http://a", [b"http://a"], [1], [re.compile(b"http://a")]):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"^trusted_origins"):
             ServerHandshake(trusted_origins=wrong)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "",
+        "a",
+        "a:8080",
+        "//a",
+        "http://a/",
+        "http://a/chat",
+        "http://a?b",
+        "http://a#b",
+        "http://user@a",
+        "http://a, http://b",
+        "http://a\n",
+        "http://\xe4",
+        "https://*.example.com",
+        "HTTP://a",
+        "http://A",
+        "http://a:80",
+        "https://a:443",
+    ],
+)
+def test_c9_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match=r"^trusted_origins: ") as caught:
+        ServerHandshake(trusted_origins=["https://good", origin])
+    assert repr(origin) in str(caught.value)
+    assert "write scheme://host[:port]" in str(caught.value)
+    assert "empty collection for all" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://a:443", "https://[::1]:8443", "chrome-extension://abcdef", "capacitor://localhost", "file://"]
+)
+def test_c9_whatever_a_browser_sends_can_be_trusted(origin: str) -> None:
+    assert origin_status(origin.encode(), trusted_origins=[origin]) == 0
+    assert origin_status(b"http://other", trusted_origins=[origin]) == 403
+
+
+def test_c9_an_untrusted_origin_is_told_to_the_log_alone() -> None:
+    data = head({b"Origin": b"http://evil\xff" + b"x" * 200, b"Host": b"a"})
+    error = refused(data, trusted_origins=["http://a"])
+    assert error.message == "the origin is not trusted: 'http://evil\\xff" + "x" * 84
+    assert b"evil" not in ServerHandshake().refuse(error, data)
 
 
 # Subprotocols, RFC 6455 §4.2.2 /subprotocol/
@@ -461,6 +507,13 @@ def test_c14_a_subprotocol_may_be_required(offered: bytes | None) -> None:
 def test_l3_subprotocols_of_the_server_are_tokens(protocols: list[str]) -> None:
     with pytest.raises(ValueError, match="subprotocol"):
         ServerHandshake(protocols=protocols)
+
+
+@pytest.mark.parametrize("name", ["protocols", "locations"])
+def test_what_is_no_collection_of_str(name: str) -> None:
+    policy: dict[str, Any] = {name: [5]}
+    with pytest.raises(TypeError, match=f"^{name} must be a collection of str, not with one of type int"):
+        ServerHandshake(**policy)
 
 
 @pytest.mark.parametrize("name", ["protocols", "locations", "trusted_origins"])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .async_server import AsyncServer
     from .http11 import Request
 
-__all__ = ["AsyncClient", "Clients", "MarkingClient"]
+__all__ = ["AsyncClient", "Clients", "MarkingClient", "peer_name"]
 
 Commands: TypeAlias = list[Any]  # keys, prefixes and payloads, as loop.py wants them
 
@@ -320,16 +320,20 @@ class AsyncClient:
         return self._rare
 
     def __str__(self) -> str:
-        address = self.remote_address
-        if not address:
-            return "unknown" if address is None else "unix"
-        if isinstance(address, str):
-            return address
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return peer_name(self.remote_address)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self}{' closed' if self.closed else ''}>"
+
+
+def peer_name(address: core.Address | None) -> str:
+    """Return what people call a peer: its host and port."""
+    if not address:
+        return "unknown" if address is None else "unix"
+    if isinstance(address, str):
+        return address
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class MarkingClient(AsyncClient):

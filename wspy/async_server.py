@@ -16,12 +16,12 @@ from time import gmtime, monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import loop as core
-from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClient, Rare
+from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClient, Rare, peer_name
 from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
 from .errors import CoreError, HandshakeError, SocketClosed
 from .frames import FIN, Frame, frame_header
-from .handshake import ServerHandshake
+from .handshake import HEAD_STATUSES, ServerHandshake
 from .http11 import Request, Response
 from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
 from .listening import Address, close_listener, open_listener
@@ -83,7 +83,8 @@ class AsyncServer:
             a socket that listens.
         loglevel: if given, ``logging.basicConfig(level=loglevel)`` is called; else logging is left alone.
         protocols: the subprotocols that the server speaks.
-        trusted_origins: the origins of pages that may connect; empty for all, or ``"same-origin"``.
+        trusted_origins: the origins of pages that may connect, as browsers send them (``https://host[:port]``), or
+            compiled patterns for such; None for requests without one; empty for all; or ``"same-origin"``.
         locations: the paths that are served; empty for all.
         require_origin: refuse a request without Origin.
         require_protocol: refuse a client that offers none of ``protocols``.
@@ -149,7 +150,7 @@ class AsyncServer:
         backlog: int = 1024,
         reuse_port: bool = False,
     ) -> None:
-        _check_handlers(self)
+        _check_handlers(self, extra_headers)
         if loglevel is not None:
             logging.basicConfig(level=loglevel)
         self.handshake = ServerHandshake(
@@ -798,7 +799,7 @@ class AsyncServer:
         date = _http_date(int(time()))
         try:
             response = self.handshake.refuse(error, head, date)
-            log.info("refused a request from %s with %s: %s", self._name(handle), error.status, error.message)
+            log.info("refused %s from %s with %s: %s", _asked(head), self._name(handle), error.status, error.message)
         except Exception:
             # the application may have made it, changed it, or raised a subclass that lacks what is needed
             log.exception("a HandshakeError can't be sent: answered with 500")
@@ -807,13 +808,13 @@ class AsyncServer:
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
-        log.info("refused a request from %s: %s", self._name(handle), error_text(start))
+        status = HEAD_STATUSES[start]
+        log.info("refused a request from %s with %s: %s", self._name(handle), status, error_text(start))
         response = self.handshake.refuse_core(start, _http_date(int(time())))
         self.push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _name(self, handle: int) -> str:
-        address = self.loop.peer(handle)
-        return "unix" if not address else str(address[0]) if isinstance(address, tuple) else address
+        return peer_name(self.loop.peer(handle))
 
     def _on_opened(self, slot: int, _start: int, _length: int) -> None:
         client = self._opening.pop(slot, None)
@@ -924,7 +925,7 @@ class _Notes:
         _rare_of(client, self._clients, self._rares).sent[number] = what
 
 
-def _check_handlers(server: AsyncServer) -> None:
+def _check_handlers(server: AsyncServer, extra_headers: object) -> None:
     """Refuse handlers that would only make coroutines: nobody would run those."""
     for name in _HANDLERS:
         if is_async(getattr(server, name)):
@@ -933,6 +934,8 @@ def _check_handlers(server: AsyncServer) -> None:
                 "server's thread: let a thread do what takes long and hand its result back with call_soon. "
                 "An asyncio API is planned"
             )
+    if is_async(extra_headers):
+        raise TypeError("extra_headers is async def, but it has to be a plain function")
 
 
 _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()
@@ -954,6 +957,14 @@ def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:
     if rare.close_code is not None:
         return rare.close_code, rare.close_reason
     return code, error_text(error & 0xFF, error >> 8)
+
+
+def _asked(head: bytes) -> str:
+    """Return method and path of a request head for the log: escaped, cut, and without the query and its secrets."""
+    line = head.lstrip(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
+    method, _, target = line.partition(" ")
+    path = target.rpartition(" ")[0].partition("?")[0]
+    return ascii(f"{method} {path}")[1:-1][:100]
 
 
 def _frame(kind: int, payload: bytes) -> Frame:

@@ -75,6 +75,14 @@ _LOCATION = re.compile(r"/[!\"$->@-~]*")
 _SAME_ORIGIN = "same-origin"
 _ORIGIN = re.compile(r"(https?)://([^/]*+)")
 _ORIGIN_PORTS = {"http": 80, "https": 443}
+# What a browser sends as Origin: RFC 6454 §6.2, with scheme and host in lower case, and without the port that the
+# scheme implies (§4 and §6.2 step 3).
+_SENT_ORIGIN = re.compile(r"null|[a-z][0-9a-z+.-]*+://(?:(?![*,/?#@\\])[!-@\[-~])*+")
+_IMPLIED_PORT = re.compile(r"http://.*:80|https://.*:443")
+_HOW_TO_TRUST = (
+    "write scheme://host[:port] as browsers do, without a path or a slash at the end, in lower case, and without the "
+    "port that the scheme implies; use re.compile() for many origins, and an empty collection for all"
+)
 # accept() writes these.
 _OWN_HEADERS = frozenset(
     [
@@ -109,9 +117,10 @@ class ServerHandshake:
 
     Args:
         protocols: the subprotocols that the server speaks; the first one a client offers among them is chosen.
-        trusted_origins: the origins of pages that may connect: strings, compiled patterns (the whole origin must
-            match), ``"same-origin"`` (host and port as in ``Host``), and None for a request without an origin. That
-            is also fine unless ``require_origin``. Empty: any origin. ``"same-origin"`` may stand alone.
+        trusted_origins: the origins of pages that may connect: strings as browsers send them, such as
+            ``"https://host:8443"``, compiled patterns (the whole origin must match), ``"same-origin"`` (host and port
+            as in ``Host``), and None for a request without an origin. That is also fine unless ``require_origin``.
+            Empty: any origin. ``"same-origin"`` may stand alone.
         locations: the paths that are served, without a query; a slash at the end makes no difference. Empty: all.
         require_origin: refuse a request without ``Origin``, which no browser sends; None in ``trusted_origins`` wins.
         require_protocol: refuse a client that offers none of ``protocols``.
@@ -123,7 +132,7 @@ class ServerHandshake:
         max_headers: limit of the number of header lines, up to 65,535.
 
     Raises:
-        ValueError: a subprotocol, a location, a header or a limit can never be right.
+        ValueError: a subprotocol, an origin, a location, a header or a limit can never be right.
         TypeError: an argument is of another type; one str is no collection of them.
     """
 
@@ -144,7 +153,7 @@ class ServerHandshake:
     ) -> None:
         self._protocols = _protocol_lines(protocols)
         self._origins = _Origins(trusted_origins, required=require_origin)
-        self._locations = frozenset(map(_checked_location, _collection("locations", locations)))
+        self._locations = frozenset(map(_checked_location, _strings("locations", locations)))
         self._require_protocol = require_protocol
         server = () if server_header is None else [("Server", server_header)]
         self._server = _checked_headers("server_header", server)
@@ -249,15 +258,13 @@ class _Origins:
 
     def __init__(self, trusted: Iterable[str | re.Pattern[str] | None], *, required: bool) -> None:
         origins = [_SAME_ORIGIN] if trusted == _SAME_ORIGIN else _collection("trusted_origins", trusted)
+        for origin in origins:
+            _check_trusted(origin)
         self._any = not origins
         self._same = _SAME_ORIGIN in origins
         self._may_miss = None in origins or not required
         self._exact = frozenset(origin for origin in origins if isinstance(origin, str)) - {_SAME_ORIGIN}
         self._patterns = [origin for origin in origins if isinstance(origin, re.Pattern)]
-        if not all(origin is None or isinstance(origin, str | re.Pattern) for origin in origins):
-            raise TypeError("a trusted origin is a str, a compiled pattern or None")
-        if not all(isinstance(pattern.pattern, str) for pattern in self._patterns):
-            raise TypeError("the pattern of a trusted origin must be one for str")
 
     def check(self, headers: Headers) -> None:
         origin = headers.get("origin")
@@ -265,12 +272,27 @@ class _Origins:
             if not self._may_miss:
                 raise HandshakeError(403, "Origin is missing")
         elif not self._any and not self._trusts(origin, headers["host"]):
-            raise HandshakeError(403, "the origin is not trusted")
+            raise HandshakeError(403, f"the origin is not trusted: {origin!a:.100}")
 
     def _trusts(self, origin: str, host: str) -> bool:
         if origin in self._exact or any(pattern.fullmatch(origin) for pattern in self._patterns):
             return True
         return self._same and _is_same_origin(origin, host)
+
+
+def _check_trusted(origin: object) -> None:
+    """Refuse what is no origin, and what no browser's Origin could ever be equal to."""
+    if isinstance(origin, re.Pattern):
+        if not isinstance(origin.pattern, str):
+            raise TypeError("trusted_origins: a pattern must be one for str, not for bytes")
+        return
+    if origin is None or origin == _SAME_ORIGIN:
+        return
+    if not isinstance(origin, str):
+        kind = type(origin).__name__
+        raise TypeError(f"trusted_origins: an origin is a str, a compiled pattern or None, not of type {kind}")
+    if not _SENT_ORIGIN.fullmatch(origin) or _IMPLIED_PORT.fullmatch(origin):
+        raise ValueError(f"trusted_origins: {origin!r} is never the Origin of a browser: {_HOW_TO_TRUST}")
 
 
 def _is_same_origin(origin: str, host: str) -> bool:
@@ -296,6 +318,14 @@ def _collection(name: str, values: Iterable[_T]) -> list[_T]:
         raise TypeError(f"{name} must be a collection, not of type {type(values).__name__}") from None
 
 
+def _strings(name: str, values: Iterable[str]) -> list[str]:
+    strings = _collection(name, values)
+    for value in strings:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a collection of str, not with one of type {type(value).__name__}")
+    return strings
+
+
 def _checked_headers(argument: str, fields: Fields) -> Headers:
     try:
         return Headers(fields)
@@ -304,15 +334,17 @@ def _checked_headers(argument: str, fields: Fields) -> Headers:
 
 
 def _protocol_lines(protocols: Iterable[str]) -> dict[str, bytes]:
-    names = _collection("protocols", protocols)
+    names = _strings("protocols", protocols)
     if not all(map(is_token, names)) or len(set(names)) != len(names):
-        raise ValueError("subprotocols must be tokens without repetition, RFC 6455 §4.1")
+        raise ValueError("protocols: subprotocols must be tokens without repetition, RFC 6455 §4.1")
     return {name: f"\r\nSec-WebSocket-Protocol: {name}".encode() for name in names}
 
 
 def _checked_location(location: str) -> str:
     if not _LOCATION.fullmatch(location):
-        raise ValueError("a location is a path as in a request: it begins with a slash and has no query")
+        raise ValueError(
+            f"locations: {location!r} is none: it is a path as in a request, begins with a slash and has no query"
+        )
     return _location(location)
 
 

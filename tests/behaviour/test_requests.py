@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import KEY, echo, head
+from drivers import KEY, echo, head, until
 
 import wspy
 
@@ -154,6 +154,36 @@ def test_headers_of_the_response(serve: Servers) -> None:
 def test_l1_headers_that_can_not_be_sent(serve: Servers, headers: Any) -> None:
     with pytest.raises(ValueError):
         serve(extra_headers=headers)
+
+
+# ---- what the log says ----
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (head("/there?token=secret"), "refused GET /there from {} with 404: the location is not served"),
+        (b"GET /here HTTP/1.1\r\nHost: here\r\n\r\n", "refused GET /here from {} with 426: Upgrade does not list"),
+        (
+            head("/here", [("Origin", "https://evil")]),
+            "refused GET /here from {} with 403: the origin is not trusted: 'https://evil'",
+        ),
+        (b"HEAD /%s HTTP/1.1\r\n\r\n", "refused HEAD /%s from {} with 400: "),
+        (b"GET /%s HTTP/1.1\r\n" % (b"x" * 9000), "refused a request from {} with 414: "),
+    ],
+    ids=["location", "plain", "origin", "malformed", "long"],
+)
+def test_the_log_says_who_asked_for_what_and_why_not(
+    serve: Servers, caplog: pytest.LogCaptureFixture, data: bytes, line: str
+) -> None:
+    caplog.set_level("INFO", "wspy.server")
+    server = serve(locations=["/here"], trusted_origins=["https://good"])
+    peer = server.connect()
+    peer.send(data)
+    peer.response(to_head_request=data.startswith(b"HEAD"))
+    until(lambda: caplog.messages, "logged")
+    assert caplog.messages[0].startswith(line.format("{}:{}".format(*peer.address)))
+    assert "secret" not in caplog.text
 
 
 # ---- plain HTTP ----
