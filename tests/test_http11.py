@@ -808,6 +808,12 @@ def test_c23_framing_is_not_for_the_application(name: str) -> None:
         response.encode(keep_alive=True)
 
 
+@pytest.mark.parametrize("name", ["Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Upgrade"])
+def test_what_concerns_a_connection_is_not_for_the_application(name: str) -> None:
+    with pytest.raises(ValueError, match=f"headers: {name} "):
+        Response(headers={name.lower(): "websocket"})
+
+
 def test_a_right_content_length_is_welcome() -> None:
     encoded = Response(headers={"content-length": "2"}, body=b"hi").encode(keep_alive=True)
     assert encoded.lower().count(b"content-length: 2\r\n") == 1
@@ -876,6 +882,13 @@ def test_who_sends_upgrade_lists_it_in_connection(keep_alive: bool, connection: 
     encoded = Response(426, headers={"Upgrade": "websocket"}).encode(keep_alive=keep_alive)
     assert f"\r\nConnection: {connection}\r\n".encode() in encoded
     assert encoded.count(b"Connection") == 1
+
+
+def test_a_server_is_named_unless_the_application_does() -> None:
+    assert b"\r\nServer: ours\r\n" in Response().encode(keep_alive=True, server="ours")
+    own = Response(headers={"SERVER": "mine"}).encode(keep_alive=True, server="ours")
+    assert b"\r\nSERVER: mine\r\n" in own
+    assert b"ours" not in own
 
 
 def test_a_date_is_sent_unless_the_application_has_one() -> None:

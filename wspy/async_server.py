@@ -168,6 +168,7 @@ class AsyncServer:
         )
         self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
         self._keep_request = keep_request
+        self._server_header = server_header
         self._max_connections = checked_limit("max_connections", max_connections, 0, NO_COUNT_LIMIT)
         if max_connections is None:
             self._max_connections = _descriptor_limit()
@@ -244,8 +245,10 @@ class AsyncServer:
     def onrequest(self, request: Request) -> Response | None:
         """Answer a request with plain HTTP, or refuse it; None lets the upgrade go on.
 
-        What is no upgrade and not answered gets 426. An exception is answered with 500, a ``HandshakeError`` with its
-        status.
+        Every method but CONNECT comes here, and what is returned answers it, HEAD without the body. What is no upgrade
+        and not answered gets 426, or 405 if it is no GET. A request with a body never comes here: it gets 413. An
+        exception, or what is no ``Response``, goes to ``onerror`` and is answered with 500, a ``HandshakeError`` with
+        its status.
         """
 
     def onopen(self, client: AsyncClient) -> None:
@@ -779,9 +782,13 @@ class AsyncServer:
         response = self.onrequest(request)
         if response is None:
             return False
+        if not isinstance(response, Response):
+            raise TypeError(f"onrequest returns a Response or None, not {type(response).__name__}")
         keep_alive = request.keep_alive and self._stopping is None
         head_only = request.method == "HEAD"
-        encoded = response.encode(keep_alive=keep_alive, head_only=head_only, date=_http_date(int(time())))
+        encoded = response.encode(
+            keep_alive=keep_alive, head_only=head_only, date=_http_date(int(time())), server=self._server_header
+        )
         self.push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
         return True
 

@@ -322,7 +322,16 @@ def _pass_line(head: bytes, start: int, limit: int, grammar: _Line, status: int)
 _NO_CONTENT = frozenset([204, 205, 304])
 _NO_LENGTH = frozenset([204, 304])
 # encode() writes these: a second opinion would be a smuggled response.
-_FRAMING = ("connection", "content-length", "transfer-encoding")
+# The server's to decide: where a message ends, and what concerns one connection only (RFC 9110 §7.6.1).
+_DECIDED = (
+    "Connection",
+    "Content-Length",
+    "Keep-Alive",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+)
 _REASON = re.compile(rf"{FIELD_VALUE}*+")
 
 
@@ -330,13 +339,15 @@ class Response:
     """A final HTTP response.
 
     The body may also be given in the place of the headers: ``Response(403, "Forbidden", b"...")``. A body without
-    ``Content-Type`` gets one: plain text for str, octet-stream for bytes. ``Content-Length`` may be given if it is
-    right; ``Connection`` and ``Transfer-Encoding`` may not.
+    ``Content-Type`` gets one: plain text for str, octet-stream for bytes. The server adds ``Content-Length``,
+    ``Connection``, and unless they are given ``Date`` and ``Server``.
 
     Args:
         status: 200 to 599.
         reason: the reason phrase; by default the usual one of the status.
-        headers: a mapping, ``Headers``, or (name, value) pairs.
+        headers: a mapping, ``Headers``, or (name, value) pairs. Not what the server decides: ``Connection``,
+            ``Transfer-Encoding``, ``Keep-Alive``, ``Trailer`` and the like; ``Content-Length`` only if it is right,
+            ``Upgrade`` only with status 426.
         body: str is sent as UTF-8.
 
     Raises:
@@ -377,16 +388,23 @@ class Response:
             raise ValueError("the status of a response must be within 200 to 599")
         if not _REASON.fullmatch(self.reason):
             raise ValueError("a reason phrase must be latin-1 without control characters, RFC 9112 §4")
-        if any(name in self.headers for name in _FRAMING):
-            raise ValueError("Connection, Content-Length and Transfer-Encoding are not the application's to set")
+        for name in _DECIDED:
+            if name in self.headers:
+                raise ValueError(f"headers: {name} is not the application's to set, the server decides it")
+        # RFC 9110 §15.5.22 wants it there; elsewhere it would offer what this server does otherwise
+        if "upgrade" in self.headers and self.status != 426:
+            raise ValueError("headers: Upgrade goes with status 426 alone; onrequest returns None to go on with one")
 
-    def encode(self, *, keep_alive: bool, head_only: bool = False, date: str | None = None) -> bytes:
+    def encode(
+        self, *, keep_alive: bool, head_only: bool = False, date: str | None = None, server: str | None = None
+    ) -> bytes:
         """Return the response as on the wire.
 
         Args:
             keep_alive: whether the connection stays open for another request.
             head_only: whether it answers a HEAD request: the same head, and no content.
             date: the value of ``Date``, for those who have a clock (RFC 9110 §6.6.1); the application's own wins.
+            server: the value of ``Server``; the application's own wins.
 
         Raises:
             ValueError: what was changed since the response was made can't be sent.
@@ -400,6 +418,8 @@ class Response:
         start = f"HTTP/1.1 {int(self.status)} {self.reason}\r\n{length}Connection: {connection}\r\n"
         if date is not None and "date" not in self.headers:
             start += f"Date: {date}\r\n"
+        if server is not None and "server" not in self.headers:
+            start += f"Server: {server}\r\n"
         return b"%b%b\r\n%b" % (start.encode("latin-1"), self.headers.encode(), b"" if head_only else content)
 
     def __repr__(self) -> str:

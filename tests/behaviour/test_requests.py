@@ -355,6 +355,49 @@ def test_a_date_of_the_application_is_the_one(serve: Servers) -> None:
     assert peer.response().headers["date"] == date
 
 
+@pytest.mark.parametrize(
+    ("options", "headers", "value"),
+    [
+        ({}, {}, f"wspy/{wspy.__version__}"),
+        ({"server_header": "Apache"}, {}, "Apache"),
+        ({"server_header": None}, {}, None),
+        ({}, {"Server": "mine"}, "mine"),
+    ],
+)
+def test_responses_of_the_application_name_the_server(
+    serve: Servers, options: Any, headers: dict[str, str], value: str | None
+) -> None:
+    peer = serve(onrequest=lambda _: wspy.Response(200, headers=headers), **options).connect()
+    peer.send(PLAIN)
+    assert peer.response().headers.get("server") == value
+
+
+@pytest.mark.parametrize("answer", ["text", True, b"", {"status": 200}])
+def test_what_is_no_response_is_an_error(serve: Servers, answer: Any) -> None:
+    errors: list[str] = []
+    server = serve(onrequest=lambda _: answer, onerror=lambda client, error: errors.append(f"{client} {error!r}"))
+    peer = server.connect()
+    peer.send(PLAIN)
+    assert peer.response().status == 500
+    peer.eof()
+    kind = type(answer).__name__
+    assert errors == [f"None TypeError('onrequest returns a Response or None, not {kind}')"]
+
+
+@pytest.mark.parametrize("method", [b"POST", b"DELETE", b"OPTIONS"])
+def test_onrequest_decides_on_every_method(serve: Servers, method: bytes) -> None:
+    server = serve(onrequest=lambda r: wspy.Response(200, body=r.method) if r.path == "/path?x=1" else None)
+    peer = server.connect()
+    peer.send(PLAIN.replace(b"GET", method))
+    assert peer.response().body == method
+    peer.send(PLAIN.replace(b"GET /path?x=1", method + b" /other"))
+    assert peer.response().status == 405
+    peer.eof()
+    peer = server.connect()
+    peer.send(PLAIN.replace(b"GET", method).replace(b"Host", b"Content-Length: 1\r\nHost") + b"x")
+    assert peer.response().status == 413
+
+
 def test_a_101_has_no_date(serve: Servers) -> None:
     peer = serve().connect()
     peer.send(head())
