@@ -443,10 +443,10 @@ def test_it_can_not_run_twice_at_a_time(running: AsyncServer) -> None:
 
 
 def test_what_runs_by_itself_is_not_driven_from_outside(running: AsyncServer) -> None:
-    thread = running.thread
+    thread = running._thread
     with pytest.raises(RuntimeError, match="runs already"):
         running.handle_events()
-    assert running.thread == thread
+    assert running._thread == thread
 
 
 def test_it_can_not_be_started_twice_before_the_first_one_has_begun(server: AsyncServer) -> None:
@@ -637,16 +637,16 @@ def test_a_note_for_a_client_that_goes_meanwhile_leaves_nothing_behind() -> None
         assert server.loop.notes is not None
         found = iter([client, None])
         server.clients._find = lambda _: next(found)  # type: ignore[method-assign]
-        server.loop.notes(client.handle, 0, TextMessage("late"))
-        assert server.rares == {}
+        server.loop.notes(client._handle, 0, TextMessage("late"))
+        assert server._rares == {}
         del server.clients._find
-        server.loop.notes(client.handle, 0, TextMessage("in time"))
-        assert server.rares.keys() == {core.key(client.handle)}
+        server.loop.notes(client._handle, 0, TextMessage("in time"))
+        assert server._rares.keys() == {core.key(client._handle)}
         peer.end()
         while server.clients:
             server.handle_events(None)
-        server.loop.notes(client.handle, 1, TextMessage("too late"))
-        assert server.rares == {}
+        server.loop.notes(client._handle, 1, TextMessage("too late"))
+        assert server._rares == {}
 
 
 @pytest.mark.parametrize("run", ["run", "handle_events"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -77,3 +78,40 @@ def test_a_star_import_brings_the_public_names_alone() -> None:
     program = "before = {*globals(), 'before'}; from wspy import *; print(*sorted(globals().keys() - before))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
     assert result.stdout.split() == sorted(wspy.__all__)
+
+
+# What users may rely on; all else that instances have begins with an underscore.
+ATTRIBUTES = {
+    wspy.AsyncServer: "address broadcast call_later call_soon clients close fileno finished handle_events handshake "
+    "join loop onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent run start stats "
+    "stop",
+    wspy.AsyncClient: "abort buffered_amount close closed data path pause_reading remote_address request "
+    "resume_reading send send_ping server subprotocol",
+}
+
+
+def test_a_server_and_its_clients_show_their_public_attributes_alone() -> None:
+    with wspy.AsyncServer(("127.0.0.1", 0)) as server:
+        client = wspy.AsyncClient(server, 0, None, None)  # type: ignore[arg-type]
+        for instance in (server, client):
+            names = [name for name in dir(instance) if not name.startswith("_")]
+            assert names == ATTRIBUTES[type(instance)].split()
+
+
+def test_the_docstring_of_the_server_describes_its_attributes() -> None:
+    with wspy.AsyncServer(("127.0.0.1", 0)) as server:
+        text = (wspy.AsyncServer.__doc__ or "").split("Attributes:\n")[1].split("\n\n")[0]
+        assert re.findall(r"^        (\w+): ", text, re.MULTILINE) == sorted(n for n in vars(server) if n[0] != "_")
+
+
+def test_the_docstring_of_stats_explains_each_key() -> None:
+    with wspy.AsyncServer(("127.0.0.1", 0)) as server:
+        explained = re.findall(r"``(\w+)``", (server.stats.__doc__ or "").split("\n", 1)[1])
+        assert server.stats().keys() <= set(explained)
+
+
+def test_help_says_where_to_start() -> None:
+    text = wspy.__doc__ or ""
+    assert "Start with ``AsyncServer``" in text
+    for name in re.findall(r"``([A-Z][A-Za-z_]+)``", text):
+        assert name in wspy.__all__

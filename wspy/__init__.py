@@ -1,4 +1,26 @@
-"""WebSockets at every level of the protocol (RFC 6455)."""
+"""WebSockets at every level of the protocol (RFC 6455).
+
+Start with ``AsyncServer``: subclass it, override handlers such as ``onmessage``, and ``run`` it. Its docstring lists
+every argument and handler; those of ``AsyncClient`` say what a handler can do with a connection.
+
+    import wspy
+
+    class Echo(wspy.AsyncServer):
+        def onmessage(self, client, message):
+            client.send(message)
+
+    Echo(("127.0.0.1", 8000)).run()
+
+What else there is:
+
+- ``TextMessage`` and ``BinaryMessage``: what arrives. A str or bytes can be sent as it is.
+- ``Request`` and ``Response``: plain HTTP on the same port, by ``onrequest``.
+- ``SocketClosed``: raised by what sends on a closing connection. ``HandshakeError``: raise it to refuse a request.
+- ``Protocol`` and ``Frame``: the protocol without I/O, for both roles, to use with sockets of your own.
+- ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
+
+A client, TLS and an asyncio API are not there yet.
+"""
 
 from __future__ import annotations
 

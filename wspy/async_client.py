@@ -131,10 +131,10 @@ class AsyncClient:
         # nothing but immutable bytes may wait in the queue
         if fragment_size is None and self._state is None and type(payload) is bytes and len(payload) < SHORT:
             server = self.server
-            server.push((self._key, prefixes[len(payload)], payload))
+            server._push((self._key, prefixes[len(payload)], payload))
             # in a handler it waits for those that follow; every other thread does its own writing
-            if get_ident() != server.busy:
-                server.submit()
+            if get_ident() != server._busy:
+                server._submit()
             return
         self._send_otherwise(create_message(message), bytes(payload), fragment_size)  # type: ignore[arg-type]
 
@@ -144,8 +144,8 @@ class AsyncClient:
             self.server.loop.has_large = True
         if fragment_size is None and len(payload) > _MAX_FRAME:
             raise ValueError("a message above 4 GiB needs a fragment_size")
-        self.server.push(self._commands(message, payload, fragment_size))
-        self.server.flush()
+        self.server._push(self._commands(message, payload, fragment_size))
+        self.server._flush()
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         """Return what to queue for a message: keys and payloads."""
@@ -175,15 +175,15 @@ class AsyncClient:
         if len(data) > _MAX_PING:
             raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
         self._check_open()
-        self.server.push(self._ping_commands(data))
-        self.server.flush()
+        self.server._push(self._ping_commands(data))
+        self.server._flush()
 
     def _ping_commands(self, payload: bytes) -> Commands:
         prefix = core.message_prefix(FIN | Opcode.PING, len(payload))
-        if not self.server.hears_pings:
+        if not self.server._hears_pings:
             return [self._key, prefix, payload]
         ping = Frame(Opcode.PING, payload)
-        return [*core.note(self.handle, ping), core.key(self.handle | core.MARK), prefix, payload]
+        return [*core.note(self._handle, ping), core.key(self._handle | core.MARK), prefix, payload]
 
     # ---- ending ----
 
@@ -207,22 +207,22 @@ class AsyncClient:
             return
         sent = (CloseCode.NO_STATUS if code is None else code, reason)
         self._state = SocketClosed(initialized=True, message="this side has closed the connection", sent=sent)
-        self.server.push(core.command(self.handle | core.CLOSE, payload))
-        self.server.flush()
+        self.server._push(core.command(self._handle | core.CLOSE, payload))
+        self.server._flush()
         if self._mode == HOLD:
             self.resume_reading()
 
     def abort(self) -> None:
         """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
         # in this order: see _change_mode
-        self.server.rare_of(self).is_aborted = True
+        self.server._rare_of(self).is_aborted = True
         self._mode = DROP
         if self._state is None:
             self._state = SocketClosed(initialized=True, message="this side has aborted the connection")
         if self.server.loop.closed:
             return
-        self.server.push(core.command(self.handle | core.ABORT))
-        self.server.flush()
+        self.server._push(core.command(self._handle | core.ABORT))
+        self.server._flush()
 
     @property
     def closed(self) -> bool:
@@ -237,7 +237,7 @@ class AsyncClient:
         In ``onframe`` this holds the message of that frame, too. From another thread it takes effect a little later.
         ``close`` and ``stop`` end a pause, and after them there is none.
         """
-        self.server.in_its_thread(self._pause)
+        self.server._in_its_thread(self._pause)
 
     def _pause(self) -> None:
         if self._is_closing():
@@ -247,20 +247,20 @@ class AsyncClient:
         if self._mode != DELIVER:
             return
         self._change_mode(HOLD)
-        self.server.push(core.command(self.handle | core.PAUSE))
-        self.server.flush()
+        self.server._push(core.command(self._handle | core.PAUSE))
+        self.server._flush()
         if self._is_closing():  # another thread has begun to, and saw no pause that it could end
             self._resume()
 
     def resume_reading(self) -> None:
         """Deliver messages again, first those that had arrived."""
-        self.server.in_its_thread(self._resume)
+        self.server._in_its_thread(self._resume)
 
     def _resume(self) -> None:
         if self._mode == HOLD:
-            self.rare().resumes = True
+            self._its_rare().resumes = True
             # not now: the handler that asks for it has not returned yet
-            self.server.in_next_turn(self.server.deliver_held, self)
+            self.server._in_next_turn(self.server._deliver_held, self)
 
     def _is_closing(self) -> bool:
         """Whether this side has begun to close."""
@@ -269,7 +269,7 @@ class AsyncClient:
     def _change_mode(self, mode: int) -> None:
         """Change what becomes of events, for the server's thread; an abort of another thread stays."""
         self._mode = mode
-        if self.rare().is_aborted:
+        if self._its_rare().is_aborted:
             self._mode = DROP
 
     @property
@@ -279,8 +279,8 @@ class AsyncClient:
         # the child of a fork has closed what its parent goes on sending to
         if server.loop.closed or (self._state is not None and self not in server.clients):
             return 0
-        server.submit()
-        return server.loop.backlog(self.handle)
+        server._submit()
+        return server.loop.backlog(self._handle)
 
     # ---- who it is ----
 
@@ -304,19 +304,19 @@ class AsyncClient:
         """The peer's address, as ``socket.getpeername`` has it: (host, port) for IPv4; "" for a Unix socket."""
         if self._rare is not None and self._rare.peer is not None:
             return self._rare.peer
-        return self.server.loop.peer(self.handle)
+        return self.server.loop.peer(self._handle)
 
     @property
-    def handle(self) -> int:
+    def _handle(self) -> int:
         """What the loop calls this connection; it never gives this name again."""
         return core.handle(self._key)
 
-    def rare(self) -> Rare:
+    def _its_rare(self) -> Rare:
         """Return the part that few connections need; for the server's thread."""
         if self._rare is None:
             # another thread may have made it: setdefault is atomic, and no lock that what interrupts this thread
             # could wait for
-            self._rare = self.server.rares.setdefault(self._key, Rare())
+            self._rare = self.server._rares.setdefault(self._key, Rare())
         return self._rare
 
     def __str__(self) -> str:
@@ -348,8 +348,8 @@ class MarkingClient(AsyncClient):
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         commands = super()._commands(message, payload, fragment_size)
-        commands[-3] = core.key(self.handle | core.MARK)
-        return [*core.note(self.handle, message), *commands]
+        commands[-3] = core.key(self._handle | core.MARK)
+        return [*core.note(self._handle, message), *commands]
 
 
 class Clients(Collection[AsyncClient]):
@@ -366,7 +366,7 @@ class Clients(Collection[AsyncClient]):
         return iter([client for client in self._slots.copy() if client is not None])
 
     def __contains__(self, client: object) -> bool:
-        return isinstance(client, AsyncClient) and self._find(client.handle & core.SLOT) is client
+        return isinstance(client, AsyncClient) and self._find(client._handle & core.SLOT) is client
 
     def __repr__(self) -> str:
         return f"<Clients {len(self)}>"

@@ -111,9 +111,17 @@ class AsyncServer:
         backlog: connections that the kernel completes before they are accepted.
         reuse_port: let other processes listen on the same port.
 
+    Attributes:
+        address: where it listens, as ``socket.getsockname`` has it: with the port that was found for port 0.
+        clients: the open connections: a collection that any thread may look at while they come and go. Some may be
+            closing, for which ``client.send`` raises ``SocketClosed``: to send to many, use ``broadcast``, which
+            passes those over.
+        handshake: the rules for requests, that its arguments were made into.
+        loop: the Python face of the C loop, for tests and measurements: not for applications.
+
     Raises:
         OSError: the address can't be had.
-        TypeError: an argument is of another type.
+        TypeError: an argument is of another type, or a handler is ``async def``.
         ValueError: an argument is out of range.
     """
 
@@ -213,7 +221,7 @@ class AsyncServer:
         self._call_at: float | None = None  # when the earliest call of later is due
         self._frames = self._overrides("onframe")
         self._answers = self._overrides("onrequest")
-        self.hears_pings = self._overrides("onping")
+        self._hears_pings = self._overrides("onping")
         self._granularity = core.FRAMES if self._frames else core.MESSAGES
         self._stopping: float | None = None
         self._stop_began = False
@@ -223,17 +231,16 @@ class AsyncServer:
         self._ended = threading.Event()
         self._background: threading.Thread | None = None
         self.clients = Clients()
-        """The open connections; any thread may look at it while they come and go."""
         self._marks = self._overrides("onsent")
         self._make_client = MarkingClient if self._marks else AsyncClient
-        self.thread = 0
+        self._thread = 0
         self.loop = Loop(settings)
         # for clients: as few steps as possible on the way of a message
-        self.push = self.loop.push
-        self.busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
-        self.rares: dict[bytes, Rare] = {}
+        self._push = self.loop.push
+        self._busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
+        self._rares: dict[bytes, Rare] = {}
         """Of open connections, by their keys."""
-        if self._marks or self.hears_pings:
+        if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
         _servers.add(self)
 
@@ -275,11 +282,18 @@ class AsyncServer:
     def onclose(self, client: AsyncClient, code: int, reason: str) -> None:
         """Do something when a connection is closed: once for each ``onopen``, and last.
 
+        Both arguments are what the peer's Close frame says, whoever began. A peer that is told to close, by
+        ``client.close(code)``, by ``stop`` (1001) or after an exception in a handler (1011), answers with the code
+        that it was sent as a rule. Only without a Close frame from the peer they say what happened here:
+
+        - 1006: the peer went away, was silent for longer than a timeout, or was aborted.
+        - 1008: more than ``max_backlog`` was unsent, or a message had more than ``max_fragments``.
+        - 1002, 1007, 1009: the peer broke a rule, and was told this code (RFC 6455 §7.4.1).
+
         Args:
             client: the connection.
-            code: of the peer's Close frame; 1005 if it had none; 1006 without a Close frame; or, if the peer broke a
-                rule, the code that it was told.
-            reason: of the peer's Close frame; else a sentence that says what happened.
+            code: the close code; 1005 if the peer's Close frame had none.
+            reason: of the peer's Close frame, often ""; without one a sentence that says what happened.
         """
 
     def onerror(self, client: AsyncClient | None, error: BaseException) -> None:
@@ -312,7 +326,7 @@ class AsyncServer:
         """Let one caller run the server, and no other: it does so once in its life."""
         if self.loop.closed:
             raise RuntimeError("the server was closed")
-        if self.thread or not self._unclaimed.acquire(blocking=False):
+        if self._thread or not self._unclaimed.acquire(blocking=False):
             raise RuntimeError("the server runs already")
 
     def _serve(self) -> None:
@@ -325,7 +339,7 @@ class AsyncServer:
             raise self._exit
 
     def _run(self, signals: StopSignals) -> None:
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         self._begun.set()
         seen = 0
         while self._stopping is None or not self.finished:
@@ -374,13 +388,13 @@ class AsyncServer:
         """
         if self._stopping is None:
             self._stopping = monotonic() + (inf if self._shutdown_timeout is None else self._shutdown_timeout)
-            self.in_next_turn(self._stop)
+            self._in_next_turn(self._stop)
 
     def _stop(self) -> None:
         self._stop_began = True
         self._release_listener()
         refusal = HandshakeError(503, "the server is stopping")
-        self.push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
+        self._push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
         for client in (*self._opening.values(), *self.clients):
             client.close(CloseCode.GOING_AWAY)
         if self._shutdown_timeout is not None:
@@ -411,12 +425,12 @@ class AsyncServer:
 
         From a handler, or from another thread than the running one, this asks for it; ``join`` waits.
         """
-        if self.thread not in {0, threading.get_ident()}:
-            self.in_next_turn(self._stop_at_once)
+        if self._thread not in {0, threading.get_ident()}:
+            self._in_next_turn(self._stop_at_once)
             return
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         self._stop_at_once()
-        if self.busy or self.loop.closed:
+        if self._busy or self.loop.closed:
             return
         while self.clients and self._turn(0):
             continue
@@ -426,7 +440,7 @@ class AsyncServer:
         """Give everything back, without another handler being called."""
         self._release_listener()
         self.loop.close()
-        self.thread = 0
+        self._thread = 0
         self._ended.set()
 
     def _release_listener(self) -> None:
@@ -470,12 +484,12 @@ class AsyncServer:
             ValueError: the timeout is NaN.
             KeyboardInterrupt, SystemExit: a handler has raised it; the server is stopping then.
         """
-        if self.busy:
+        if self._busy:
             raise RuntimeError("handle_events was called from a handler")
         if self._unclaimed.locked() and not self.loop.closed:
             raise RuntimeError("the server runs already")
         timeout_ms = _waiting(timeout)
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         handled = count = self._turn(timeout_ms)
         for _ in range(ROUNDS):
             if not count and not self._calls.pending:
@@ -515,26 +529,26 @@ class AsyncServer:
             raise RuntimeError("the server was closed: nothing runs there any more")
         return self._call(delay, function, *arguments)
 
-    def in_next_turn(self, function: Callable[..., object], *arguments: Any) -> None:
+    def _in_next_turn(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the server's thread, in the next turn if there is one. Thread-safe."""
         self._call(0, function, *arguments)
 
     def _call(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
         call = self._calls.add(delay, function, arguments)
-        if threading.get_ident() != self.busy:
+        if threading.get_ident() != self._busy:
             self.loop.wake()
         return call
 
-    def rare_of(self, client: AsyncClient) -> Rare:
+    def _rare_of(self, client: AsyncClient) -> Rare:
         """Return what few clients need, of one that is gone something that nobody keeps. Thread-safe."""
-        return _rare_of(client, self.clients, self.rares)
+        return _rare_of(client, self.clients, self._rares)
 
-    def in_its_thread(self, function: Callable[[], object]) -> None:
+    def _in_its_thread(self, function: Callable[[], object]) -> None:
         """Call a function in the server's thread: now if this is it, else soon, unless the server is closed."""
-        if threading.get_ident() == self.thread:
+        if threading.get_ident() == self._thread:
             function()
         elif not self.loop.closed:
-            self.in_next_turn(function)
+            self._in_next_turn(function)
 
     def broadcast(self, message: Sendable, clients: Iterable[AsyncClient] | None = None) -> None:
         """Send a message to many clients; it is encoded once. Thread-safe, and never blocks.
@@ -558,8 +572,8 @@ class AsyncServer:
             self._broadcast_marked(whole, frame, list(self.clients) if told is None else told)
             return
         keys = None if told is None else [client._key for client in told]
-        self.push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
-        self.flush()
+        self._push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
+        self._flush()
 
     def _own(self, clients: Iterable[AsyncClient]) -> list[AsyncClient]:
         """Return clients of this server: another's have the same handles."""
@@ -571,24 +585,35 @@ class AsyncServer:
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AsyncClient]) -> None:
         told = [client for client in clients if not client.closed]
-        notes = [item for client in told for item in core.note(client.handle, message)]
+        notes = [item for client in told for item in core.note(client._handle, message)]
         payload = broadcast_payload(frame, [client._key for client in told])
-        self.push((*notes, *core.command(core.BROADCAST_MARK, payload)))
-        self.flush()
+        self._push((*notes, *core.command(core.BROADCAST_MARK, payload)))
+        self._flush()
 
     def stats(self) -> dict[str, int]:
-        """Return counters since the server was made, and ``clients``, the connections that are open. Thread-safe."""
+        """Return counters since the server was made, and what there is now. Thread-safe.
+
+        - ``clients``: WebSockets that are open now; ``connections``: TCP connections in every phase;
+          ``handshakes``: of these, the ones before their 101; ``backlog``: unsent bytes of all.
+        - ``accepted``, ``closed``: TCP connections that came and went. ``opened``: those that became WebSockets.
+        - ``refused``: request heads that were malformed, too long, or never complete. What was refused for another
+          reason, such as its origin, is in the log alone.
+        - ``messages_received``: data messages, or their frames with ``onframe``. ``bytes_received``, ``bytes_sent``:
+          everything, heads and frame headers too. ``broadcasts``: calls of ``broadcast``.
+        - ``protocol_errors``: peers that broke a rule of RFC 6455. ``timeouts``: deadlines that ended a connection.
+        - ``accept_errors``: connections that could not be accepted. ``turns``: of the loop.
+        """
         return {"clients": len(self.clients), **self.loop.stats()}
 
     # ---- turns ----
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Write what was queued, unless the server is going to do so when the running handler returns. Thread-safe."""
         # another thread, or a signal handler while the loop may be about to sleep
-        if threading.get_ident() != self.busy:
-            self.submit()
+        if threading.get_ident() != self._busy:
+            self._submit()
 
-    def submit(self) -> None:
+    def _submit(self) -> None:
         """Write what was queued, unless there is nobody left to write to. Thread-safe."""
         if self.loop.closed:
             return
@@ -603,16 +628,16 @@ class AsyncServer:
             timeout_ms = self._run_calls(timeout_ms)
         count = self.loop.turn(timeout_ms)
         if count:
-            self.busy = self.thread
+            self._busy = self._thread
             try:
                 self._dispatch(count)
             finally:
-                self.busy = 0
+                self._busy = 0
         return count
 
     def _run_calls(self, timeout_ms: int) -> int:
         """Run the calls that are due; return how long the turn may wait: not at all if there were any."""
-        self.busy = threading.get_ident()
+        self._busy = threading.get_ident()
         try:
             for call in self._calls.due():
                 timeout_ms = 0
@@ -621,7 +646,7 @@ class AsyncServer:
                 except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
                     self._handler_failed(None, error)
         finally:
-            self.busy = 0
+            self._busy = 0
         if self._calls.pending:
             return 0
         at = self._call_at = self._calls.next_at()
@@ -679,7 +704,7 @@ class AsyncServer:
         if kind == core.EVENT_CLOSE:
             self._peer_closes(client, payload)
         if client._mode == HOLD:
-            client.rare().held.append((kind, payload, False))
+            client._its_rare().held.append((kind, payload, False))
         elif client._mode == DELIVER:
             self._deliver(client, kind, payload)
 
@@ -688,7 +713,7 @@ class AsyncServer:
         if self._frames and not is_seen:
             self._guarded(client, self.onframe, client, _frame(kind, payload))
             if client._mode == HOLD:
-                client.rare().held.appendleft((kind, payload, True))
+                client._its_rare().held.appendleft((kind, payload, True))
             if client._mode != DELIVER:
                 return
         if kind == core.EVENT_PING:
@@ -701,7 +726,7 @@ class AsyncServer:
     def _deliver_data(self, client: AsyncClient, kind: int, payload: bytes) -> None:
         opcode = kind & 0x0F
         if kind & core.EVENT_NOT_FINAL or opcode == Opcode.CONTINUATION:
-            parts = client.rare().fragments
+            parts = client._its_rare().fragments
             parts.append(payload if parts else bytes([opcode]) + payload)
             if kind & core.EVENT_NOT_FINAL:
                 return
@@ -715,9 +740,9 @@ class AsyncServer:
             message = BinaryMessage(payload)
         self._guarded(client, self.onmessage, client, message)
 
-    def deliver_held(self, client: AsyncClient) -> None:
+    def _deliver_held(self, client: AsyncClient) -> None:
         """Deliver what arrived before a pause, then read on; in the server's thread."""
-        rare = client.rare()
+        rare = client._its_rare()
         if client._mode != HOLD or not rare.resumes:
             return
         rare.resumes = False
@@ -726,10 +751,10 @@ class AsyncServer:
             self._deliver(client, *rare.held.popleft())
         if client._mode != DELIVER or client not in self.clients:
             return
-        self.push(core.command(client.handle | core.RESUME))
+        self._push(core.command(client._handle | core.RESUME))
         if client._mode == HOLD:  # a signal handler has paused it, before the core heard of the end of the last pause
-            self.push(core.command(client.handle | core.PAUSE))
-        self.flush()
+            self._push(core.command(client._handle | core.PAUSE))
+        self._flush()
 
     # ---- failing handlers ----
 
@@ -753,7 +778,7 @@ class AsyncServer:
             client._mode = DROP
             client.close(CloseCode.INTERNAL_ERROR)
             # of a paused one, too, the peer's Close is read, and what comes before it thrown away
-            self.push(core.command(client.handle | core.RESUME))
+            self._push(core.command(client._handle | core.RESUME))
 
     def _stop_for(self, error: BaseException) -> None:
         """Stop in order: KeyboardInterrupt and SystemExit are how a program asks for its end."""
@@ -789,7 +814,7 @@ class AsyncServer:
         encoded = response.encode(
             keep_alive=keep_alive, head_only=head_only, date=_http_date(int(time())), server=self._server_header
         )
-        self.push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
+        self._push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
         return True
 
     def _accept(self, handle: int, request: Request) -> None:
@@ -800,7 +825,7 @@ class AsyncServer:
             raise HandshakeError(503, "there are max_connections already")
         self._opening[handle & core.SLOT] = self._make_client(self, handle, request, accepted.subprotocol)
         response = acceptance(accepted.response, granularity=self._granularity)
-        self.push(core.command(handle | core.ACCEPT, response))
+        self._push(core.command(handle | core.ACCEPT, response))
 
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
         date = _http_date(int(time()))
@@ -811,14 +836,14 @@ class AsyncServer:
             # the application may have made it, changed it, or raised a subclass that lacks what is needed
             log.exception("a HandshakeError can't be sent: answered with 500")
             response = self.handshake.refuse(HandshakeError(500, ""), head, date)
-        self.push(core.command(handle | core.RESPOND, _LAST + response))
+        self._push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
         status = HEAD_STATUSES[start]
         log.info("refused a request from %s with %s: %s", self._name(handle), status, error_text(start))
         response = self.handshake.refuse_core(start, _http_date(int(time())))
-        self.push(core.command(handle | core.RESPOND, _LAST + response))
+        self._push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _name(self, handle: int) -> str:
         return peer_name(self.loop.peer(handle))
@@ -843,7 +868,7 @@ class AsyncServer:
         client = self.clients._find(slot)
         if client is None:
             return
-        sent = client.rare().sent
+        sent = client._its_rare().sent
         for _ in range(min(start, len(sent))):
             _, what = sent.popitem(last=False)
             if client._mode == DROP:
@@ -854,7 +879,7 @@ class AsyncServer:
                 self._guarded(client, self.onsent, client, what)
 
     def _peer_closes(self, client: AsyncClient, payload: bytes) -> None:
-        rare = client.rare()
+        rare = client._its_rare()
         rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
         rare.close_reason = str(payload[2:], "utf-8")
         rcvd = (rare.close_code, rare.close_reason)
@@ -871,15 +896,15 @@ class AsyncServer:
         client = self.clients._find(slot)
         if client is None:
             return
-        rare = client.rare()
+        rare = client._its_rare()
         while rare.held and client._mode != DROP:
             self._deliver(client, *rare.held.popleft())
         self.clients._remove(slot)
-        self.rares.pop(client._key, None)
+        self._rares.pop(client._key, None)
         # who holds the client need not hold what is for nobody any more
         for gone in (rare.held, rare.sent, rare.fragments):
             gone.clear()
-        rare.peer = self.loop.peer(client.handle)
+        rare.peer = self.loop.peer(client._handle)
         code, reason = _verdict(rare, start, error)
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
@@ -923,11 +948,11 @@ class _Notes:
 
     def __init__(self, server: AsyncServer) -> None:
         self._clients = server.clients
-        self._rares = server.rares
+        self._rares = server._rares
 
     def __call__(self, handle: int, number: int, what: Message | Frame) -> None:
         client = self._clients._find(handle & core.SLOT)
-        if client is None or client.handle != handle:
+        if client is None or client._handle != handle:
             return
         _rare_of(client, self._clients, self._rares).sent[number] = what
 
@@ -951,7 +976,7 @@ _servers: weakref.WeakSet[AsyncServer] = weakref.WeakSet()
 def _leave_to_the_parent() -> None:
     """In the child of a fork, serve nothing: connections were let go of by loop.py, and here go the listeners."""
     for server in list(_servers):
-        server.thread = 0
+        server._thread = 0
         if server._owns_listener:
             server._listener.close()
 

@@ -210,20 +210,20 @@ def test_a_pause_of_another_thread_outlasts_a_resume_that_is_under_way(serve: Se
     client = server.client(peer)
     client.pause_reading()
     server.call(int)
-    push = server.server.push
+    push = server.server._push
 
     def interrupted(commands: Any) -> None:
-        server.server.push = push
+        server.server._push = push
         thread = threading.Thread(target=client.pause_reading)
         thread.start()
         thread.join()
         push(commands)
 
-    server.server.push = interrupted
+    server.server._push = interrupted
     client.resume_reading()
     for _ in range(3):
         server.call(int)
-    assert server.server.push is push
+    assert server.server._push is push
     overflow(peer)
     assert server.server.stats()["bytes_received"] < 1 << 20
 

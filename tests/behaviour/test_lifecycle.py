@@ -482,4 +482,4 @@ def test_who_keeps_a_closed_client_keeps_nothing_of_what_it_was_sent(serve: Serv
     assert not client._rare.sent
     assert not client._rare.held
     assert not client._rare.fragments
-    assert server.server.rares == {}
+    assert server.server._rares == {}

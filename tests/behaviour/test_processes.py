@@ -330,7 +330,7 @@ def test_i17_a_child_leaves_the_connections_of_its_parent_alone(launch: Callable
             child = os.fork()
             if child == 0:
                 say("child has", *sorted({name.partition(":")[0] for name in descriptors()}), len(descriptors()))
-                say("child turns", attempt(server.handle_events) if not server.thread else attempt(server.run))
+                say("child turns", attempt(server.handle_events) if not server._thread else attempt(server.run))
                 say("child sends", attempt(lambda: client.send("from the child")))
                 say("child closes", attempt(client.close), attempt(client.abort), attempt(server.close))
                 os._exit(0)

@@ -297,7 +297,7 @@ def test_a_note_of_another_thread_and_what_the_server_keeps_of_a_client_are_in_o
 
     def interrupted(rare: async_client.Rare) -> None:
         make(rare)
-        if threading.get_ident() == server.server.thread and not senders:
+        if threading.get_ident() == server.server._thread and not senders:
             senders.append(threading.Thread(target=server.client(peer).send, args=("from a thread",)))
             senders[0].start()
             senders[0].join()
