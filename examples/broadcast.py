@@ -1,4 +1,4 @@
-"""Send the time to everybody each second, without a thread: python broadcast.py PORT."""
+"""Send the time to everybody each second, without a thread: python broadcast.py [PORT]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ class ClockServer(wspy.AsyncServer):
 
 
 if __name__ == "__main__":
-    server = ClockServer(("127.0.0.1", int(sys.argv[1])))
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    try:
+        server = ClockServer(("127.0.0.1", port))
+    except OSError as error:
+        sys.exit(f"can't serve: {error}")
     server.call_soon(lambda: print("ws://{}:{}/".format(*server.address), flush=True))
     server.call_soon(server.tick)
     server.run()

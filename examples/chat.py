@@ -1,4 +1,4 @@
-"""Chat in rooms, such as ws://127.0.0.1:PORT/kitchen?name=Anna: python chat.py PORT."""
+"""Chat in rooms, such as ws://127.0.0.1:PORT/kitchen?name=Anna: python chat.py [PORT]."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class ChatServer(wspy.AsyncServer):
 
 
 if __name__ == "__main__":
-    server = ChatServer(("127.0.0.1", int(sys.argv[1])))
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    try:
+        server = ChatServer(("127.0.0.1", port))
+    except OSError as error:
+        sys.exit(f"can't serve: {error}")
     server.call_soon(lambda: print("ws://{}:{}/".format(*server.address), flush=True))
     server.run()

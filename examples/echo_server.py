@@ -24,7 +24,10 @@ class EchoServer(wspy.AsyncServer):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    server = EchoServer(("127.0.0.1", port))
+    try:
+        server = EchoServer(("127.0.0.1", port))
+    except OSError as error:
+        sys.exit(f"can't serve: {error}")
     # Printed by the running server: from then on Ctrl-C ends it gracefully.
     server.call_soon(lambda: print("http://{}:{}/".format(*server.address), flush=True))
     server.run()

@@ -1,4 +1,4 @@
-"""Let asyncio drive an AsyncServer beside everything else that it does: python foreign_loop.py PORT."""
+"""Let asyncio drive an AsyncServer beside everything else that it does: python foreign_loop.py [PORT]."""
 
 from __future__ import annotations
 
@@ -32,4 +32,7 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    try:
+        asyncio.run(serve(int(sys.argv[1]) if len(sys.argv) > 1 else 8000))
+    except OSError as error:
+        sys.exit(f"can't serve: {error}")

@@ -1,6 +1,6 @@
 """Send the load of the machine to everybody each second, from a program with a loop of its own.
 
-The server runs in a thread beside it: python push_from_thread.py PORT.
+The server runs in a thread beside it: python push_from_thread.py [PORT].
 """
 
 from __future__ import annotations
@@ -22,4 +22,7 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    try:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
+    except OSError as error:
+        sys.exit(f"can't serve: {error}")

@@ -73,8 +73,12 @@ class Program:
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
 
+    def ended(self) -> tuple[int, str, str]:
+        """Wait for the end; return the exit status, and what is left of the standard output and error."""
+        out, err = self.process.communicate(timeout=self.seconds)
+        return self.process.returncode, (self._unread + out).decode(), err.decode()
+
     def interrupt(self) -> tuple[int, str, str]:
         """Press Ctrl-C; return the exit status, and what is left of the standard output and error."""
         self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=self.seconds)
-        return self.process.returncode, (self._unread + out).decode(), err.decode()
+        return self.ended()

@@ -82,7 +82,7 @@ def test_each_example_is_short_and_tested_here() -> None:
     assert names
     for name in names:
         assert f'"{name}"' in tests
-        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 40, name
+        assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 45, name
 
 
 def test_the_page_asks_nobody_else_for_anything() -> None:
@@ -112,31 +112,34 @@ def test_echo_server_ends_as_soon_as_it_has_said_where_it_is(start: Callable[...
     assert_ends(program)
 
 
-def test_benchmark_echo(patience: float) -> None:
-    with socket.socket() as reserved:
-        # Bound and not listening: nobody else gets this port, and the server does.
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-        with (
-            Program(*PYTHON, EXAMPLES / "benchmark_echo.py", str(port), patience=patience) as program,
-            first_connection(port, 20 * patience) as client,
-        ):
-            for message in ("text", b"binary"):
-                client.send(message)
-                assert client.recv(timeout=20) == message
-            assert_ends(program, client)
+def test_benchmark_echo(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("benchmark_echo.py")
+    with join(url) as client:
+        for message in ("text", b"binary"):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+        assert_ends(program, client)
 
 
-def first_connection(port: int, seconds: float) -> ClientConnection:
-    """Connect to a program that does not say when it listens."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return join(f"ws://127.0.0.1:{port}/")
-        except ConnectionRefusedError:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_port_that_is_taken_is_one_line(name: str, patience: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Program(*PYTHON, EXAMPLES / name, str(port), str(EXAMPLES / name), patience=patience) as program:
+            status, out, err = program.ended()
+    assert (status, out) == (1, "")
+    assert re.fullmatch(rf"can't serve: .*Address already in use.*{port}.*\n", err)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_port_is_8000_unless_one_is_given(name: str) -> None:
+    """Looked for in the text: the port may be taken where the tests run."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert re.search(rf"python {name} \[PORT\]", text)
+    assert len(re.findall(r"int\(sys\.argv\[1\]\) if len\(sys\.argv\) > [12] else 8000", text)) == 1
 
 
 @pytest.mark.slow
@@ -215,6 +218,16 @@ def test_onsent_file(start: Callable[..., tuple[Program, str]], tmp_path: Path) 
             assert whole_file(client) == content
         assert whole_file(slow) == content
     assert_ends(program)
+
+
+def test_onsent_file_without_its_file(start: Callable[..., tuple[Program, str]], tmp_path: Path) -> None:
+    program, url = start("onsent_file.py", "0", str(tmp_path / "missing"))
+    with join(url) as client, pytest.raises(ConnectionClosed):
+        client.recv(timeout=20)
+    assert client.close_code == 1011
+    status, out, err = program.interrupt()
+    assert (status, out) == (0, "")
+    assert err.count("Traceback") == err.count("FileNotFoundError") == 1
 
 
 def whole_file(client: ClientConnection) -> bytes:
