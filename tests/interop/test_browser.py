@@ -174,6 +174,24 @@ def echo_server(patience: float) -> Iterator[tuple[Program, str]]:
         yield program, program.line()
 
 
+@pytest.fixture
+def deaf_server() -> Iterator[str]:
+    """Serve the page with WebSockets that are never read: no Close frame is answered."""
+    page = ECHO_SERVER.with_name("echo.html").read_bytes()
+
+    class Deaf(wspy.AsyncServer):
+        def onrequest(self, request: wspy.Request) -> wspy.Response | None:
+            headers = {"Content-Type": "text/html; charset=utf-8"}
+            return None if request.is_websocket else wspy.Response(200, headers=headers, body=page)
+
+        def onopen(self, client: wspy.AsyncClient) -> None:
+            client.pause_reading()
+
+    with Deaf(("127.0.0.1", 0), shutdown_timeout=0) as server:
+        server.start()
+        yield "http://{}:{}/".format(*server.address)
+
+
 STATE = "document.querySelector('[role=status]').textContent"
 LOG = "document.querySelector('[role=log]').innerText"
 
@@ -213,6 +231,78 @@ def test_a_person_sees_that_the_server_stops(browser: Browser, echo_server: tupl
     browser.wait(f"{STATE}.includes('Connected')")
     assert program.interrupt() == (0, "", "")
     browser.wait(f"{STATE}.includes('Closed with code 1001')")
+    assert browser.run(f"return {STATE}").endswith("Press Connect to try again.")
+    assert browser.run("return document.title") == "Closed – wspy echo"  # noqa: RUF001 -- as a typographer would
+    browser.click("#connect")
+    browser.wait(f"{STATE}.includes('Could not connect')")
+    assert not browser.run("return document.getElementById('connect').disabled")
+
+
+def test_a_person_sends_too_much_and_is_told_the_limit(browser: Browser, echo_server: tuple[Program, str]) -> None:
+    _, url = echo_server
+    browser.go(url)
+    browser.wait(f"{STATE}.includes('Connected')")
+    assert browser.run("return document.title") == "Connected – wspy echo"  # noqa: RUF001 -- the same
+    browser.run("message.value = 'long '.repeat(20000); send.click()")
+    browser.wait("document.querySelectorAll('.received').length === 1")
+    heights = browser.run("return [...document.querySelectorAll('[role=log] p')].map((line) => line.clientHeight)")
+    assert max(heights) < 300
+    browser.run("message.value = 'x'.repeat((1 << 20) + 1); send.click()")
+    browser.wait(f"{STATE}.includes('Closed with code 1009')")
+    assert "the server takes up to 1 MiB" in browser.run(f"return {STATE}")
+
+
+def test_the_log_stays_where_a_person_reads(browser: Browser, echo_server: tuple[Program, str]) -> None:
+    _, url = echo_server
+    browser.go(url)
+    browser.wait(f"{STATE}.includes('Connected')")
+    browser.run("for (let number = 0; number < 50; number++) show('event', String(number))")
+    assert browser.run("return log.scrollHeight - log.scrollTop - log.clientHeight") < 8
+    frames = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+    browser.run_async("log.scrollTop = 0;" + frames)
+    browser.run("show('event', 'more')")
+    assert browser.run("return log.scrollTop") == 0
+    browser.run_async("log.scrollTop = log.scrollHeight;" + frames)
+    browser.run_async("state.style.height = '10rem';" + frames)
+    assert browser.run("return log.scrollHeight - log.scrollTop - log.clientHeight") < 8
+
+
+def test_a_person_need_not_wait_for_a_close_that_is_not_answered(browser: Browser, deaf_server: str) -> None:
+    browser.go(deaf_server)
+    browser.wait(f"{STATE}.includes('Connected')")
+    browser.click("#close")
+    browser.wait(f"{STATE}.includes('Closing')")
+    browser.click("#connect")
+    browser.wait(f"{STATE}.includes('Connected')")
+
+
+def test_borders_can_be_seen(browser: Browser, echo_server: tuple[Program, str]) -> None:
+    """WCAG 2.2, 1.4.11: a contrast of at least 3 to 1."""
+    _, url = echo_server
+    browser.go(url)
+    for scheme in ("light", "dark"):
+        browser.prefer(scheme)
+        for selector in ("#message", "#connect", "#send"):
+            style = f"getComputedStyle(document.querySelector('{selector}'))"
+            border = browser.run(f"return {style}.borderTopColor")
+            for around in (
+                f"{style}.backgroundColor",
+                "getComputedStyle(document.querySelector('main')).backgroundColor",
+            ):
+                if selector != "#send" or "main" in around:  # that one is filled with the colour of its border
+                    assert contrast(border, browser.run(f"return {around}")) >= 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours, as WCAG 2.2 defines it."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_the_page_is_accessible_and_fits(browser: Browser, echo_server: tuple[Program, str]) -> None:
