@@ -1,7 +1,12 @@
-"""Does every example do what it says, and end with status 0 when somebody presses Ctrl-C?"""
+"""Does every example do what it says, and end with status 0 when somebody presses Ctrl-C?
+
+So do the short programs of the README, but for the end.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import hashlib
 import re
 import socket
@@ -16,12 +21,18 @@ from programs import PYTHON, Program
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+import wspy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from websockets.sync.client import ClientConnection
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+    Serve: TypeAlias = Callable[[str], wspy.AsyncServer]
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
 FILE_SIZE = 40 << 20
 SHUTDOWN_TIMEOUT = 10
 UPGRADE = (
@@ -235,3 +246,89 @@ def whole_file(client: ClientConnection) -> bytes:
     content = b"".join(piece for piece in client if isinstance(piece, bytes))
     assert (client.close_code, client.close_reason) == (1000, "that was all")
     return content
+
+
+# ---- the short programs of the README ----
+
+
+@pytest.fixture(scope="module")
+def readme() -> dict[str, Any]:
+    """Return what the programs define. Whoever would serve for ever is closed instead."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 6
+    names: dict[str, Any] = {
+        "concurrent": concurrent,
+        "contextlib": contextlib,
+        "print": lambda _: None,
+        "time": time,
+        "wspy": wspy,
+    }
+    for block in blocks:
+        program = block.replace("8000", "0").replace(".run()", ".close()")
+        exec(compile(program, "README.md", "exec"), names)  # noqa: S102 -- it is ours
+    return names
+
+
+@pytest.fixture
+def serve(readme: dict[str, Any]) -> Iterator[Callable[[str], wspy.AsyncServer]]:
+    """Return a function that starts a server of the README."""
+    with contextlib.ExitStack() as servers:
+
+        def start_server(name: str) -> wspy.AsyncServer:
+            server: wspy.AsyncServer = servers.enter_context(readme[name](("127.0.0.1", 0)))
+            return server.start()
+
+        yield start_server
+
+
+def url_of(server: wspy.AsyncServer, scheme: str = "ws") -> str:
+    return "{}://{}:{}/".format(scheme, *server.address)
+
+
+def test_the_readme_echoes(serve: Serve) -> None:
+    with join(url_of(serve("Echo"))) as client:
+        client.send("hello")
+        assert client.recv(timeout=20) == "hello"
+
+
+def test_the_readme_answers_plain_http(serve: Serve) -> None:
+    server = serve("Site")
+    assert get(url_of(server, "http") + "health")[::2] == (200, b"fine\n")
+    status, headers, body = get(url_of(server, "http"))
+    assert (status, headers["Cache-Control"], body) == (404, "no-store", b"not here\n")
+    with join(url_of(server)):
+        pass
+
+
+def test_the_readme_broadcasts(serve: Serve) -> None:
+    server = serve("Chat")
+    with join(url_of(server)) as client:
+        with join(url_of(server) + "?name=Anna") as anna:
+            anna.send(b"\xff")
+            anna.send("hello")
+            assert anna.recv(timeout=20) == client.recv(timeout=20) == "Anna says: hello"
+        assert client.recv(timeout=20) == "Anna has left"
+
+
+def test_the_readme_does_something_later(serve: Serve) -> None:
+    server = serve("Clock")
+    with join(url_of(server)) as client:
+        server.call_soon(server.tick)  # type: ignore[attr-defined]
+        assert re.fullmatch(r"\d\d:\d\d:\d\d", str(client.recv(timeout=20)))
+
+
+def test_the_readme_works_in_threads(serve: Serve, readme: dict[str, Any]) -> None:
+    try:
+        with join(url_of(serve("Worker"))) as client:
+            client.send("hello")
+            assert client.recv(timeout=20) == "HELLO"
+    finally:
+        readme["Worker"].pool.shutdown()
+
+
+def test_the_readme_keeps_its_paragraphs_short() -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    for paragraph in text.split("\n\n"):
+        lines = [line for line in paragraph.splitlines() if not line.startswith(("|", "- ", "  "))]
+        assert len(lines) <= 5, paragraph
