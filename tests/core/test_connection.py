@@ -1094,6 +1094,15 @@ def test_a_write_that_fails_ends_a_paused_connection(pair: Pair) -> None:
             assert kinds(turns.until(CLOSED, handle)) == [CLOSED]
 
 
+def test_a_write_that_fails_ends_a_connection_that_is_paused_next(pair: Pair) -> None:
+    with Turns() as turns, pair[1]:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EPIPE):
+            turns.push(SEND, handle, text(b"hello"))
+            turns.push(PAUSE, handle)
+            assert kinds(turns.until(CLOSED, handle)) == [CLOSED]
+
+
 def test_e13_replies_reach_a_peer_that_closed_its_half() -> None:
     ours, peer = tcp_pair()
     with Turns(close_timeout_ms=10_000) as turns, peer:

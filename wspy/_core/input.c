@@ -384,22 +384,30 @@ void wspy_connection_wake(wspy_loop *loop, connection *conn)
     wspy_connection_poll(loop, conn);
 }
 
+/* Reads until there is nothing, or until nobody wants more. */
+static void go_on_to_the_end(wspy_loop *loop, connection *conn)
+{
+    if (wspy_connection_may_read(conn))
+        wspy_connection_read_later(loop, conn);
+    else
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, conn->end_errno);
+}
+
 void wspy_connection_go_on(wspy_loop *loop, connection *conn)
 {
-    int is_unread = conn->flags & UNREAD;
-    conn->flags &= (uint16_t)~UNREAD;
     if (conn->flags & DONE)
         return;
     if (conn->input && conn->phase == OPEN)
         decode_kept_frames(loop, conn);
     else if (conn->input && conn->phase == HEAD && conn->scanner.size == 0) /* else it was scanned before */
         scan_kept(loop, conn);
-    if (!is_unread || conn->flags & (LISTED_READY | DONE))
+    if (!(conn->flags & UNREAD) || conn->flags & (LISTED_READY | DONE))
         return;
+    conn->flags &= (uint16_t)~UNREAD;
     if (conn->phase == HEAD)
         read_head(loop, conn);
     else
         wspy_connection_readable(loop, conn);
-    if (conn->end_errno && conn->phase == OPEN && wspy_connection_may_read(conn))
-        wspy_connection_read_later(loop, conn);
+    if (conn->end_errno && conn->phase == OPEN) /* of a write that failed */
+        go_on_to_the_end(loop, conn);
 }
