@@ -361,10 +361,12 @@ def description(
 # ---- the command line ----
 
 
-def line_up(scenario: str, ours: str, peers: str) -> dict[str, str]:
-    """Return the commands of --all for a scenario, without the peers that are not installed."""
+def line_up(scenario: str, ours: str, peers: str, only: list[str]) -> dict[str, str]:
+    """Return the commands of --all for a scenario, without the peers that are not installed or not asked for."""
     found = {}
     for name, script in LINE_UPS[scenario].items():
+        if only and name not in only:
+            continue
         package = script.partition("_")[0]
         interpreter = ours if package == "wspy" else peers
         if package in versions(interpreter):
@@ -384,6 +386,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="the servers in servers/, instead of NAME=COMMAND")
     parser.add_argument("--python", default=sys.executable, help="with --all: the interpreter that has wspy")
     parser.add_argument("--peers", help="with --all: the interpreter that has the other libraries; default: --python")
+    parser.add_argument(
+        "--only", metavar="NAMES", default="", help="with --all: some of its servers, such as wspy,picows"
+    )
     parser.add_argument("--scenario", default=",".join(SCENARIOS), help="some of: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="of measuring in each run, instead of what the scenario says")
@@ -392,6 +397,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file for all raw figures")
     arguments = parser.parse_args()
     arguments.scenario = arguments.scenario.split(",")
+    arguments.only = [name for name in arguments.only.split(",") if name]
     if unknown := set(arguments.scenario) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     if arguments.all == bool(arguments.servers) or not all("=" in server for server in arguments.servers):
@@ -418,7 +424,7 @@ def main() -> int:
         report = conditions(settings)
         for name in arguments.scenario:
             scenario = SCENARIOS[name]
-            servers = given or line_up(name, arguments.python, arguments.peers or arguments.python)
+            servers = given or line_up(name, arguments.python, arguments.peers or arguments.python, arguments.only)
             runs = compare(scenario, servers, settings)
             print_table(name, scenario, runs)
             well = well and not any("error" in run for its_runs in runs.values() for run in its_runs)

@@ -526,6 +526,12 @@ def test_compare_refuses_misuse(arguments: tuple[str, ...], patience: float) -> 
     assert "usage" in result.stderr
 
 
+def test_some_of_all_servers_can_be_chosen(compare: ModuleType) -> None:
+    python = sys.executable
+    assert list(compare.line_up("slope", python, python, [])) >= ["wspy", "wspy-drop-request"]
+    assert list(compare.line_up("slope", python, python, ["wspy"])) == ["wspy"]
+
+
 def test_every_scenario_has_servers_and_is_described(compare: ModuleType) -> None:
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     used = {command.split()[0] for line_up in compare.LINE_UPS.values() for command in line_up.values()}
