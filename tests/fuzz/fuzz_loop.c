@@ -426,7 +426,7 @@ static void note_broadcast(const command *c)
 static void note_refuse(const command *c)
 {
     for (int i = 0; i < fake.peer_count; i++)
-        if (run.guests[i].state == WAITING && run.guests[i].heads == 0 && fake.peers[i].fd >= 0)
+        if (run.guests[i].state == WAITING && fake.peers[i].fd >= 0)
             add_item(&run.guests[i], REFUSAL, c->payload, c->length, 0);
 }
 
