@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def test_a_server_and_its_clients_show_their_public_attributes_alone() -> None:
 
 def test_the_docstring_of_the_server_describes_its_attributes() -> None:
     with wspy.AsyncServer(("127.0.0.1", 0)) as server:
-        text = (wspy.AsyncServer.__doc__ or "").split("Attributes:\n")[1].split("\n\n")[0]
-        assert re.findall(r"^        (\w+): ", text, re.MULTILINE) == sorted(n for n in vars(server) if n[0] != "_")
+        text = inspect.cleandoc(wspy.AsyncServer.__doc__ or "").split("Attributes:\n")[1].split("\n\n")[0]
+        assert re.findall(r"^    (\w+): ", text, re.MULTILINE) == sorted(n for n in vars(server) if n[0] != "_")
 
 
 def test_the_docstring_of_stats_explains_each_key() -> None:
