@@ -140,12 +140,17 @@ class AsyncClient:
 
     def _send_otherwise(self, message: Message, payload: bytes, fragment_size: int | None) -> None:
         self._check_open()
-        if len(payload) > core.LARGE:
-            self.server.loop.has_large = True
         if fragment_size is None and len(payload) > _MAX_FRAME:
             raise ValueError("a message above 4 GiB needs a fragment_size")
+        if len(payload) <= core.LARGE:
+            self.server._push(self._commands(message, payload, fragment_size))
+            self.server._flush()
+            return
+        self.server.loop.has_large = True
         self.server._push(self._commands(message, payload, fragment_size))
-        self.server._flush()
+        # At once, even in a handler: a batch of such payloads is memory that malloc gives back to the system, and asks
+        # for again, in each turn.
+        self.server._submit()
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
         """Return what to queue for a message: keys and payloads."""

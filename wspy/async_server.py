@@ -683,7 +683,7 @@ class AsyncServer:
             if count <= 0:
                 return
             now = monotonic()
-            if now - submitted > SUBMIT_SECONDS or self.loop.has_large:
+            if now - submitted > SUBMIT_SECONDS:
                 stride = 1 if now - submitted > SUBMIT_SECONDS * STRIDE else STRIDE
                 self.loop.submit()
                 submitted = monotonic()

@@ -133,8 +133,9 @@ def test_send_is_interrupted_everywhere(serve: Servers, where: str, size: int | 
                     if not was:
                         sent[index].add(n)
                     number += 1
-                    client.send(label(index, number * len(SIZES)))  # takes with it what was left in the queue
-                    sent[index].add(number * len(SIZES))
+                    large = number * len(SIZES) + SIZES.index(9000)
+                    client.send(label(index, large))  # takes with it what was left in the queue, in a handler as well
+                    sent[index].add(large)
             counts.append(nth)
         for client in clients:
             client.send("end")

@@ -82,6 +82,26 @@ def test_another_thread_does_not_wait_for_a_handler(serve: Servers) -> None:
         go_on.set()
 
 
+def test_a_long_message_leaves_before_its_handler_returns(serve: Servers) -> None:
+    """What is queued keeps its memory, so that what is long does not wait for the end of a batch."""
+    arrived = threading.Event()
+    waited: list[bool] = []
+
+    def onmessage(client: Any, message: Any) -> None:
+        client.send("first")
+        client.send(b"L" * 10_000)
+        waited.append(arrived.wait(DEADLINE_S))
+
+    server = serve(onmessage=onmessage)
+    peer = server.open()
+    peer.text("go")
+    assert peer.message() == "first"
+    assert peer.message() == b"L" * 10_000
+    arrived.set()
+    until(lambda: waited, "the handler returns")
+    assert waited == [True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
 def test_i11_eight_threads_and_fragments(serve: Servers, marks: bool) -> None:
