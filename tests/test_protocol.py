@@ -974,7 +974,7 @@ def test_threads_that_do_not_take_turns_break_nothing() -> None:
 def test_no_randomness_for_a_masking_key_is_an_error_of_ours() -> None:
     protocol = Protocol(CLIENT)
     with pytest.raises(CoreError, match="system call"):
-        protocol._written(lib.WSPY_ERROR_SYSTEM, began=True)
+        protocol._closing(lib.WSPY_ERROR_SYSTEM, began=True)
 
 
 # ---- two ends and a wire ----

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from . import loop as core
 from .codes import CloseCode, Opcode
 from .errors import PingError, SocketClosed
-from .frames import FIN, Frame
+from .frames import FIN, Frame, close_payload, fragments, received_frame
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
     BinaryMessage,
@@ -24,9 +24,7 @@ from .messages import (
     Sendable,
     TextMessage,
     create_message,
-    fragments,
 )
-from .protocol import close_payload
 
 if TYPE_CHECKING:
     from .async_server import AsyncServer
@@ -187,7 +185,7 @@ class AsyncClient:
         prefix = core.message_prefix(FIN | Opcode.PING, len(payload))
         if not self.server._hears_pings:
             return [self._key, prefix, payload]
-        ping = Frame(Opcode.PING, payload)
+        ping = received_frame(Opcode.PING, payload)
         return [*core.note(self._handle, ping), core.key(self._handle | core.MARK), prefix, payload]
 
     # ---- ending ----

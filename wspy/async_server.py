@@ -20,7 +20,7 @@ from .async_client import DELIVER, DROP, HOLD, AsyncClient, Clients, MarkingClie
 from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
 from .errors import CoreError, HandshakeError, SocketClosed
-from .frames import FIN, Frame, frame_header
+from .frames import FIN, Frame, frame_header, received_frame
 from .handshake import HEAD_STATUSES, ServerHandshake
 from .http11 import Request, Response
 from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
@@ -1000,14 +1000,7 @@ def _asked(head: bytes) -> str:
 
 
 def _frame(kind: int, payload: bytes) -> Frame:
-    return Frame(
-        kind & 0x0F,
-        payload,
-        final=not kind & core.EVENT_NOT_FINAL,
-        rsv1=bool(kind & 0x4000),
-        rsv2=bool(kind & 0x2000),
-        rsv3=bool(kind & 0x1000),
-    )
+    return received_frame(kind & 0x0F, payload, final=not kind & core.EVENT_NOT_FINAL, rsv=kind >> 8 & 0x70)
 
 
 # Never by strftime, whose names are those of a locale.

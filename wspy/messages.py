@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from .codes import Opcode
-from .frames import FIN, Frame
+from .frames import Frame, new_key, received_frame
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Iterator
 
 __all__ = [
     "BinaryMessage",
@@ -20,11 +18,7 @@ __all__ = [
     "Sendable",
     "TextMessage",
     "create_message",
-    "fragments",
-    "masking_key",
 ]
-
-_KEY_SIZE: Final = 4
 
 Payload: TypeAlias = str | bytes | bytearray
 
@@ -82,32 +76,34 @@ class Message:
         """
         return self.payload.encode() if isinstance(self.payload, str) else bytes(self.payload)
 
-    def frame(self, mask: bool = False) -> Frame:
+    def frame(self, mask: bool | None = None) -> Frame:
         """Return the message as one frame.
 
         Args:
-            mask: give it a masking key, as the frames of a client have (RFC 6455 §5.3).
+            mask: give it a masking key, as the frames of a client have (RFC 6455 §5.3); None leaves it to who sends it.
 
         Raises:
             UnicodeEncodeError: see ``bytes``.
         """
-        return Frame(self.opcode, self.bytes, masking_key=masking_key() if mask else None)
+        frame = received_frame(self.opcode, self.bytes)
+        if mask is not None:
+            frame.mask = mask
+        if mask:
+            frame.masking_key = new_key()
+        return frame
 
-    def fragment(self, size: int, mask: bool = False) -> list[Frame]:
+    def fragment(self, size: int, mask: bool | None = None) -> list[Frame]:
         """Return the message as the frames of a fragmented one, RFC 6455 §5.4.
 
         Args:
             size: bytes of payload in each frame but the last, at least 1.
-            mask: give each a masking key of its own, as the frames of a client have (§5.3).
+            mask: give each a masking key of its own; see ``frame``.
 
         Raises:
             UnicodeEncodeError: see ``bytes``.
             ValueError: ``size`` is below 1.
         """
-        return [
-            Frame(first & ~FIN, part, final=bool(first & FIN), masking_key=masking_key() if mask else None)
-            for first, part in fragments(self.opcode, self.bytes, size)
-        ]
+        return self.frame().fragment(size, mask)
 
     def __str__(self) -> str:
         return self.text
@@ -194,11 +190,6 @@ ReceivedBinary.__name__ = ReceivedBinary.__qualname__ = "BinaryMessage"
 Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
 
 
-def masking_key() -> bytes:
-    """Return a key for one frame: RFC 6455 §5.3 wants a new one for each, from a strong source of entropy."""
-    return os.urandom(_KEY_SIZE)
-
-
 def create_message(message: Sendable, opcodes: int = 0) -> Message:
     """Return what can be sent as a message: a str becomes text, a buffer becomes binary.
 
@@ -230,26 +221,3 @@ def _check_opcode(opcode: int, claimed: int) -> None:
     if opcode >= Opcode.CLOSE:
         raise ValueError(f"opcode {opcode} is that of a control frame: use send_ping or close (RFC 6455 §5.5)")
     raise ValueError(f"opcode {opcode} is reserved, and no extension has claimed it (RFC 6455 §5.2)")
-
-
-def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[int, bytes]]:
-    """Split a payload into the frames of a fragmented message, RFC 6455 §5.4.
-
-    Args:
-        opcode: of the message; later fragments are continuations.
-        payload: of the message. An empty one makes one frame.
-        size: bytes of payload in each frame but the last, at least 1.
-
-    Yields:
-        first byte and payload of each frame.
-
-    Raises:
-        ValueError: ``size`` is below 1.
-    """
-    if size < 1:
-        raise ValueError("fragment_size must be at least 1")
-    end = max(len(payload), 1)
-    for start in range(0, end, size):
-        part = payload[start : start + size]
-        first = (opcode if start == 0 else Opcode.CONTINUATION) | (FIN if start + size >= end else 0)
-        yield first, part

@@ -6,36 +6,58 @@ rules themselves are in ``_core/protocol.c``.
 
 from __future__ import annotations
 
+import os
 from operator import index
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ._core import ffi, lib
-from .codes import CloseCode, Opcode, Role
+from .codes import Opcode, Role
 from .errors import CoreError, PingError, ProtocolError, SocketClosed
-from .frames import Frame, masked
+from .frames import (
+    FIN,
+    HOW_TO_BREAK_RULES,
+    Frame,
+    close_payload,
+    core_error,
+    mask,
+    received_frame,
+    split_close,
+)
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit
-from .messages import Sendable, create_message, masking_key
+from .messages import Sendable, create_message
 
 if TYPE_CHECKING:
     from ._core._wspy import CData
 
-__all__ = ["Event", "Protocol", "close_payload"]
+__all__ = ["Event", "Protocol"]
 
-_MAX_REASON = 123  # §5.5: a control frame holds 125 bytes, the code takes two
 _MAX_CONTROL = 125
-_MAX_CONTROL_FRAME = lib.WSPY_HEADER_MAX + 125
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
 _RESERVED_OPCODES = 0xF8F8  # §5.2: 3 to 7 and 11 to 15
 
 # The C endpoint copies what it is fed: a large read is fed in pieces, so that the copy stays small.
 _PIECE = 1 << 16
-# The most that the endpoint keeps for later of what it was fed: an incomplete header or control frame.
-_REMAINDER = _MAX_CONTROL_FRAME
+# Beyond this much input, memory is given back at once.
+_LARGE = 4096
+_MOVED = lib.WSPY_ENDPOINT_MOVED
+# plain numbers, since those of an enum are slow to calculate with
+_CONTROL = int(Opcode.CLOSE)
+_CLOSE = int(Opcode.CLOSE)
+_PING = int(Opcode.PING)
+_WHOLE_TEXT = FIN | int(Opcode.TEXT)
+_WHOLE_BINARY = FIN | int(Opcode.BINARY)
+_MASKED = lib.WSPY_SEND_MASKED
+_UNCHECKED = lib.WSPY_SEND_UNCHECKED
+_KEY = lib.WSPY_SEND_KEY
+# Frames up to this size are written into memory that is there already.
+_ROOM = 1024
 
 # Of wspy_event: kind, start, end.
 _KIND_AT = ffi.offsetof("wspy_event", "kind")
 _EVENT = Struct(f"={_KIND_AT}xIII{ffi.sizeof('wspy_event') - _KIND_AT - 12}x")
+_ONE = _EVENT.unpack_from
+_EVENT_SIZE = _EVENT.size
 _NOT_FINAL = lib.WSPY_EVENT_NOT_FINAL
 _DETACHED = lib.WSPY_EVENT_DETACHED
 _OPCODES: tuple[int, ...] = tuple(Opcode(n) if n in list(Opcode) else n for n in range(16))
@@ -62,45 +84,22 @@ class Event(NamedTuple):
     rsv: int
 
 
-def _close_of(payload: bytes) -> tuple[int, str]:
-    """Return code and reason of a valid Close frame, RFC 6455 §5.5.1."""
-    if not payload:
-        return CloseCode.NO_STATUS, ""
-    return int.from_bytes(payload[:2]), payload[2:].decode()
-
-
 def _control_payload(frame: bytes) -> bytes:
     """Return the payload of a control frame of ours, whose length takes one byte."""
     if not frame[1] & lib.WSPY_MASK_BIT:
         return frame[2:]
-    return masked(frame[6:], frame[2:6])
+    return mask(frame[6:], frame[2:6])
 
 
-def close_payload(code: int | None, reason: str = "") -> bytes:
-    """Return the payload of a Close frame, RFC 6455 §5.5.1. Thread-safe.
+def _misuse(error: int) -> Exception:
+    """Return the exception for a frame that can't be sent."""
+    message = core_error(error).message
+    if error == lib.WSPY_ERROR_SYSTEM:
+        return CoreError(message)
+    return ValueError(f"{message}; {HOW_TO_BREAK_RULES}")
 
-    Args:
-        code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (§7.4 and the IANA registry); None for an empty payload.
-        reason: at most 123 bytes as UTF-8; it is never cut.
 
-    Raises:
-        TypeError: ``code`` isn't an integer, or ``reason`` isn't a string.
-        ValueError: a Close frame may not carry this code; the reason is too long, has a lone surrogate
-            (``UnicodeEncodeError``), or comes without a code.
-    """
-    if not isinstance(reason, str):
-        raise TypeError(f"reason must be str, not {type(reason).__name__}")
-    if code is None:
-        if reason:
-            raise ValueError("a reason needs a code")
-        return b""
-    number = index(code)
-    if not (0 <= number <= 0xFFFF and lib.wspy_close_code_valid(number)):
-        raise ValueError(f"a Close frame can't carry the code {number}")
-    encoded = reason.encode()
-    if len(encoded) > _MAX_REASON:
-        raise ValueError(f"a reason has at most {_MAX_REASON} bytes, this one has {len(encoded)}")
-    return number.to_bytes(2) + encoded
+os.register_at_fork(after_in_child=lib.wspy_endpoint_forked)
 
 
 class Protocol:
@@ -130,9 +129,11 @@ class Protocol:
     """
 
     __slots__ = (
+        "_arena",
         "_closed",
         "_endpoint",
         "_error",
+        "_events",
         "_idle",
         "_length",
         "_masks",
@@ -140,6 +141,8 @@ class Protocol:
         "_output",
         "_rcvd",
         "_replies",
+        "_sending",
+        "_written",
         "role",
     )
 
@@ -172,7 +175,7 @@ class Protocol:
         if not endpoint:
             raise MemoryError
         self.role = Role(role)
-        self._masks = self.role is Role.CLIENT
+        self._masks = int(self.role is Role.CLIENT)
         self._opcodes = opcodes
         self._closed: tuple[bool, tuple[int, str]] | None = None  # whether we began, and what our Close said
         self._rcvd: tuple[int, str] | None = None
@@ -180,7 +183,10 @@ class Protocol:
         # Whoever uses the endpoint takes it out of here: cffi releases the GIL during a call, and C has no lock.
         self._idle = [self._endpoint]
         self._length = ffi.new("uint64_t *")
-        self._output = ffi.new("uint8_t[]", _MAX_CONTROL_FRAME)
+        self._sending = ffi.new("wspy_sending *")
+        self._output = ffi.new("uint8_t[]", _ROOM + lib.WSPY_HEADER_MAX)
+        self._written = ffi.buffer(self._output)
+        self._look(endpoint)
         self._replies = b""
         self._error: ProtocolError | None = None
 
@@ -222,29 +228,37 @@ class Protocol:
             self._idle.append(endpoint)
 
     def _feed_piece(self, endpoint: CData, data: CData | bytes, length: int, events: list[Event]) -> None:
-        try:
-            count = lib.wspy_endpoint_feed(endpoint, data, length)
-            if count < 0:
-                count = lib.wspy_endpoint_event_count(endpoint)
-            if count:
-                self._collect(endpoint, count, length + _REMAINDER, events)
-        finally:
-            lib.wspy_endpoint_clear(endpoint)
-
-    def _collect(self, endpoint: CData, count: int, reach: int, events: list[Event]) -> None:
-        """Copy the waiting events and replies. Payloads lie in the first ``reach`` bytes of the arena."""
-        arena = ffi.buffer(lib.wspy_endpoint_arena(endpoint), reach)
-        records = ffi.buffer(lib.wspy_endpoint_events(endpoint), count * _EVENT.size)
+        count = lib.wspy_endpoint_step(endpoint, data, length)
+        if count & _MOVED:  # so has every error
+            count = lib.wspy_endpoint_event_count(endpoint)
+            self._look(endpoint)
+        large = length > _LARGE
+        arena = self._arena
         pinged = False
-        for kind, start, length in _EVENT.iter_unpack(records):
-            payload = self._detached(endpoint, start) if kind & _DETACHED else arena[start : start + length]
+        records = _EVENT.iter_unpack(self._events[: count * _EVENT_SIZE]) if count != 1 else (_ONE(self._events),)
+        for kind, start, size in records:
+            if kind & _DETACHED:
+                payload = self._detached(endpoint, start)
+                large = True
+            else:
+                payload = arena[start : start + size]
             opcode = _OPCODES[kind & 0x0F]
-            pinged = pinged or opcode is Opcode.PING
-            if opcode is Opcode.CLOSE:
-                self._rcvd = _close_of(payload)
+            if opcode >= _CONTROL:
+                pinged |= opcode == _PING
+                if opcode == _CLOSE:
+                    self._rcvd = split_close(payload)
             events.append(_new(Event, (opcode, payload, not kind & _NOT_FINAL, kind >> 8 & _RSV_BITS)))
         if pinged:
             self._replies += self._pongs(endpoint)
+        if large:  # the memory of what was long, or many, isn't kept until more arrives
+            lib.wspy_endpoint_clear(endpoint)
+
+    def _look(self, endpoint: CData) -> None:
+        """See where events and payloads lie now."""
+        capacity = lib.wspy_endpoint_event_capacity(endpoint) * _EVENT_SIZE
+        self._events = ffi.buffer(lib.wspy_endpoint_events(endpoint), capacity) if capacity else b""
+        size = lib.wspy_endpoint_arena_capacity(endpoint)
+        self._arena = ffi.buffer(lib.wspy_endpoint_arena(endpoint), size) if size else b""
 
     def _detached(self, endpoint: CData, number: int) -> bytes:
         payload = lib.wspy_endpoint_detached(endpoint, number, self._length)
@@ -263,9 +277,7 @@ class Protocol:
         """
         number = lib.wspy_endpoint_error(self._endpoint)
         if number and self._error is None:
-            text = ffi.string(lib.wspy_error_text(number)).decode()
-            section = ffi.string(lib.wspy_error_section(number)).decode()
-            self._error = ProtocolError(lib.wspy_error_close_code(number), f"{text} ({section})" if section else text)
+            self._error = core_error(number)
         return self._error
 
     @property
@@ -290,10 +302,13 @@ class Protocol:
             ValueError: ``fragment_size`` is below 1; its opcode is no message's, nor one that was claimed; or a text
                 has a lone surrogate (RFC 3629 §3).
         """
-        whole = create_message(message, self._opcodes)
         if fragment_size is None:
-            return self._packed([whole.frame(self._masks)])
-        return self._packed(whole.fragment(fragment_size, self._masks))
+            if type(message) is bytes:
+                return self._send(_WHOLE_BINARY, message, self._masks)
+            if type(message) is str:
+                return self._send(_WHOLE_TEXT, message.encode(), self._masks)
+        frame = create_message(message, self._opcodes).frame()
+        return self.frames(*([frame] if fragment_size is None else frame.fragment(fragment_size)))
 
     def ping(self, payload: bytes | str = b"") -> bytes:
         """Return a Ping, to be sent (RFC 6455 §5.5.2).
@@ -325,20 +340,74 @@ class Protocol:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
         if len(data) > _MAX_CONTROL:
             raise PingError(f"the payload of a {opcode.name.title()} has at most {_MAX_CONTROL} bytes, not {len(data)}")
-        return self._packed([Frame(opcode, data, masking_key=masking_key() if self._masks else None)])
+        return self.frames(received_frame(opcode, data))
 
-    def _packed(self, frames: list[Frame]) -> bytes:
+    def frames(self, *frames: Frame) -> bytes:
+        """Return frames of your own, to be sent; masked if this is a client and they don't say otherwise.
+
+        They follow the rules that the peer's have to follow: fragments in order, valid UTF-8 over all of a text, no
+        reserved bit or opcode that wasn't claimed, masked by a client only, nothing behind a Close. All are looked at
+        before any of them counts as sent. ``unchecked`` frames are packed and otherwise ignored.
+
+        Raises:
+            RuntimeError: another call on this object is running.
+            SocketClosed: a Close was sent, which nothing may follow (§5.5.1).
+            ValueError: a frame breaks a rule, or one that isn't ``unchecked`` follows a Close.
+        """
+        if len(frames) == 1:
+            return self._send_frame(frames[0])
+        sending = ffi.new("wspy_sending *", self._sending[0])
+        for frame in frames:
+            self._check(sending, frame)
+        return b"".join([self._send_frame(frame) for frame in frames])
+
+    def _check(self, sending: CData, frame: Frame) -> None:
+        """Check a frame by the rules for those before it, of which nothing was sent yet."""
+        if frame.unchecked:
+            return
+        if sending.closed:
+            raise ValueError("nothing may follow a Close frame (RFC 6455 §5.5.1)")
+        first, payload = frame.first_byte(), frame.payload
+        error = lib.wspy_endpoint_check(self._endpoint, sending, first, payload, len(payload))
+        if error:
+            raise _misuse(error)
+        if self._how(frame) & _MASKED != self._masks:
+            raise _misuse(lib.WSPY_ERROR_UNMASKED if self._masks else lib.WSPY_ERROR_MASKED)
+
+    def _how(self, frame: Frame) -> int:
+        if frame.mask is None and not frame.masking_key and not frame.unchecked:
+            return self._masks
+        if frame.masking_key:
+            return _MASKED | _KEY | _UNCHECKED * frame.unchecked
+        return _MASKED * (self._masks if frame.mask is None else frame.mask) | _UNCHECKED * frame.unchecked
+
+    def _send_frame(self, frame: Frame) -> bytes:
+        return self._send(frame.first_byte(), frame.payload, self._how(frame), frame.masking_key)
+
+    def _send(self, first: int, payload: bytes, how: int, key: bytes = b"") -> bytes:
+        """Return a frame as on the wire, and note it as the last one that was sent."""
         endpoint = self._take()
         try:
-            self._check_open()
-            return b"".join([frame.pack() for frame in frames])
+            if self._closed is not None and not how & _UNCHECKED:
+                self._raise_closed(*self._closed)
+            length = len(payload)
+            if length <= _ROOM:
+                size = lib.wspy_endpoint_send(endpoint, self._sending, first, how, key, payload, length, self._output)
+                frame = self._written[:size] if size > 0 else b""
+            else:
+                # nobody has seen these bytes yet: the core may still write them
+                frame = bytes(length + (4 if length < 1 << 16 else 10) + 4 * (how & _MASKED))
+                output = ffi.from_buffer("uint8_t[]", frame)
+                size = lib.wspy_endpoint_send(endpoint, self._sending, first, how, key, payload, length, output)
+            if size < 0:
+                raise _misuse(size)
+            if first & 0x0F == _CLOSE and not how & _UNCHECKED:
+                self._closed = self._rcvd is None, split_close(payload)
+            return frame
         finally:
             self._idle.append(endpoint)
 
-    def _check_open(self) -> None:
-        if self._closed is None:
-            return
-        began, sent = self._closed
+    def _raise_closed(self, began: bool, sent: tuple[int, str]) -> NoReturn:
         raise SocketClosed(began, "a Close was sent, and nothing may follow it", rcvd=self._rcvd, sent=sent)
 
     # ---- what is owed, and the closing handshake ----
@@ -370,7 +439,7 @@ class Protocol:
         """
         endpoint = self._take()
         try:
-            return self._written(lib.wspy_endpoint_owed_close(endpoint, self._output), began=self._rcvd is None)
+            return self._closing(lib.wspy_endpoint_owed_close(endpoint, self._output), began=self._rcvd is None)
         finally:
             self._idle.append(endpoint)
 
@@ -392,16 +461,16 @@ class Protocol:
         payload = close_payload(code, reason)
         endpoint = self._take()
         try:
-            return self._written(lib.wspy_endpoint_close(endpoint, payload, len(payload), self._output), began=True)
+            return self._closing(lib.wspy_endpoint_close(endpoint, payload, len(payload), self._output), began=True)
         finally:
             self._idle.append(endpoint)
 
-    def _written(self, length: int, *, began: bool) -> bytes:
+    def _closing(self, length: int, *, began: bool) -> bytes:
         if length < 0:
             raise CoreError(ffi.string(lib.wspy_error_text(length)).decode())
-        frame = ffi.buffer(self._output, length)[:]
+        frame: bytes = self._written[:length]
         if frame:
-            self._closed = began, _close_of(_control_payload(frame))
+            self._closed = began, split_close(_control_payload(frame))
         return frame
 
     @property

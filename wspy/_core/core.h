@@ -107,7 +107,8 @@ typedef struct {
 } wspy_frame_header;
 
 /* Decode the header at data. Returns its size, 0 if more bytes are needed, or WSPY_ERROR_LENGTH_FORM or
- * WSPY_ERROR_LENGTH_RANGE. flags, opcode and masked are set as soon as two bytes are there. */
+ * WSPY_ERROR_LENGTH_RANGE. flags, opcode and masked are set as soon as two bytes are there, the length with its last
+ * byte, the key with its last one: whatever is returned then. */
 int wspy_frame_decode(const uint8_t *data, size_t length, wspy_frame_header *header);
 /* Encode into output (WSPY_HEADER_MAX bytes). Returns the size. */
 int wspy_frame_encode(uint8_t *output, const wspy_frame_header *header);
@@ -170,6 +171,12 @@ const wspy_event *wspy_endpoint_events(const wspy_endpoint *endpoint);
 uint32_t wspy_endpoint_event_count(const wspy_endpoint *endpoint); /* also after an error */
 const uint8_t *wspy_endpoint_arena(const wspy_endpoint *endpoint);
 const uint8_t *wspy_endpoint_detached(const wspy_endpoint *endpoint, uint32_t index, uint64_t *length);
+/* _clear and _feed in one call, for few events in short input: adds WSPY_ENDPOINT_MOVED to a number of events if they or
+ * the arena are not where they were after the last step. */
+int wspy_endpoint_step(wspy_endpoint *endpoint, const uint8_t *data, size_t length);
+#define WSPY_ENDPOINT_MOVED 0x40000000
+size_t wspy_endpoint_arena_capacity(const wspy_endpoint *endpoint);
+uint32_t wspy_endpoint_event_capacity(const wspy_endpoint *endpoint);
 /* Pongs owed to the peer, in order; *length: how many bytes. Valid until the next _feed or _clear. */
 const uint8_t *wspy_endpoint_replies(const wspy_endpoint *endpoint, size_t *length);
 /* Drop events and replies that were taken. */
@@ -178,6 +185,31 @@ void wspy_endpoint_clear(wspy_endpoint *endpoint);
  * size, 0 if none is owed, or WSPY_ERROR_SYSTEM (a client without random numbers). Call it after everything
  * received before was handled and answered. */
 int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output);
+/* Where what is sent frame by frame stands. Owned by the caller; all zero before the first frame. */
+typedef struct {
+    uint32_t utf8;  /* of the unfinished text */
+    uint8_t state;  /* whether there is an unfinished message, and which */
+    uint8_t opcode; /* of that message */
+    uint8_t rsv;    /* of its frames so far */
+    uint8_t closed; /* a Close frame is among them */
+} wspy_sending;
+
+/* Check a frame before it is sent, by the rules for what arrives: first is its first byte. Returns WSPY_OK, or the error
+ * and leaves sending as it was. Masking and limits are not looked at. */
+int wspy_endpoint_check(const wspy_endpoint *endpoint, wspy_sending *sending, int first, const uint8_t *payload,
+                        size_t length);
+/* Write such a frame into output (length + WSPY_HEADER_MAX bytes) and note it in sending; a Close frame counts as sent
+ * then, and no other is owed. how: WSPY_SEND bits; masking_key: 4 bytes, if one says so, else a random one is used. Returns the size, or the
+ * error: besides those of _check, WSPY_ERROR_MASKED, WSPY_ERROR_UNMASKED or WSPY_ERROR_SYSTEM (no random numbers). */
+#define WSPY_SEND_MASKED 1
+#define WSPY_SEND_UNCHECKED 2 /* only write; note nothing */
+#define WSPY_SEND_KEY 4       /* masked with masking_key */
+int64_t wspy_endpoint_send(wspy_endpoint *endpoint, wspy_sending *sending, int first, int how,
+                           const uint8_t *masking_key, const uint8_t *payload, size_t length, uint8_t *output);
+/* To be called in the child of a fork: no endpoint goes on with masking keys that its parent uses, too. */
+void wspy_endpoint_forked(void);
+/* The same check of a frame by itself: whatever an extension could have claimed, and wherever it may stand. */
+int wspy_frame_check(int first, const uint8_t *payload, size_t length);
 /* Start the closing handshake: write a Close frame with this checked payload (0 or 2 to 125 bytes) into output
  * (139 bytes). Returns its size, 0 if a Close was sent or is owed or the endpoint has failed,
  * WSPY_ERROR_ARGUMENT for a longer payload, or WSPY_ERROR_SYSTEM (as above). */

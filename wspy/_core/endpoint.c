@@ -20,6 +20,11 @@ struct wspy_endpoint {
     uint32_t event_count, event_capacity;
     wspy_detached detached;
     wspy_bytes replies;
+    const void *seen_arena, *seen_events; /* where they were after the last step; never followed */
+    size_t seen_capacity;
+    uint32_t keys_drawn_after; /* so many forks */
+    uint8_t keys_left;         /* bytes of: */
+    uint8_t keys[128];
 };
 
 wspy_endpoint *wspy_endpoint_new(int role, int granularity, const wspy_limits *limits, int rsv, int opcodes)
@@ -92,6 +97,31 @@ int wspy_endpoint_feed(wspy_endpoint *endpoint, const uint8_t *data, size_t leng
             wspy_protocol_fail(protocol, WSPY_ERROR_NO_MEMORY);
     while (wspy_protocol_running(protocol) && decode(endpoint));
     return protocol->error ? protocol->error : (int)endpoint->event_count;
+}
+
+int wspy_endpoint_step(wspy_endpoint *endpoint, const uint8_t *data, size_t length)
+{
+    wspy_endpoint_clear(endpoint);
+    int count = wspy_endpoint_feed(endpoint, data, length);
+    if (count <= 0)
+        return count;
+    if (endpoint->seen_arena == endpoint->arena.data && endpoint->seen_events == endpoint->events &&
+        endpoint->seen_capacity == endpoint->arena.capacity)
+        return count;
+    endpoint->seen_arena = endpoint->arena.data;
+    endpoint->seen_events = endpoint->events;
+    endpoint->seen_capacity = endpoint->arena.capacity;
+    return count | WSPY_ENDPOINT_MOVED;
+}
+
+size_t wspy_endpoint_arena_capacity(const wspy_endpoint *endpoint)
+{
+    return endpoint->arena.capacity;
+}
+
+uint32_t wspy_endpoint_event_capacity(const wspy_endpoint *endpoint)
+{
+    return endpoint->event_capacity;
 }
 
 const wspy_event *wspy_endpoint_events(const wspy_endpoint *endpoint)
@@ -168,6 +198,75 @@ int wspy_endpoint_owed_close(wspy_endpoint *endpoint, uint8_t *output)
 int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t length, uint8_t *output)
 {
     return wspy_protocol_close(&endpoint->protocol, payload, length, output);
+}
+
+int wspy_endpoint_check(const wspy_endpoint *endpoint, wspy_sending *sending, int first, const uint8_t *payload,
+                        size_t length)
+{
+    return wspy_protocol_check(&endpoint->protocol, sending, first, payload, length);
+}
+
+/* Counts forks that this process has come out of. Written by the only thread of a new child. */
+static uint32_t forks;
+
+void wspy_endpoint_forked(void)
+{
+    forks++;
+}
+
+/* §5.3: a fresh key from a strong source for each frame. A system call would be half the price of a frame, so keys are
+ * drawn some at a time, and thrown away in the child of a fork. */
+static int draw_key(wspy_endpoint *endpoint, uint8_t *masking_key)
+{
+    if (endpoint->keys_left == 0 || endpoint->keys_drawn_after != forks) {
+        if (wspy_sys_random(endpoint->keys, sizeof endpoint->keys) < 0)
+            return WSPY_ERROR_SYSTEM;
+        endpoint->keys_left = sizeof endpoint->keys;
+        endpoint->keys_drawn_after = forks;
+    }
+    endpoint->keys_left -= 4;
+    uint8_t *key = endpoint->keys + endpoint->keys_left;
+    memcpy(masking_key, key, 4);
+    memset(key, 0, 4); /* used once */
+    return WSPY_OK;
+}
+
+static int note_sent(wspy_endpoint *endpoint, wspy_sending *sending, int first, int is_masked,
+                     const uint8_t *payload, size_t length)
+{
+    int masks = endpoint->protocol.role == WSPY_CLIENT;
+    if (is_masked != masks) /* §5.1 */
+        return masks ? WSPY_ERROR_UNMASKED : WSPY_ERROR_MASKED;
+    int error = wspy_protocol_check(&endpoint->protocol, sending, first, payload, length);
+    if (!error && sending->closed)
+        wspy_protocol_close_sent(&endpoint->protocol);
+    return error;
+}
+
+int64_t wspy_endpoint_send(wspy_endpoint *endpoint, wspy_sending *sending, int first, int how,
+                           const uint8_t *masking_key, const uint8_t *payload, size_t length, uint8_t *output)
+{
+    wspy_frame_header header = {
+        .flags = first & 0xf0,
+        .opcode = first & 0x0f,
+        .length = length,
+        .masked = how & WSPY_SEND_MASKED,
+    };
+    if (how & WSPY_SEND_KEY)
+        memcpy(header.masking_key, masking_key, 4);
+    else if (header.masked && draw_key(endpoint, header.masking_key) < 0)
+        return WSPY_ERROR_SYSTEM;
+    if (!(how & WSPY_SEND_UNCHECKED)) {
+        int error = note_sent(endpoint, sending, first, header.masked, payload, length);
+        if (error)
+            return error;
+    }
+    int size = wspy_frame_encode(output, &header);
+    if (header.masked)
+        wspy_mask_into(output + size, payload, length, header.masking_key, 0);
+    else if (length)
+        memcpy(output + size, payload, length);
+    return size + (int64_t)length;
 }
 
 int wspy_endpoint_error(const wspy_endpoint *endpoint)

@@ -24,18 +24,17 @@ int wspy_frame_decode(const uint8_t *data, size_t length, wspy_frame_header *hea
     int size = key_at + 4 * header->masked;
     if (length < (size_t)key_at)
         return 0;
-    if (extended) {
-        header->length = read_big_endian(data + 2, extended);
-        if (header->length >> 63) /* §5.2: "the most significant bit MUST be 0" */
-            return WSPY_ERROR_LENGTH_RANGE;
-        if (header->length < 126 || (extended == 8 && header->length <= UINT16_MAX))
-            return WSPY_ERROR_LENGTH_FORM; /* §5.2: "the minimal number of bytes MUST be used" */
-    }
-    if (length < (size_t)size)
-        return 0;
-    if (header->masked)
+    int result = length < (size_t)size ? 0 : size;
+    if (header->masked && result)
         memcpy(header->masking_key, data + key_at, 4);
-    return size;
+    if (!extended)
+        return result;
+    header->length = read_big_endian(data + 2, extended);
+    if (header->length >> 63) /* §5.2: "the most significant bit MUST be 0" */
+        return WSPY_ERROR_LENGTH_RANGE;
+    if (header->length < 126 || (extended == 8 && header->length <= UINT16_MAX))
+        return WSPY_ERROR_LENGTH_FORM; /* §5.2: "the minimal number of bytes MUST be used" */
+    return result;
 }
 
 int wspy_frame_encode(uint8_t *output, const wspy_frame_header *header)

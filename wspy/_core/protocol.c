@@ -320,31 +320,42 @@ void wspy_protocol_filled(wspy_protocol *protocol, size_t count, wspy_sink *sink
 
 /* ---- headers ---- */
 
-/* What the first two bytes decide. */
-static int check_start(const wspy_protocol *protocol, const uint8_t *data)
+/* Which opcodes and reserved bits there may be, whoever sends them. */
+static int check_first(const wspy_protocol *protocol, int first)
 {
-    int opcode = data[0] & 0x0f;
-    int rsv = data[0] & 0x70;
-    int masked = data[1] & WSPY_MASK_BIT;
-    int is_control = opcode & 0x08;
+    int opcode = first & 0x0f;
     if (!((DEFINED_OPCODES | protocol->claimed_opcodes) >> opcode & 1)) /* §5.2 */
         return WSPY_ERROR_OPCODE;
     /* §5.2; a claimed bit marks the first frame of a message (RFC 7692 §6.1), unless extensions see frames */
     int allowed = protocol->claimed_rsv;
-    if (is_control || (opcode == WSPY_EVENT_CONTINUATION && protocol->granularity == WSPY_MESSAGES))
+    if (opcode & 0x08 || (opcode == WSPY_EVENT_CONTINUATION && protocol->granularity == WSPY_MESSAGES))
         allowed = 0;
-    if (rsv & ~allowed)
-        return WSPY_ERROR_RSV;
+    return first & 0x70 & ~allowed ? WSPY_ERROR_RSV : WSPY_OK;
+}
+
+/* Whether a frame may stand where it does. */
+static int check_place(int state, int first, uint64_t length)
+{
+    if (first & 0x08)
+        return length > 125          ? WSPY_ERROR_CONTROL_LENGTH /* §5.5 */
+               : !(first & WSPY_FIN) ? WSPY_ERROR_CONTROL_FRAGMENT
+                                     : WSPY_OK;
+    int next = transitions[state][classify(first & 0x0f)];
+    return next < 0 ? next : WSPY_OK;
+}
+
+/* What the first two bytes decide. */
+static int check_start(const wspy_protocol *protocol, const uint8_t *data)
+{
+    int error = check_first(protocol, data[0]);
+    if (error)
+        return error;
+    int masked = data[1] & WSPY_MASK_BIT;
     if (protocol->role == WSPY_SERVER && !masked) /* §5.1 */
         return WSPY_ERROR_UNMASKED;
     if (protocol->role == WSPY_CLIENT && masked)
         return WSPY_ERROR_MASKED;
-    if (is_control)
-        return (data[1] & 0x7f) > 125  ? WSPY_ERROR_CONTROL_LENGTH /* §5.5 */
-               : !(data[0] & WSPY_FIN) ? WSPY_ERROR_CONTROL_FRAGMENT
-                                       : WSPY_OK;
-    int next = transitions[protocol->state][classify(opcode)];
-    return next < 0 ? next : WSPY_OK;
+    return check_place(protocol->state, data[0], data[1] & 0x7f);
 }
 
 /* Limits that the header alone decides, before anything is allocated. */
@@ -531,13 +542,65 @@ size_t wspy_protocol_feed(wspy_protocol *protocol, uint8_t *data, size_t length,
     return wspy_protocol_running(protocol) ? used : length;
 }
 
+/* ---- frames of ours, which the same rules hold for ---- */
+
+static int check_sent_text(wspy_sending *sending, int first, const uint8_t *payload, size_t length)
+{
+    if (sending->opcode != WSPY_EVENT_TEXT || sending->rsv)
+        return WSPY_OK;
+    if (wspy_utf8_feed(&sending->utf8, payload, length) < length)
+        return WSPY_ERROR_UTF8;
+    return first & WSPY_FIN && sending->utf8 != WSPY_UTF8_ACCEPT ? WSPY_ERROR_UTF8 : WSPY_OK;
+}
+
+int wspy_protocol_check(const wspy_protocol *protocol, wspy_sending *sending, int first, const uint8_t *payload,
+                        size_t length)
+{
+    int error = check_first(protocol, first);
+    if (!error)
+        error = check_place(sending->state, first, length);
+    if (error)
+        return error;
+    int opcode = first & 0x0f;
+    wspy_sending next = *sending;
+    if (opcode & 0x08) {
+        next.closed = opcode == WSPY_EVENT_CLOSE;
+        error = next.closed ? check_close(payload, length) : WSPY_OK;
+    } else {
+        next.state = first & WSPY_FIN ? IDLE : (uint8_t)transitions[sending->state][classify(opcode)];
+        if (opcode != WSPY_EVENT_CONTINUATION)
+            next = (wspy_sending){.state = next.state, .opcode = (uint8_t)opcode};
+        next.rsv |= first & 0x70;
+        error = check_sent_text(&next, first, payload, length);
+    }
+    if (!error)
+        *sending = next;
+    return error;
+}
+
+int wspy_frame_check(int first, const uint8_t *payload, size_t length)
+{
+    const wspy_protocol any = {
+        .claimed_opcodes = UINT16_MAX,
+        .claimed_rsv = WSPY_RSV1 | WSPY_RSV2 | WSPY_RSV3,
+        .granularity = WSPY_FRAMES,
+    };
+    wspy_sending alone = {.state = (first & 0x0f) == WSPY_EVENT_CONTINUATION ? IN_BINARY : IDLE};
+    return wspy_protocol_check(&any, &alone, first, payload, length);
+}
+
 /* ---- the closing handshake, §7.1 ---- */
+
+void wspy_protocol_close_sent(wspy_protocol *protocol)
+{
+    protocol->close_state = (uint8_t)((protocol->close_state & ~WSPY_CLOSE_OWED) | WSPY_CLOSE_SENT);
+}
 
 int wspy_protocol_owed_close(wspy_protocol *protocol, uint8_t *output)
 {
     if (!(protocol->close_state & WSPY_CLOSE_OWED))
         return 0;
-    protocol->close_state = (uint8_t)((protocol->close_state & ~WSPY_CLOSE_OWED) | WSPY_CLOSE_SENT);
+    wspy_protocol_close_sent(protocol);
     uint8_t payload[2] = {(uint8_t)(protocol->close_code >> 8), (uint8_t)protocol->close_code};
     return wspy_protocol_control(protocol, WSPY_EVENT_CLOSE, payload, protocol->close_code ? 2 : 0, output);
 }

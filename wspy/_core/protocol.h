@@ -94,6 +94,11 @@ int wspy_protocol_close(wspy_protocol *protocol, const uint8_t *payload, size_t 
 /* Writes a control frame, masked if we are the client (§5.1). */
 int wspy_protocol_control(const wspy_protocol *protocol, int opcode, const uint8_t *payload, size_t length,
                           uint8_t *output);
+/* Notes that a Close frame of the driver's own making was sent. */
+void wspy_protocol_close_sent(wspy_protocol *protocol);
+/* wspy_endpoint_check, with the protocol of the endpoint. */
+int wspy_protocol_check(const wspy_protocol *protocol, wspy_sending *sending, int first, const uint8_t *payload,
+                        size_t length);
 /* The same as if the peer had broken a rule: nothing more is decoded, a Close frame is owed. */
 void wspy_protocol_fail(wspy_protocol *protocol, int error);
 
