@@ -110,8 +110,9 @@ class BodyReader:
         # Octets that are still to come, of the body or of its current chunk; None if EOF ends it.
         self._left = 0 if self._chunked else _length(head)
         self._buffer = bytearray()
-        # Whether the end of a chunk's data is due, before the size of the next one.
+        # Whether the line end behind a chunk's data is due, before the size of the next chunk.
         self._after_data = False
+        self._after_last = False
 
     @property
     def until_eof(self) -> bool:
@@ -125,10 +126,14 @@ class BodyReader:
             ValueError: a chunk is malformed.
         """
         if self._chunked:
-            return self._feed_chunks(data) or self._is_full()
-        self._take(data if self._left is None else data[: self._left])
+            self._buffer += data
+            while not self._is_full() and self._take_from_chunk():
+                pass
+            return self._after_last or self._is_full()
         if self._left is None:
+            self._take(data)
             return self._is_full()
+        self._take(data[: self._left])
         self._left = max(0, self._left - len(data))
         return not self._left or self._is_full()
 
@@ -138,42 +143,35 @@ class BodyReader:
     def _take(self, data: bytes | bytearray | memoryview) -> None:
         self.content += data[: self._limit - len(self.content)]
 
-    def _feed_chunks(self, data: bytes | bytearray | memoryview) -> bool:
-        """Take octets in chunks, RFC 9112 §7.1; the trailer is not waited for."""
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        while start < len(buffer) and not self._is_full():
-            if self._left:
-                piece = buffer[start : start + self._left]
-                self._take(piece)
-                self._left -= len(piece)
-                start += len(piece)
-                continue
-            end = buffer.find(b"\r\n", start, start + _MAX_CHUNK_LINE + 2)
-            if end < 0:
-                break
-            if self._begin_chunk(bytes(buffer[start:end])):
-                return True
-            start = end + 2
-        del buffer[:start]
-        if not self._left and len(buffer) > _MAX_CHUNK_LINE + 1:
-            raise ValueError("the size of a chunk has no end")
-        return False
+    def _take_from_chunk(self) -> bool:
+        """Take a piece of data, or a whole line, RFC 9112 §7.1; tell whether there may be another."""
+        if self._left:
+            piece = self._buffer[: self._left]
+            del self._buffer[: self._left]
+            self._take(piece)
+            self._left -= len(piece)
+            return not self._left
+        end = self._buffer.find(b"\r\n", 0, _MAX_CHUNK_LINE + 2)
+        if end >= 0:
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 2]
+            self._take_line(line)
+        elif len(self._buffer) > _MAX_CHUNK_LINE + 1:
+            raise ValueError("the line in front of a chunk is too long")
+        return end >= 0 and not self._after_last
 
-    def _begin_chunk(self, line: bytes) -> bool:
-        """Read the line that ends a chunk, or the one that begins it; tell whether it was the last one."""
+    def _take_line(self, line: bytes) -> None:
         if self._after_data:
             if line:
                 raise ValueError("a chunk is longer than its size")
             self._after_data = False
-            return False
+            return
         match = _CHUNK_SIZE.fullmatch(line)
         if match is None:
             raise ValueError("the size of a chunk is malformed")
         self._left = int(match[1], 16)
-        self._after_data = True
-        return not self._left
+        self._after_data = self._left > 0
+        self._after_last = self._left == 0  # the trailer is not waited for: no other response follows
 
 
 def _is_chunked(head: ResponseHead) -> bool:

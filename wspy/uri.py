@@ -20,8 +20,8 @@ _SCHEMES = {"ws": False, "wss": True}
 _LOCATION_SCHEMES = {**_SCHEMES, "http": False, "https": True}
 _DEFAULT_PORTS = {False: 80, True: 443}
 
-# RFC 3986 appendix B.
-_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
+# RFC 3986 appendix B; a colon in the first segment always ends a scheme (§4.2), if only an empty one.
+_PARTS = re.compile(r"(?:([^:/?#]*):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
 # No URI or IRI has these: controls, every kind of space, and halves of characters.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\s\ud800-\udfff]")
 _ESCAPE = r"%[0-9A-Fa-f]{2}"
