@@ -121,6 +121,17 @@ def test_a_failure_that_can_not_be_sent_is_refused_where_it_is_made(
         HandshakeError(status, "no", headers)
 
 
+def test_the_answer_of_a_server_is_told_as_it_was() -> None:
+    nothing = ResponseError("no")
+    assert (nothing.status, nothing.reason, nothing.headers, nothing.body) == (0, "", Headers(), b"")
+    fields = [("Set-Cookie", "a=b"), ("Set-Cookie", "c=d")]
+    refused = ResponseError("no", 200, "Fine", fields, b"<p>")
+    assert (refused.status, refused.reason, refused.body) == (200, "Fine", b"<p>")
+    assert refused.headers["set-cookie"] == "a=b, c=d"
+    assert list(refused.headers.items()) == fields
+    assert repr(refused) == "ResponseError('no')"
+
+
 def test_a_closed_socket_knows_both_close_frames() -> None:
     nothing = SocketClosed()
     assert (nothing.code, nothing.reason, nothing.rcvd, nothing.sent) == (1006, "", None, None)
