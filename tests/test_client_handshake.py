@@ -785,7 +785,16 @@ def test_after_the_101_nothing_is_taken() -> None:
     assert client.rest == b"\x81"
 
 
-def test_an_error_keeps_neither_the_handshake_nor_its_caller() -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda client: client.feed(b"SSH-"),
+        lambda client: client.feed(b"HTTP/1.1 404 No\r\nContent-Length: x\r\n\r\n"),
+        lambda client: client.feed(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"),
+        lambda client: client.feed_eof(),
+    ],
+)
+def test_an_error_keeps_neither_the_handshake_nor_its_caller(end: Callable[[ClientHandshake], object]) -> None:
     """A socket in a caller's frame is closed when the error is forgotten, and not some time later."""
 
     class Socket:
@@ -793,9 +802,11 @@ def test_an_error_keeps_neither_the_handshake_nor_its_caller() -> None:
 
     def connect() -> weakref.ref[Socket]:
         socket, client = Socket(), handshake()
-        with pytest.raises(ResponseError):
-            client.feed(b"SSH-")
-        return weakref.ref(socket)
+        try:
+            end(client)
+        except ResponseError:
+            return weakref.ref(socket)
+        pytest.fail("it ended well")
 
     gc.disable()
     try:

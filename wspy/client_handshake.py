@@ -71,6 +71,9 @@ _NO_LENGTH = re.compile(r"0{1,19}")
 class ClientHandshake:
     """One opening handshake of a client.
 
+    A 101 that announces content is refused, since readers may disagree on where its frames begin; what follows any
+    other 101 is ``rest``.
+
     Args:
         uri: what to ask for.
         origin: the value of ``Origin``; None to send none, as all do that are no browser.
@@ -154,11 +157,11 @@ class ClientHandshake:
         """
         self._check_unfinished()
         if self._body is None:
-            error = ResponseError("the server ended the connection before its answer was complete")
+            self._error = ResponseError("the server ended the connection before its answer was complete")
         else:
-            error = _refused(self._body, "" if self._body.until_eof else ", and ended before its body was complete")
-        self._error = copy(error)
-        raise error
+            more = "" if self._body.until_eof else ", and ended before its body was complete"
+            self._error = _refused(self._body, more)
+        raise copy(self._error)
 
     def _check_unfinished(self) -> None:
         if self._error is not None:
