@@ -17,9 +17,9 @@ PACKAGE = ROOT / "wspy"
 # relative to wspy; a package stands for all that is in it.
 LAYERS = (
     {"version", "codes", "limits"},
-    {"_core", "errors", "frames", "messages", "http11", "headers", "uri", "auth"},
+    {"_core", "errors", "frames", "messages", "http11", "http_response", "headers", "uri", "auth"},
     {"extensions", "deflate"},
-    {"handshake", "protocol"},
+    {"handshake", "client_handshake", "protocol"},
     {"loop", "websocket", "calls", "listening", "signals"},
     {"connection", "async_client", "async_server", "asyncio", "sync"},
     {"server"},

@@ -16,6 +16,7 @@ from wspy.errors import (
     HandshakeError,
     PingError,
     ProtocolError,
+    ResponseError,
     SocketClosed,
     SSLError,
     WebSocketError,
@@ -30,6 +31,7 @@ ERRORS = [
     CoreError("a sentence"),
     SocketClosed(initialized=True, message="a sentence", code=1000, reason="bye", rcvd=(1000, "bye"), sent=(1000, "")),
     HandshakeError(405, "a sentence", (("Allow", "GET"),)),
+    ResponseError("a sentence", 404, "Gone fishing", [("Set-Cookie", "a=b"), ("Set-Cookie", "c=d")], b"not here"),
     ProtocolError(1002, "a sentence"),
     PingError("a sentence"),
     SSLError("a sentence"),
@@ -40,10 +42,14 @@ def test_each_exception_is_in_this_test() -> None:
     assert {type(error).__name__ for error in ERRORS} == set(errors.__all__)
 
 
+# The only ones that are bases of others, besides that of all.
+MORE_BASES: dict[type[WebSocketError], set[type[WebSocketError]]] = {ResponseError: {HandshakeError}}
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_all_have_one_base_and_none_is_that_of_another(error: WebSocketError) -> None:
     kinds = [kind for kind in map(type, ERRORS) if isinstance(error, kind)]
-    assert set(kinds) == {WebSocketError, type(error)}
+    assert set(kinds) == {WebSocketError, type(error)} | MORE_BASES.get(type(error), set())
     assert not isinstance(error, ValueError | TypeError)
     assert str(error) == "a sentence"
 
@@ -113,6 +119,17 @@ def test_a_failure_that_can_not_be_sent_is_refused_where_it_is_made(
 ) -> None:
     with pytest.raises(error, match=re.escape(text)):
         HandshakeError(status, "no", headers)
+
+
+def test_the_answer_of_a_server_is_told_as_it_was() -> None:
+    nothing = ResponseError("no")
+    assert (nothing.status, nothing.reason, nothing.headers, nothing.body) == (0, "", Headers(), b"")
+    fields = [("Set-Cookie", "a=b"), ("Set-Cookie", "c=d")]
+    refused = ResponseError("no", 200, "Fine", fields, b"<p>")
+    assert (refused.status, refused.reason, refused.body) == (200, "Fine", b"<p>")
+    assert refused.headers["set-cookie"] == "a=b, c=d"
+    assert list(refused.headers.items()) == fields
+    assert repr(refused) == "ResponseError('no')"
 
 
 def test_a_closed_socket_knows_both_close_frames() -> None:

@@ -46,6 +46,7 @@ PUBLIC = {
         "HandshakeError",
         "PingError",
         "ProtocolError",
+        "ResponseError",
         "SSLError",
         "SocketClosed",
         "WebSocketError",

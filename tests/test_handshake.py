@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from measures import best_time
 
 from wspy import handshake
-from wspy.errors import HandshakeError
+from wspy.errors import HandshakeError, ResponseError
 from wspy.handshake import HEAD_STATUSES, Acceptance, HeadError, ServerHandshake
 from wspy.headers import Headers
 
@@ -683,6 +683,13 @@ def test_l6_a_refusal_is_complete_and_fixed(status: int) -> None:
     response = server.refuse(HandshakeError(status, "a message for the log"))
     check_refusal(response, status)
     assert b"log" not in response
+
+
+def test_the_answer_of_another_server_is_not_passed_on() -> None:
+    """It may have cookies that were meant for this side, and any status."""
+    for status in (0, 101, 200, 302, 404):
+        with pytest.raises(ValueError, match="another server"):
+            ServerHandshake().refuse(ResponseError("no", status, "", [("Set-Cookie", "a=b")]))
 
 
 def test_a_refusal_has_what_its_status_demands() -> None:

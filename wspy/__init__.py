@@ -16,6 +16,7 @@ What else there is:
 - ``TextMessage`` and ``BinaryMessage``: what arrives. A str or bytes can be sent as it is.
 - ``Request`` and ``Response``: plain HTTP on the same port, by ``onrequest``.
 - ``SocketClosed``: raised by what sends on a closing connection. ``HandshakeError``: raise it to refuse a request.
+  ``ResponseError``: how a server refused this side's.
 - ``Protocol`` and ``Frame``: the protocol without I/O, for both roles, to use with sockets of your own.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
@@ -52,7 +53,16 @@ from .codes import (
     Opcode,
     Role,
 )
-from .errors import CoreError, HandshakeError, PingError, ProtocolError, SocketClosed, SSLError, WebSocketError
+from .errors import (
+    CoreError,
+    HandshakeError,
+    PingError,
+    ProtocolError,
+    ResponseError,
+    SocketClosed,
+    SSLError,
+    WebSocketError,
+)
 from .frames import Frame
 from .headers import Headers
 from .http11 import Request, Response
@@ -98,6 +108,7 @@ __all__ = [
     "ProtocolError",
     "Request",
     "Response",
+    "ResponseError",
     "Role",
     "SSLError",
     "SocketClosed",

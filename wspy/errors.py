@@ -2,7 +2,8 @@
 
 Two sides never share a type: misuse by the caller raises ``ValueError``, ``TypeError`` or ``SocketClosed``; a peer
 that breaks a rule raises ``HandshakeError`` (before the 101) or ``ProtocolError`` (after it), which carry the answer
-that the peer is due. Every exception can be copied and pickled.
+that the peer is due. A server is due none before the 101: its ``ResponseError`` carries what it answered. Every
+exception can be copied and pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = [
     "HandshakeError",
     "PingError",
     "ProtocolError",
+    "ResponseError",
     "SSLError",
     "SocketClosed",
     "WebSocketError",
@@ -104,6 +106,40 @@ def _checked_status(status: int) -> int:
     if not 300 <= number <= 599:
         raise ValueError(f"the status of a HandshakeError is from 300 to 599, not {number}")
     return number
+
+
+class ResponseError(HandshakeError):
+    """The answer of a server is not the one that a client asked for, RFC 6455 §4.1.
+
+    What the server sent is in the attributes, the message has nothing of it.
+
+    Args:
+        message: what was wrong.
+        status: the status of the answer; 0 if there was no well-formed one.
+        reason: the reason phrase of the server's choice.
+        headers: its header fields; a redirect has ``headers["location"]``.
+        body: the content of a refusal, which may be cut.
+    """
+
+    headers: Headers  # type: ignore[assignment] # as received, and not to be sent
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 0,
+        reason: str = "",
+        headers: Headers | Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+    ) -> None:
+        WebSocketError.__init__(self, message)  # each status is possible here
+        self.message = message
+        self.status = status
+        self.reason = reason
+        self.headers = Headers(headers)
+        self.body = body
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.status, self.reason, self.headers, self.body), self.__dict__
 
 
 class ProtocolError(WebSocketError):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from hashlib import sha1
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from .errors import HandshakeError
+from .errors import HandshakeError, ResponseError
 from .headers import Headers, is_token, parse_extensions, parse_host, parse_token_list
 from .http11 import (
     ALLOW_GET,
@@ -34,7 +34,16 @@ from .http11 import (
 )
 from .limits import checked_count
 
-__all__ = ["HEAD_STATUSES", "Acceptance", "HeadError", "ServerHandshake"]
+__all__ = [
+    "HEAD_STATUSES",
+    "Acceptance",
+    "Fields",
+    "HeadError",
+    "ServerHandshake",
+    "accept_value",
+    "checked_headers",
+    "checked_protocols",
+]
 
 _T = TypeVar("_T")
 Fields: TypeAlias = Headers | Mapping[str, str] | Iterable[tuple[str, str]]
@@ -156,7 +165,7 @@ class ServerHandshake:
         self._locations = frozenset(map(_checked_location, _strings("locations", locations)))
         self._require_protocol = require_protocol
         server = () if server_header is None else [("Server", server_header)]
-        self._server = _checked_headers("server_header", server)
+        self._server = checked_headers("server_header", server)
         self._extra_headers = extra_headers if callable(extra_headers) else None
         # The end of every 101 response, if it is always the same.
         self._end = b"" if callable(extra_headers) else self._response_end(extra_headers)
@@ -201,8 +210,7 @@ class ServerHandshake:
         if extensions is not None:
             _check_extensions(extensions)
         end = self._end if self._extra_headers is None else self._response_end(self._extra_headers(request))
-        accept = b2a_base64(sha1(key.encode() + _GUID, usedforsecurity=False).digest(), newline=False)
-        return Acceptance(_ACCEPT_START + accept + line + end, subprotocol)
+        return Acceptance(_ACCEPT_START + accept_value(key.encode()) + line + end, subprotocol)
 
     def _choose_protocol(self, headers: Headers) -> tuple[str | None, bytes]:
         """Choose what the client prefers, RFC 6455 §4.2.2 /subprotocol/, and the field line that says so."""
@@ -215,7 +223,7 @@ class ServerHandshake:
         return None, b""
 
     def _response_end(self, extra_headers: Fields) -> bytes:
-        extra = _checked_headers("extra_headers", extra_headers)
+        extra = checked_headers("extra_headers", extra_headers)
         if any(name.lower() in _OWN_HEADERS for name in extra):
             raise ValueError("extra_headers: one is a field that the handshake itself writes")
         server = b"" if "server" in extra else self._server.encode()
@@ -230,8 +238,13 @@ class ServerHandshake:
             date: the value of ``Date``, for those who have a clock (RFC 9110 §6.6.1).
 
         Raises:
-            ValueError: the error is of the application's making, and its status or headers can't be sent.
+            ValueError: the error is of the application's making, and its status or headers can't be sent; or it is a
+                ``ResponseError``.
         """
+        if isinstance(error, ResponseError):  # with cookies and more that were meant for this side
+            raise ValueError(  # noqa: TRY004 - like all that can't be sent
+                "the answer of another server is not passed on: catch a ResponseError where it is raised"
+            )
         headers = Headers(error.headers)
         for name, value in (*self._server.items(), *_STATUS_HEADERS.get(error.status, ())):
             if name not in headers:
@@ -326,17 +339,39 @@ def _strings(name: str, values: Iterable[str]) -> list[str]:
     return strings
 
 
-def _checked_headers(argument: str, fields: Fields) -> Headers:
+def accept_value(key: bytes) -> bytes:
+    """Return the value of ``Sec-WebSocket-Accept`` that answers a key, RFC 6455 §4.2.2 item 5."""
+    return b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
+
+
+def checked_headers(argument: str, fields: Fields) -> Headers:
+    """Return fields that can be sent.
+
+    Raises:
+        TypeError: as for ``Headers``, with the name of the argument.
+        ValueError: the same.
+    """
     try:
         return Headers(fields)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from None
 
 
-def _protocol_lines(protocols: Iterable[str]) -> dict[str, bytes]:
+def checked_protocols(protocols: Iterable[str]) -> list[str]:
+    """Return subprotocols that can be sent, RFC 6455 §4.1 item 10.
+
+    Raises:
+        TypeError: they are no collection of str.
+        ValueError: one is no token, or is repeated.
+    """
     names = _strings("protocols", protocols)
     if not all(map(is_token, names)) or len(set(names)) != len(names):
         raise ValueError("protocols: subprotocols must be tokens without repetition, RFC 6455 §4.1")
+    return names
+
+
+def _protocol_lines(protocols: Iterable[str]) -> dict[str, bytes]:
+    names = checked_protocols(protocols)
     return {name: f"\r\nSec-WebSocket-Protocol: {name}".encode() for name in names}
 
 

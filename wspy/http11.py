@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOW_GET",
+    "CONTENT_LENGTH",
+    "FIELD",
+    "FIELD_LINES",
     "HEADERS_LIMIT",
     "HEAD_LIMIT",
     "MAX_HEAD",
@@ -58,18 +61,20 @@ UPGRADE_HEADERS = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 
 # Visible ASCII but "#": a fragment is never sent, RFC 9112 §3.2.
 _TARGET = r"[!-\"$-~]"
+# Pattern text for the field lines of any head, RFC 9112 §5.
+FIELD_LINES = rf"(?:{TOKEN}++:{FIELD_VALUE}*+\r\n)*+"
 _HEAD = re.compile(
     rf"(?:\r\n){{0,{_MAX_EMPTY_LINES}}}+({TOKEN}{{1,32}}+) ({_TARGET}++) HTTP/([0-9]\.[0-9])\r\n"
-    rf"((?:{TOKEN}++:{FIELD_VALUE}*+\r\n)*+)\r\n",
+    rf"({FIELD_LINES})\r\n",
 )
-# For the fields of a head that matched: a value goes back over its trailing whitespace once, and never further.
-_FIELD = re.compile(r"([^:]++):[ \t]*+([^\r]*[^\r \t]|)[ \t]*+\r\n")
+# For field lines that matched: a value goes back over its trailing whitespace once, and never further.
+FIELD = re.compile(r"([^:]++):[ \t]*+([^\r]*[^\r \t]|)[ \t]*+\r\n")
 
 # RFC 9110 §9.1: a method that is not recognised is answered with 501, one that is not allowed here with 405.
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 # A second one of these could be read by an intermediary instead of the first.
 _SINGLETONS = ("authorization", "content-length", "host", "origin", "sec-websocket-key")
-_LENGTH = re.compile(r"[0-9]{1,19}")
+CONTENT_LENGTH = re.compile(r"[0-9]{1,19}")
 _ABSOLUTE = re.compile(r"(https?|wss?)://([^/?]*+)(.*+)", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
@@ -144,7 +149,7 @@ def parse_request(
         _find_fault(head, max_line, max_header_line, max_head, max_headers)
         raise HandshakeError(400, "more follows the head")
     method, target, version, section = match.groups()
-    fields = _FIELD.findall(section)
+    fields = FIELD.findall(section)
     if len(fields) > max_headers:
         raise HandshakeError(431, "there are too many header lines")
     headers = Headers.from_parsed(fields)
@@ -231,7 +236,7 @@ def _check_body(headers: Headers, version: str, websocket: bool) -> None:
         if length is not None or version == "1.0":
             raise HandshakeError(400, "Transfer-Encoding where it must not be")
         _check_codings(codings)
-    elif length is not None and not _LENGTH.fullmatch(length):
+    elif length is not None and not CONTENT_LENGTH.fullmatch(length):
         raise HandshakeError(400, "Content-Length is malformed")
     if codings is not None or (length is not None and int(length) > 0):
         if websocket:
