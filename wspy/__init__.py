@@ -17,7 +17,9 @@ What else there is:
 - ``Request`` and ``Response``: plain HTTP on the same port, by ``onrequest``.
 - ``SocketClosed``: raised by what sends on a closing connection. ``HandshakeError``: raise it to refuse a request.
   ``ResponseError``: how a server refused this side's.
-- ``Protocol`` and ``Frame``: the protocol without I/O, for both roles, to use with sockets of your own.
+- ``Frame`` and ``ControlFrame``: single frames; ``read_frame``, ``pop_frame``, ``contains_frame``, ``receive_frame``,
+  ``create_close_frame`` and ``mask``: from bytes and to them.
+- ``Protocol``: the protocol without I/O, for both roles, to use with sockets of your own.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
 A client, TLS and an asyncio API are not there yet.
@@ -63,7 +65,16 @@ from .errors import (
     SSLError,
     WebSocketError,
 )
-from .frames import Frame
+from .frames import (
+    ControlFrame,
+    Frame,
+    contains_frame,
+    create_close_frame,
+    mask,
+    pop_frame,
+    read_frame,
+    receive_frame,
+)
 from .headers import Headers
 from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
@@ -97,6 +108,7 @@ __all__ = [
     "BinaryMessage",
     "Clients",
     "CloseCode",
+    "ControlFrame",
     "CoreError",
     "Frame",
     "HandshakeError",
@@ -115,4 +127,10 @@ __all__ = [
     "TextMessage",
     "WebSocketError",
     "__version__",
+    "contains_frame",
+    "create_close_frame",
+    "mask",
+    "pop_frame",
+    "read_frame",
+    "receive_frame",
 ]
