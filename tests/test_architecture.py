@@ -20,7 +20,9 @@ LAYERS = (
     {"_core", "errors", "frames", "messages", "http11", "http_response", "headers", "uri", "auth"},
     {"extensions", "deflate"},
     {"handshake", "client_handshake", "protocol"},
-    {"loop", "websocket", "calls", "listening", "signals"},
+    {"loop", "heads", "deadline", "calls", "listening", "signals"},
+    {"connecting"},
+    {"websocket"},
     {"connection", "async_client", "async_server", "asyncio", "sync"},
     {"server"},
     {"exceptions", "conformance"},
@@ -33,7 +35,7 @@ PURE = {name for name, level in LAYER.items() if level <= LAYER["protocol"]}
 IMPURE = {"_socket", "asyncio", "logging", "select", "selectors", "socket", "ssl", "threading", "time"}
 
 # The Python faces of the C core; all others ask them.
-FACES = {"_core", "frames", "loop", "protocol"}
+FACES = {"_core", "frames", "heads", "loop", "protocol"}
 
 # Source files whose test isn't their namesake, and where it is.
 TESTED_BY = {

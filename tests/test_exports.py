@@ -51,12 +51,23 @@ PUBLIC = {
         "SocketClosed",
         "WebSocketError",
     ],
-    "frames": ["Frame"],
+    "connection": ["Connection"],
+    "frames": [
+        "ControlFrame",
+        "Frame",
+        "contains_frame",
+        "create_close_frame",
+        "mask",
+        "pop_frame",
+        "read_frame",
+        "receive_frame",
+    ],
     "headers": ["Headers"],
     "http11": ["Request", "Response"],
     "messages": ["BinaryMessage", "Message", "TextMessage"],
     "protocol": ["Protocol"],
     "version": ["__version__"],
+    "websocket": ["websocket"],
 }
 
 

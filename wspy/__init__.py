@@ -55,6 +55,7 @@ from .codes import (
     Opcode,
     Role,
 )
+from .connection import Connection
 from .errors import (
     CoreError,
     HandshakeError,
@@ -80,6 +81,7 @@ from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
 from .version import __version__
+from .websocket import websocket
 
 __all__ = [
     "CLOSE_ABNORMAL",
@@ -108,6 +110,7 @@ __all__ = [
     "BinaryMessage",
     "Clients",
     "CloseCode",
+    "Connection",
     "ControlFrame",
     "CoreError",
     "Frame",
@@ -133,4 +136,5 @@ __all__ = [
     "pop_frame",
     "read_frame",
     "receive_frame",
+    "websocket",
 ]

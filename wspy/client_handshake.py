@@ -163,6 +163,11 @@ class ClientHandshake:
             self._error = _refused(self._body, more)
         raise copy(self._error)
 
+    @property
+    def awaits_body(self) -> bool:
+        """Whether the server has refused, and only more of its explanation is missing: ``feed_eof`` does without."""
+        return self._body is not None
+
     def _check_unfinished(self) -> None:
         if self._error is not None:
             raise copy(self._error)
