@@ -54,7 +54,7 @@ typedef struct {
     int heads;
     int is_bad, is_due; /* the head; its answer was not asked for yet */
     int opened;
-    int paused_from, aborted_from; /* turns */
+    int paused_from, aborted_from, refused_from; /* turns */
     uint32_t credit;
     int close_count; /* CLOSE commands that were applied */
     uint8_t close_payload[125];
@@ -423,11 +423,16 @@ static void note_broadcast(const command *c)
     }
 }
 
-static void note_refuse(const command *c)
+static void note_refuse(const command *c, int first_turn)
 {
-    for (int i = 0; i < fake.peer_count; i++)
-        if (run.guests[i].state == WAITING && fake.peers[i].fd >= 0)
-            add_item(&run.guests[i], REFUSAL, c->payload, c->length, 0);
+    for (int i = 0; i < fake.peer_count; i++) {
+        guest *g = &run.guests[i];
+        if (g->state != WAITING || fake.peers[i].fd < 0)
+            continue;
+        add_item(g, REFUSAL, c->payload, c->length, 0);
+        if (g->refused_from == NEVER)
+            g->refused_from = first_turn;
+    }
 }
 
 /* first_turn: the turn whose events know of the command. */
@@ -471,7 +476,7 @@ static void note(const command *c, int first_turn)
         note_broadcast(c);
         return;
     case WSPY_COMMAND_REFUSE:
-        note_refuse(c);
+        note_refuse(c, first_turn);
         return;
     default:
         return;
@@ -620,7 +625,8 @@ static guest *take_surfaced(uint64_t handle)
 {
     guest *g = guest_at_address(handle);
     require(g->state == WAITING && (g->handle == 0 || g->handle == handle));
-    require(g->aborted_from > run.turn);
+    require(g->aborted_from > run.turn && g->refused_from > run.turn);
+    g->refused_from = NEVER; /* its head came up before the refusal, which was for others then */
     g->handle = handle;
     g->state = DECIDING;
     g->is_due = 1;
@@ -826,11 +832,19 @@ static int saw_end(const fake_peer *peer)
     return peer->end_was_read || peer->reset == RESET_TOLD;
 }
 
-static void check_waiting(const guest *g, const fake_peer *peer)
+/* Nothing more is read: only the rest of the last answer keeps such a connection. */
+static int is_leaving(const guest *g, const fake_peer *peer)
+{
+    return g->refused_from <= run.turn + 1 || saw_end(peer);
+}
+
+static void check_waiting(const guest *g, const fake_peer *peer, uint32_t backlog)
 {
     wspy_head_scanner scanner;
-    if (saw_end(peer))
+    if (is_leaving(g, peer)) {
+        require(backlog);
         return;
+    }
     require(!has_unread(peer) && scan_head(g, &scanner, SIZE_MAX) == 0);
 }
 
@@ -870,7 +884,7 @@ static void check_idle(guest *g, const fake_peer *peer)
     uint32_t backlog = g->handle ? wspy_loop_backlogs(run.loop)[g->handle & WSPY_SLOT_MASK] : 0;
     require(!backlog || (!peer->window && !peer->reset));
     if (g->state == WAITING)
-        check_waiting(g, peer);
+        check_waiting(g, peer, backlog);
     else if (g->state == DECIDING || (g->state == ACCEPTED && !g->opened))
         check_undecided(g, peer);
     else if (g->state == ACCEPTED)
@@ -936,7 +950,7 @@ static void connect_peer(int listener)
     if (!peer)
         return;
     guest *g = guest_of(peer);
-    *g = (guest){.paused_from = NEVER, .aborted_from = NEVER};
+    *g = (guest){.paused_from = NEVER, .aborted_from = NEVER, .refused_from = NEVER};
     if (listener >= 0)
         return;
     if (wspy_loop_adopt(run.loop, peer->fd, &g->handle) == WSPY_OK)
@@ -1456,7 +1470,9 @@ static void check_deadlines(const guest *g, const fake_peer *peer)
     int is_opening = g->state == DECIDING || (g->state == ACCEPTED && !g->opened);
     if (is_opening && !g->close_count)
         require(!is_finite(s->open_timeout_ms));
-    if (g->state == WAITING)
+    if (g->state == WAITING && is_leaving(g, peer))
+        require(!is_finite(s->close_timeout_ms));
+    else if (g->state == WAITING)
         require(!is_finite(g->heads ? s->idle_request_ms : s->open_timeout_ms) ||
                 !is_finite(s->open_timeout_ms));
     if (g->state != ACCEPTED || !g->opened || !is_finite(s->close_timeout_ms))
