@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ._core import ffi, lib
 from .codes import CloseCode, Opcode
 from .errors import ProtocolError, SocketClosed
+from .limits import NO_SIZE_LIMIT, checked_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,12 +44,14 @@ FIN: Final = 0x80
 _RSV1, _RSV2, _RSV3 = lib.WSPY_RSV1, lib.WSPY_RSV2, lib.WSPY_RSV3
 _MASKED: Final = lib.WSPY_MASK_BIT
 _KEY_SIZE: Final = 4
-_MAX_REASON: Final = 123  # §5.5: a control frame holds 125 bytes, the code takes two
+_MAX_CONTROL: Final = 125  # §5.5
+_MAX_REASON: Final = 123  # the code takes two of them
 HOW_TO_BREAK_RULES: Final = (
     "a frame that is made with unchecked=True may break rules, for tests of other implementations"
 )
 _BINARY: Final = int(Opcode.BINARY)
 _FINAL_BINARY: Final = FIN | _BINARY
+_CONTROL: Final = 0x08  # §5.5: the bit of an opcode that says so
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -142,13 +145,13 @@ class Frame:
         if final and not (masking_key or mask is not None or rsv1 or rsv2 or rsv3 or unchecked) and opcode == _BINARY:
             return  # what nothing can be wrong with, and most frames are
         if mask is not None:
-            self.mask = mask
+            self.mask = bool(mask)
         if masking_key or mask:
             self.masking_key = bytes(memoryview(masking_key)) if masking_key else new_key()
         if not final:
             self.final = False
         if rsv1 or rsv2 or rsv3:
-            self.rsv1, self.rsv2, self.rsv3 = rsv1, rsv2, rsv3
+            self.rsv1, self.rsv2, self.rsv3 = bool(rsv1), bool(rsv2), bool(rsv3)
         if unchecked:
             self.unchecked = True
         self._check()
@@ -198,11 +201,17 @@ class Frame:
 
         Args:
             fragment_size: bytes of payload in each frame but the last, at least 1.
-            mask: of each frame, see ``Frame``.
+            mask: of each frame, see ``Frame``; None for that of this frame, with keys of their own if it is masked.
 
         Raises:
-            ValueError: ``fragment_size`` is below 1.
+            TypeError: this is a control frame and not ``unchecked``; or see ``Frame``: attributes may have been changed.
+            ValueError: ``fragment_size`` is below 1; or see ``Frame``.
         """
+        self._check()
+        if self.is_control and not self.unchecked:
+            raise TypeError("a control frame can't be fragmented (RFC 6455 §5.5)")
+        if mask is None:
+            mask = True if self.masking_key else self.mask
         frames = []
         for first, part in fragments(self.opcode, self.payload, fragment_size):
             final = bool(first & FIN) and self.final
@@ -215,11 +224,17 @@ class Frame:
         """Return the first byte on the wire: FIN, RSV bits and opcode.
 
         Raises:
+            TypeError: the opcode isn't an integer, or payload or key aren't bytes.
             ValueError: there is no such opcode, or no such key.
         """
-        opcode, key = int(self.opcode), self.masking_key
+        opcode, key = index(self.opcode), self.masking_key
         if not 0 <= opcode <= 15:
             raise ValueError(f"an opcode is from 0 to 15, not {opcode}")
+        # whoever gets this byte passes the other two to C
+        if not isinstance(self.payload, bytes):
+            raise TypeError(f"the payload of a frame must be bytes, not {type(self.payload).__name__}")
+        if key and not isinstance(key, bytes):
+            raise TypeError(f"a masking key must be bytes, not {type(key).__name__}")
         if key and len(key) != _KEY_SIZE:
             raise ValueError(f"a masking key has {_KEY_SIZE} bytes, this one has {len(key)}")
         first = opcode | FIN if self.final else opcode
@@ -411,6 +426,8 @@ class _Start:
         self.key = b""
         if len(start) < 2:
             return
+        if strict and self.first & _CONTROL and start[1] & 0x7F > _MAX_CONTROL:  # judged before it is received
+            raise core_error(lib.WSPY_ERROR_CONTROL_LENGTH)
         key_at = (2, 4, 10)[max((start[1] & 0x7F) - 125, 0)]
         self.header_size = key_at + _KEY_SIZE * bool(header.masked)
         if len(start) >= self.header_size:
@@ -436,8 +453,8 @@ def read_frame(data: BytesLike, *, strict: bool = True) -> tuple[Frame, int]:
         strict: look at the rules for a frame by itself; without, what breaks them is returned as an ``unchecked`` one.
 
     Returns:
-        the frame, with its payload unmasked and its masking key, so that ``pack`` makes the same bytes; and how many
-        bytes it took.
+        the frame, with its payload unmasked and its masking key, so that ``pack`` makes the same bytes, unless its
+        length took more bytes than it must; and how many bytes it took.
 
     Raises:
         ProtocolError: the frame breaks a rule.
@@ -471,23 +488,26 @@ class Receiving(typing.Protocol):
         """Receive at most so many bytes; none at the end."""
 
 
-def receive_frame(sock: Receiving, *, max_size: int = 1 << 20, strict: bool = True) -> Frame:
+def receive_frame(sock: Receiving, *, max_size: int | None = 1 << 20, strict: bool = True) -> Frame:
     """Receive one frame from a blocking socket, and not a byte more.
 
     Args:
         sock: what has ``recv``.
-        max_size: bytes of its payload; over it 1009.
+        max_size: bytes of its payload, None for no limit; over it 1009.
         strict: see ``read_frame``.
 
     Raises:
         SocketClosed: the connection has ended.
         ProtocolError: the frame breaks a rule, or is too long.
+        TypeError: ``max_size`` is neither an integer nor None.
+        ValueError: ``max_size`` is out of range.
         OSError: what ``recv`` raises: after a timeout a part of the frame may be lost.
     """
+    most = checked_limit("max_size", max_size, 0, NO_SIZE_LIMIT)
     data = bytearray()
     while not (start := _Start(data, strict=strict)).frame_size:
         data += _some(sock, max(start.header_size, 2) - len(data))
-    if start.frame_size - start.header_size > max_size:
+    if start.frame_size - start.header_size > most:
         raise core_error(lib.WSPY_ERROR_MESSAGE_SIZE)
     while len(data) < start.frame_size:
         data += _some(sock, min(start.frame_size - len(data), 1 << 16))

@@ -213,22 +213,33 @@ class Protocol:
         Raises:
             RuntimeError: another call on this object is running.
         """
-        endpoint = self._take()
+        try:
+            endpoint = self._idle.pop()  # _take, without a call
+        except IndexError:
+            endpoint = self._take()
         try:
             events: list[Event] = []
             if type(data) is bytes and len(data) <= _PIECE:
-                self._feed_piece(endpoint, data, len(data), events)
+                length = len(data)
+                count = lib.wspy_endpoint_step(endpoint, data, length)
+                if count == 1 and length <= _LARGE:
+                    kind, start, size = _ONE(self._events)
+                    if kind < _CONTROL:  # a whole data frame or message without anything special, as most are
+                        return [_new(Event, (_OPCODES[kind], self._arena[start : start + size], True, 0))]
+                self._take_events(endpoint, count, length, events)
                 return events
             with ffi.from_buffer("uint8_t[]", data) as whole:
                 size = len(whole)
                 for start in range(0, size, _PIECE):
-                    self._feed_piece(endpoint, whole + start, min(_PIECE, size - start), events)
+                    length = min(_PIECE, size - start)
+                    count = lib.wspy_endpoint_step(endpoint, whole + start, length)
+                    self._take_events(endpoint, count, length, events)
             return events
         finally:
             self._idle.append(endpoint)
 
-    def _feed_piece(self, endpoint: CData, data: CData | bytes, length: int, events: list[Event]) -> None:
-        count = lib.wspy_endpoint_step(endpoint, data, length)
+    def _take_events(self, endpoint: CData, count: int, length: int, events: list[Event]) -> None:
+        """Take what a step over so many bytes has led to."""
         if count & _MOVED:  # so has every error
             count = lib.wspy_endpoint_event_count(endpoint)
             self._look(endpoint)
@@ -350,24 +361,37 @@ class Protocol:
         before any of them counts as sent. ``unchecked`` frames are packed and otherwise ignored.
 
         Raises:
+            CoreError: the system has no randomness for a masking key (§5.3).
             RuntimeError: another call on this object is running.
             SocketClosed: a Close was sent, which nothing may follow (§5.5.1).
+            TypeError: it is no frame; or see ``Frame``: attributes may have been changed.
             ValueError: a frame breaks a rule, or one that isn't ``unchecked`` follows a Close.
         """
-        if len(frames) == 1:
-            return self._send_frame(frames[0])
-        sending = ffi.new("wspy_sending *", self._sending[0])
-        for frame in frames:
-            self._check(sending, frame)
-        return b"".join([self._send_frame(frame) for frame in frames])
+        if len(frames) == 1 and isinstance(frames[0], Frame):
+            frame = frames[0]
+            return self._send(frame.first_byte(), frame.payload, self._how(frame), frame.masking_key)
+        endpoint = self._take()
+        try:
+            sending = ffi.new("wspy_sending *", self._sending[0])
+            for frame in frames:
+                self._check(sending, frame)
+            return b"".join(
+                [self._send(f.first_byte(), f.payload, self._how(f), f.masking_key, endpoint) for f in frames]
+            )
+        finally:
+            self._idle.append(endpoint)
 
     def _check(self, sending: CData, frame: Frame) -> None:
         """Check a frame by the rules for those before it, of which nothing was sent yet."""
+        if not isinstance(frame, Frame):
+            raise TypeError(f"a Frame can be sent here, not {type(frame).__name__}; message() sends messages")
+        first, payload = frame.first_byte(), frame.payload
         if frame.unchecked:
             return
+        if self._closed is not None:
+            self._raise_closed(*self._closed)
         if sending.closed:
             raise ValueError("nothing may follow a Close frame (RFC 6455 §5.5.1)")
-        first, payload = frame.first_byte(), frame.payload
         error = lib.wspy_endpoint_check(self._endpoint, sending, first, payload, len(payload))
         if error:
             raise _misuse(error)
@@ -377,16 +401,26 @@ class Protocol:
     def _how(self, frame: Frame) -> int:
         if frame.mask is None and not frame.masking_key and not frame.unchecked:
             return self._masks
+        how: int = _UNCHECKED if frame.unchecked else 0
         if frame.masking_key:
-            return _MASKED | _KEY | _UNCHECKED * frame.unchecked
-        return _MASKED * (self._masks if frame.mask is None else frame.mask) | _UNCHECKED * frame.unchecked
+            return how | _MASKED | _KEY
+        masks = self._masks if frame.mask is None else frame.mask
+        return how | _MASKED if masks else how
 
-    def _send_frame(self, frame: Frame) -> bytes:
-        return self._send(frame.first_byte(), frame.payload, self._how(frame), frame.masking_key)
+    def _send(self, first: int, payload: bytes, how: int, key: bytes = b"", taken: CData | None = None) -> bytes:
+        """Return a frame as on the wire, and note it as the last one that was sent.
 
-    def _send(self, first: int, payload: bytes, how: int, key: bytes = b"") -> bytes:
-        """Return a frame as on the wire, and note it as the last one that was sent."""
-        endpoint = self._take()
+        Args:
+            first: its first byte.
+            payload: its payload, unmasked.
+            how: WSPY_SEND bits.
+            key: what to mask it with, if one of them says so.
+            taken: the endpoint, if the caller has taken it.
+        """
+        try:
+            endpoint = self._idle.pop() if taken is None else taken
+        except IndexError:
+            endpoint = self._take()
         try:
             if self._closed is not None and not how & _UNCHECKED:
                 self._raise_closed(*self._closed)
@@ -405,7 +439,8 @@ class Protocol:
                 self._closed = self._rcvd is None, split_close(payload)
             return frame
         finally:
-            self._idle.append(endpoint)
+            if taken is None:
+                self._idle.append(endpoint)
 
     def _raise_closed(self, began: bool, sent: tuple[int, str]) -> NoReturn:
         raise SocketClosed(began, "a Close was sent, and nothing may follow it", rcvd=self._rcvd, sent=sent)

@@ -172,7 +172,7 @@ uint32_t wspy_endpoint_event_count(const wspy_endpoint *endpoint); /* also after
 const uint8_t *wspy_endpoint_arena(const wspy_endpoint *endpoint);
 const uint8_t *wspy_endpoint_detached(const wspy_endpoint *endpoint, uint32_t index, uint64_t *length);
 /* _clear and _feed in one call, for few events in short input: adds WSPY_ENDPOINT_MOVED to a number of events if they or
- * the arena are not where they were after the last step. */
+ * the arena are not where they were after the last step, or have another capacity. */
 int wspy_endpoint_step(wspy_endpoint *endpoint, const uint8_t *data, size_t length);
 #define WSPY_ENDPOINT_MOVED 0x40000000
 size_t wspy_endpoint_arena_capacity(const wspy_endpoint *endpoint);

@@ -20,8 +20,9 @@ struct wspy_endpoint {
     uint32_t event_count, event_capacity;
     wspy_detached detached;
     wspy_bytes replies;
-    const void *seen_arena, *seen_events; /* where they were after the last step; never followed */
-    size_t seen_capacity;
+    const void *seen_arena, *seen_events; /* where they were after the last step, and how large; never followed */
+    size_t seen_arena_capacity;
+    uint32_t seen_event_capacity;
     uint32_t keys_drawn_after; /* so many forks */
     uint8_t keys_left;         /* bytes of: */
     uint8_t keys[128];
@@ -106,11 +107,13 @@ int wspy_endpoint_step(wspy_endpoint *endpoint, const uint8_t *data, size_t leng
     if (count <= 0)
         return count;
     if (endpoint->seen_arena == endpoint->arena.data && endpoint->seen_events == endpoint->events &&
-        endpoint->seen_capacity == endpoint->arena.capacity)
+        endpoint->seen_arena_capacity == endpoint->arena.capacity &&
+        endpoint->seen_event_capacity == endpoint->event_capacity)
         return count;
     endpoint->seen_arena = endpoint->arena.data;
     endpoint->seen_events = endpoint->events;
-    endpoint->seen_capacity = endpoint->arena.capacity;
+    endpoint->seen_arena_capacity = endpoint->arena.capacity;
+    endpoint->seen_event_capacity = endpoint->event_capacity;
     return count | WSPY_ENDPOINT_MOVED;
 }
 
