@@ -204,7 +204,7 @@ class Frame:
             mask: of each frame, see ``Frame``; None for that of this frame, with keys of their own if it is masked.
 
         Raises:
-            TypeError: this is a control frame and not ``unchecked``; or see ``Frame``: attributes may have been changed.
+            TypeError: this is a control frame, and not ``unchecked``; or see ``pack``.
             ValueError: ``fragment_size`` is below 1; or see ``Frame``.
         """
         self._check()
