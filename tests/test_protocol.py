@@ -10,6 +10,7 @@ import array
 import gc
 import random
 import re
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import allocated
-from reference import CLOSE_CODES, Decoder, Outcome, decode_frames, encode
+from reference import CLOSE_CODES, Decoder, Outcome, decode_frames, decodes, encode
 from vectors import (
     BINARY,
     CLIENT,
@@ -46,11 +47,12 @@ from vectors import (
 from wspy._core import ffi, lib
 from wspy.codes import Opcode, Role
 from wspy.errors import CoreError, PingError, ProtocolError, SocketClosed
+from wspy.frames import Frame, create_close_frame, received_frame
 from wspy.messages import Message, TextMessage
 from wspy.protocol import Event, Protocol, close_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 ROLES = pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
 GRANULARITIES = pytest.mark.parametrize("frames", [False, True], ids=["messages", "frames"])
@@ -1235,3 +1237,673 @@ def test_nothing_is_said_while_another_call_runs() -> None:
             say()
     protocol._idle.append(endpoint)
     assert protocol.ping() == b"\x89\x00"
+
+
+# ---- frames of one's own ----
+
+
+def spoken(frames: bytes) -> list[tuple[int, bytes]]:
+    """Return first byte and payload of each frame that was said."""
+    return [(first, payload) for first, payload, _ in decode_frames(frames)]
+
+
+@ROLES
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 1023, 1024, 1025, 65_535, 65_536, 300_000])
+def test_a_frame_is_said_as_the_reference_has_it(role: Role, length: int) -> None:
+    payload = random.Random(length).randbytes(length)
+    [(first, said, key)] = decode_frames(Protocol(role).frames(Frame(BINARY, payload)))
+    assert (first, said) == (FIN | BINARY, payload)
+    assert (key is not None) is (role is CLIENT)
+    plain = Protocol(SERVER).frames(Frame(BINARY, payload))
+    assert plain == encode(FIN | BINARY, payload)
+    assert Protocol(CLIENT).frames(Frame(BINARY, payload, KEY)) == encode(FIN | BINARY, payload, KEY)
+
+
+@ROLES
+def test_no_frames_are_nothing(role: Role) -> None:
+    assert Protocol(role).frames() == b""
+
+
+def said_bad(role: Role) -> dict[str, tuple[Sequence[Frame], Frame, str]]:
+    """Return what comes before a frame that can't be sent, that frame, and the section that forbids it."""
+    in_text, in_binary = Frame(TEXT, b"x", final=False), Frame(BINARY, b"x", final=False)
+    masks = role is CLIENT
+    return {
+        "a continuation of nothing": ((), Frame(CONTINUATION, b"x"), "5.4"),
+        "a continuation of what has ended": ((Frame(TEXT, b"x"),), Frame(CONTINUATION), "5.4"),
+        "a continuation after the last one": ((in_text, Frame(CONTINUATION)), Frame(CONTINUATION), "5.4"),
+        "a text in a text": ((in_text,), Frame(TEXT, b"x"), "5.4"),
+        "a binary in a text": ((in_text, Frame(PING)), Frame(BINARY, b"x", final=False), "5.4"),
+        "a text in a binary": ((in_binary,), Frame(TEXT, b"x", final=False), "5.4"),
+        "a reserved opcode": ((), Frame(3), "5.2"),
+        "a reserved control frame": ((), Frame(11), "5.2"),
+        "a reserved bit": ((), Frame(TEXT, b"x", rsv1=True), "5.2"),
+        "another reserved bit": ((), Frame(BINARY, b"x", rsv2=True), "5.2"),
+        "a reserved bit later": ((in_binary,), Frame(CONTINUATION, b"x", rsv3=True), "5.2"),
+        "a text that is none": ((in_text,), Frame(CONTINUATION, b"\xff"), "8.1"),
+        "a text that ends too early": ((Frame(TEXT, b"\xc3", final=False),), Frame(CONTINUATION), "8.1"),
+        "a surrogate in two frames": (
+            (Frame(TEXT, b"\xed", final=False),),
+            Frame(CONTINUATION, b"\xa0", final=False),
+            "8.1",
+        ),
+        "the wrong masking": ((), Frame(BINARY, b"x", mask=not masks), "5.1"),
+        "the wrong masking in a text": ((in_text,), Frame(CONTINUATION, mask=not masks), "5.1"),
+        **({} if masks else {"a key": ((), Frame(BINARY, b"x", KEY), "5.1")}),
+        **{
+            f"a control frame that is none {number}": ((in_text,), frame, section)
+            for number, (frame, section) in enumerate(
+                [
+                    (Frame(PING, b"x" * 126, unchecked=True), "5.5"),
+                    (Frame(PONG, final=False, unchecked=True), "5.5"),
+                    (Frame(PING, rsv1=True, unchecked=True), "5.2"),
+                    (Frame(CLOSE, b"x", unchecked=True), "5.5.1"),
+                    (Frame(CLOSE, b"\x03\xed", unchecked=True), "7.4"),
+                    (Frame(CLOSE, b"\x03\xe8\xc3", unchecked=True), "5.5.1"),
+                ]
+            )
+        },
+    }
+
+
+SAID_BAD = [(role, name) for role in Role for name in said_bad(role)]
+
+
+@pytest.mark.parametrize(("role", "name"), SAID_BAD, ids=lambda each: str(getattr(each, "name", each)))
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "the last of several"])
+def test_section_5_a_frame_that_breaks_a_rule_is_not_said_and_changes_nothing(
+    role: Role, name: str, alone: bool
+) -> None:
+    before, bad, section = said_bad(role)[name]
+    bad.unchecked = False
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    untouched, said = Protocol(role), b""
+    for frame in before:
+        said += speaker.frames(frame)
+        untouched.frames(frame)
+    with pytest.raises(ValueError, match=rf"§{re.escape(section)}[^.\d]") as caught:
+        speaker.frames(*([bad] if alone else [Frame(PING), bad]))
+    assert "unchecked=True" in str(caught.value)
+    assert not speaker.close_sent
+    # what ends an unfinished message in the state before, and only there
+    for frame in (Frame(CONTINUATION, b"\x9f\xbf"), Frame(CONTINUATION, b"\xa9"), Frame(CONTINUATION, b"y"), Frame(2)):
+        expected_frames: list[tuple[int, bytes]] | None
+        try:
+            expected_frames = spoken(untouched.frames(frame))
+        except ValueError:
+            with pytest.raises(ValueError, match="§"):
+                speaker.frames(frame)
+            continue
+        more = speaker.frames(frame)
+        assert spoken(more) == expected_frames
+        said += more
+    hearer.feed(said + speaker.message("next"))
+    assert hearer.error is None
+
+
+@ROLES
+def test_all_frames_are_looked_at_before_one_counts_as_said(role: Role) -> None:
+    speaker = Protocol(role)
+    begin, end = Frame(TEXT, b"\xc3", final=False), Frame(CONTINUATION, b"\xa9")
+    bad: list[Any] = [
+        Frame(TEXT, b"x"),
+        Frame(CONTINUATION, b"x"),
+        Frame(3),
+        "text",
+        b"bytes",
+        Message(TEXT, "x"),
+        None,
+    ]
+    for attribute, value in (("opcode", 16), ("payload", "x"), ("payload", None), ("masking_key", b"abc")):
+        for unchecked in (False, True):
+            broken = Frame(BINARY, b"x", unchecked=unchecked)
+            setattr(broken, attribute, value)
+            bad.append(broken)
+    for last in bad:
+        with pytest.raises((ValueError, TypeError)):
+            speaker.frames(begin, last)
+        with pytest.raises((ValueError, TypeError)):
+            speaker.frames(begin, end, Frame(CLOSE), last)
+    assert not speaker.close_sent
+    assert spoken(speaker.frames(begin, end)) == [(TEXT, b"\xc3"), (FIN, b"\xa9")]
+    assert spoken(speaker.frames(begin)) == [(TEXT, b"\xc3")]
+    for last in bad[1:]:
+        with pytest.raises((ValueError, TypeError)):
+            speaker.frames(end, last)
+    assert spoken(speaker.frames(end, Frame(CLOSE))) == [(FIN, b"\xa9"), (FIN | CLOSE, b"")]
+
+
+@ROLES
+@pytest.mark.parametrize("what", ["text", b"bytes", None, Message(TEXT, "x"), [Frame(TEXT)]], ids=repr)
+def test_only_frames_are_said_as_frames(role: Role, what: Any) -> None:
+    with pytest.raises(TypeError, match="a Frame can be sent here"):
+        Protocol(role).frames(what)
+
+
+@ROLES
+def test_section_8_1_a_text_is_judged_over_all_its_frames_however_it_is_split(role: Role) -> None:
+    for data in (
+        "aé€\U0001f600z".encode(),
+        b"a\xc3(",
+        b"\xf0\x9f\x98",
+        b"\xf4\x90\x80\x80",
+        b"\xed\xa0\x80",
+        b"\xe0\x80",
+    ):
+        valid = decodes(data)
+        for cuts in ([], *[[place] for place in range(len(data) + 1)], list(range(len(data) + 1))):
+            pieces = cut(data, cuts)
+            frames = [
+                Frame(CONTINUATION if number else TEXT, piece, final=number == len(pieces) - 1, unchecked=True)
+                for number, piece in enumerate(pieces)
+            ]
+            for frame in frames:
+                frame.unchecked = False
+            speaker = Protocol(role)
+            if valid:
+                assert Protocol(OTHER[role]).feed(speaker.frames(*frames)) == [message(TEXT, data)]
+                continue
+            with pytest.raises(ValueError, match=r"§8\.1"):
+                speaker.frames(*frames)
+            with pytest.raises(ValueError, match=r"§8\.1"):
+                for frame in frames:
+                    speaker.frames(frame)
+
+
+@ROLES
+def test_section_5_2_what_was_claimed_can_be_said(role: Role) -> None:
+    speaker = Protocol(role, frames=True, rsv=RSV1 | RSV3, opcodes=1 << 3 | 1 << 11)
+    frames = [
+        Frame(TEXT, b"\xff", rsv1=True, final=False),
+        Frame(11, b"\xff"),
+        Frame(CONTINUATION, b"\xff", rsv3=True),
+        Frame(3, b"\xff", final=False),
+        Frame(CONTINUATION, b"\xff"),
+    ]
+    said = speaker.frames(*frames)
+    assert [first for first, _ in spoken(said)] == [TEXT | RSV1, FIN | 11, FIN | RSV3, 3, FIN]
+    hearer = Protocol(OTHER[role], frames=True, rsv=RSV1 | RSV3, opcodes=1 << 3 | 1 << 11)
+    assert len(hearer.feed(said)) == 5
+    for wrong in (Frame(TEXT, rsv2=True), Frame(4), Frame(12), Frame(TEXT, b"\xff", rsv2=True, rsv1=True)):
+        with pytest.raises(ValueError, match=r"§5\.2"):
+            speaker.frames(wrong)
+
+
+@ROLES
+def test_section_9_1_in_messages_a_claimed_bit_is_on_the_first_frame_alone(role: Role) -> None:
+    speaker = Protocol(role, rsv=RSV1)
+    frames = Frame(TEXT, b"\xff\xff", rsv1=True).fragment(1)
+    assert [first for first, _ in spoken(speaker.frames(*frames))] == [TEXT | RSV1, FIN]
+    with pytest.raises(ValueError, match=r"§5\.2"):
+        speaker.frames(frames[0], Frame(CONTINUATION, rsv1=True))
+    # the bit of a message is forgotten with it
+    with pytest.raises(ValueError, match=r"§8\.1"):
+        speaker.frames(*frames, Frame(TEXT, b"\xc3", final=False), Frame(CONTINUATION))
+
+
+@ROLES
+def test_a_message_can_not_begin_inside_one_but_a_ping_can(role: Role) -> None:
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    said = speaker.frames(Frame(TEXT, b"a", final=False))
+    for say in (
+        lambda: speaker.message("x"),
+        lambda: speaker.message(b"x", 1),
+        lambda: speaker.message(TextMessage("x")),
+    ):
+        with pytest.raises(ValueError, match=r"§5\.4"):
+            say()
+    said += speaker.ping(b"1") + speaker.frames(Frame(PING, b"2")) + speaker.pong()
+    said += speaker.frames(Frame(CONTINUATION, b"b")) + speaker.message("c")
+    assert hearer.feed(said) == [
+        message(PING, b"1"),
+        message(PING, b"2"),
+        message(PONG, b""),
+        message(TEXT, b"ab"),
+        message(TEXT, b"c"),
+    ]
+
+
+@ROLES
+def test_what_arrives_and_what_is_said_have_nothing_to_do_with_each_other(role: Role) -> None:
+    protocol = Protocol(role, frames=True)
+    fed(protocol, role, Wire(TEXT, b"\xc3"))
+    protocol.frames(Frame(BINARY, b"\xff", final=False))
+    assert fed(protocol, role, Wire(FIN | CONTINUATION, b"\xa9")) == [message(CONTINUATION, b"\xa9")]
+    assert spoken(protocol.frames(Frame(CONTINUATION, b"\xff"))) == [(FIN, b"\xff")]
+    assert protocol.error is None
+
+
+# ---- a Close of one's own ----
+
+
+@ROLES
+@pytest.mark.parametrize("alone", [True, False])
+def test_section_5_5_1_a_close_among_frames_is_the_close(role: Role, alone: bool) -> None:
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    close = create_close_frame(4000, "é")
+    said = speaker.frames(close) if alone else speaker.frames(Frame(TEXT, b"bye"), close)
+    assert speaker.close_sent
+    assert (speaker.close(), speaker.owed_close()) == (b"", b"")
+    assert hearer.feed(said)[-1] == message(CLOSE, b"\x0f\xa0" + E_ACUTE)
+    fed(speaker, role, Wire(FIN | PING, b"too late"))
+    assert speaker.replies() == b""
+    for say in (
+        lambda: speaker.message("x"),
+        speaker.ping,
+        lambda: speaker.frames(Frame(TEXT)),
+        lambda: speaker.frames(Frame(TEXT), Frame(TEXT)),
+        lambda: speaker.frames(close),
+        lambda: speaker.frames(close, close),
+    ):
+        with pytest.raises(SocketClosed) as caught:
+            say()
+        assert caught.value.initialized
+        assert caught.value.sent == (4000, "é")
+    fed(speaker, role, Wire(FIN | CLOSE))
+    assert speaker.owed_close() == b""
+
+
+@ROLES
+def test_section_5_5_1_nothing_follows_a_close_among_several_frames(role: Role) -> None:
+    speaker = Protocol(role)
+    for last in (Frame(TEXT), Frame(PING), Frame(CLOSE)):
+        with pytest.raises(ValueError, match=r"§5\.5\.1"):
+            speaker.frames(Frame(CLOSE), last)
+    assert not speaker.close_sent
+    assert speaker.message("still open")
+    assert speaker.close()
+
+
+@ROLES
+def test_section_5_5_1_a_close_of_ones_own_is_the_echo_that_is_owed(role: Role) -> None:
+    speaker = Protocol(role)
+    fed(speaker, role, Wire(FIN | CLOSE, b"\x03\xe9"))
+    assert spoken(speaker.frames(Frame(BINARY, b"an answer"), create_close_frame(1001, "bye")))[-1][1] == b"\x03\xe9bye"
+    assert speaker.owed_close() == b""
+    with pytest.raises(SocketClosed) as caught:
+        speaker.frames(Frame(PING))
+    assert not caught.value.initialized
+    assert (caught.value.sent, caught.value.rcvd) == ((1001, "bye"), (1001, ""))
+
+
+@ROLES
+def test_section_7_1_7_a_close_of_ones_own_answers_a_violation(role: Role) -> None:
+    speaker = Protocol(role)
+    fed(speaker, role, Wire(FIN | 3))
+    assert spoken(speaker.frames(create_close_frame(1002, "no"))) == [(FIN | CLOSE, b"\x03\xeano")]
+    assert (speaker.owed_close(), speaker.close_sent) == (b"", True)
+
+
+@ROLES
+@pytest.mark.parametrize("how", ["close", "echo", "error"])
+def test_section_5_5_1_no_frame_follows_a_close_of_the_protocol(role: Role, how: str) -> None:
+    speaker = Protocol(role)
+    speaker.frames(Frame(TEXT, b"x", final=False))
+    if how != "close":
+        fed(speaker, role, Wire(FIN | (CLOSE if how == "echo" else 3)))
+    assert speaker.close() if how == "close" else speaker.owed_close()
+    for frames in ([Frame(PING)], [Frame(CONTINUATION)], [Frame(CONTINUATION), Frame(PING)], [Frame(CLOSE)]):
+        with pytest.raises(SocketClosed) as caught:
+            speaker.frames(*frames)
+        assert caught.value.initialized is (how != "echo")
+
+
+@ROLES
+def test_a_message_that_is_unfinished_does_not_keep_one_from_closing(role: Role) -> None:
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    said = speaker.frames(Frame(TEXT, b"\xc3", final=False)) + speaker.close()
+    assert hearer.feed(said) == [message(CLOSE, b"\x03\xe8")]
+
+
+# ---- frames that are not checked ----
+
+WRONG = [
+    Frame(CONTINUATION, b"x", unchecked=True),
+    Frame(TEXT, b"\xff", unchecked=True),
+    Frame(TEXT, b"x", final=False, unchecked=True),
+    Frame(3, b"x", rsv1=True, rsv2=True, rsv3=True, unchecked=True),
+    Frame(PING, b"x" * 2000, final=False, unchecked=True),
+    Frame(CLOSE, b"x", unchecked=True),
+    Frame(CLOSE, b"", unchecked=True),
+    Frame(15, b"x" * 70_000, unchecked=True),
+]
+
+
+@ROLES
+@pytest.mark.parametrize("frame", WRONG, ids=repr)
+def test_an_unchecked_frame_is_packed_and_forgotten(role: Role, frame: Frame) -> None:
+    speaker, hearer = Protocol(role), Protocol(OTHER[role])
+    began = speaker.frames(Frame(TEXT, b"\xc3", final=False))
+    expected_frame = (frame.first_byte(), frame.payload)
+    for said in (speaker.frames(frame), speaker.frames(frame, frame)):
+        assert {(first, payload) for first, payload, _ in decode_frames(said)} == {expected_frame}
+        assert {key is not None for _, _, key in decode_frames(said)} == {role is CLIENT}
+    assert (speaker.close_sent, speaker.owed_close()) == (False, b"")
+    ended = speaker.frames(frame, Frame(CONTINUATION, b"\xa9"))
+    start = encode(*expected_frame, b"keys" if role is CLIENT else None)
+    assert hearer.feed(began + ended[len(start) :]) == [message(TEXT, E_ACUTE)]
+    assert speaker.close()
+    assert spoken(speaker.frames(frame)) == [expected_frame]
+    assert spoken(speaker.frames(frame, frame)) == [expected_frame] * 2
+
+
+@ROLES
+@pytest.mark.parametrize("length", [1, 5000])
+def test_section_5_1_only_an_unchecked_frame_may_be_masked_wrongly(role: Role, length: int) -> None:
+    payload = b"x" * length
+    speaker = Protocol(role)
+    assert speaker.frames(Frame(BINARY, payload, mask=False, unchecked=True)) == encode(FIN | BINARY, payload)
+    assert speaker.frames(Frame(BINARY, payload, KEY, unchecked=True)) == encode(FIN | BINARY, payload, KEY)
+    assert speaker.frames(Frame(BINARY, payload, KEY, mask=False, unchecked=True)) == encode(FIN | BINARY, payload, KEY)
+    [(_, said, key)] = decode_frames(speaker.frames(Frame(BINARY, payload, mask=True, unchecked=True)))
+    assert (said, key is None) == (payload, False)
+
+
+@pytest.mark.parametrize("truth", [2, 4, 5, 7, "yes"])
+def test_what_an_attribute_was_changed_to_is_only_true_or_false(truth: Any) -> None:
+    server, client = Protocol(SERVER), Protocol(CLIENT)
+    frame = Frame(BINARY, b"x")
+    frame.mask = truth
+    with pytest.raises(ValueError, match=r"§5\.1"):
+        server.frames(frame)
+    assert spoken(client.frames(frame)) == [(FIN | BINARY, b"x")]
+    frame = Frame(CONTINUATION, b"x", unchecked=True)
+    frame.unchecked = truth
+    assert server.frames(frame) == b"\x80\x01x"
+    assert spoken(client.frames(frame)) == [(FIN, b"x")]
+    frame.final = frame.rsv1 = truth
+    assert server.frames(frame) == b"\xc0\x01x"
+
+
+# ---- the same as the reference, and as the other end ----
+
+OWN_FRAMES = st.builds(
+    lambda opcode, payload, final, rsv: (opcode, payload, final, rsv),
+    st.sampled_from([CONTINUATION, CONTINUATION, TEXT, BINARY, PING, PONG]) | st.integers(0, 15),
+    st.sampled_from([b"", b"x", b"\xc3", b"\xa9", E_ACUTE, b"\x03\xe8", b"x" * 126]) | st.binary(max_size=8),
+    st.booleans(),
+    st.sampled_from([0, 0, 0, RSV1, RSV2, RSV1 | RSV3]),
+)
+
+
+def own_frame(fields: tuple[int, bytes, bool, int]) -> Frame:
+    """Return a frame that only its protocol has to judge."""
+    opcode, payload, final, rsv = fields
+    bits = {"rsv1": bool(rsv & RSV1), "rsv2": bool(rsv & RSV2), "rsv3": bool(rsv & RSV3)}
+    frame = Frame(opcode, payload, final=final, **bits, unchecked=True)
+    frame.unchecked = False
+    return frame
+
+
+@ROLES
+@given(
+    st.lists(st.lists(OWN_FRAMES, min_size=1, max_size=3), max_size=8),
+    st.booleans(),
+    st.sampled_from([0, RSV1, RSV1 | RSV2 | RSV3]),
+    st.sampled_from([0, 0x0008, 0x8080]),
+)
+def test_what_can_be_said_is_what_the_reference_accepts(
+    role: Role, groups: list[list[tuple[int, bytes, bool, int]]], frames: bool, rsv: int, opcodes: int
+) -> None:
+    claims: dict[str, Any] = {"frames": frames, "rsv": rsv, "opcodes": opcodes}
+    speaker, hearer = Protocol(role, **claims), Protocol(OTHER[role], **claims)
+    reference = Decoder(OTHER[role], **claims)
+    key = KEY if role is CLIENT else None
+    accepted, said, closed = b"", b"", False
+    for group in groups:
+        own = [own_frame(fields) for fields in group]
+        candidate = b"".join(encode(frame.first_byte(), frame.payload, key) for frame in own)
+        follows = any(frame.opcode == CLOSE for frame in own[:-1])
+        error = reference.decode(accepted + candidate).error
+        try:
+            data = speaker.frames(*own)
+        except SocketClosed:
+            assert closed
+            continue
+        except ValueError:
+            assert error or follows
+            continue
+        assert (error, follows, closed) == (None, False, False)
+        assert spoken(data) == [(frame.first_byte(), frame.payload) for frame in own]
+        assert {each is not None for _, _, each in decode_frames(data)} == {role is CLIENT}
+        accepted, said, closed = accepted + candidate, said + data, own[-1].opcode == CLOSE
+        assert speaker.close_sent is closed
+    seen = outcome(hearer, [said])
+    assert seen == reference.decode(accepted)
+    assert seen.error is None
+
+
+@ROLES
+@GRANULARITIES
+@given(WIRES)
+def test_what_was_received_can_be_said(role: Role, frames: bool, wires: list[Wire]) -> None:
+    """What one end accepts, an end of the other role may send, and the same end hears it again."""
+    claims: dict[str, Any] = {"frames": frames, "max_size": None, "rsv": RSV1, "opcodes": 1 << 3 | 1 << 11}
+    first = Protocol(role, **claims)
+    events = first.feed(wire(role, *wires))
+    speaker, again = Protocol(OTHER[role], **claims), Protocol(role, **claims)
+    heard = []
+    for event in events:
+        frame = received_frame(event.opcode, event.payload, final=event.final, rsv=event.rsv)
+        heard += again.feed(speaker.frames(frame))
+    assert heard == events
+    assert again.error is None
+
+
+# ---- §5.3: keys ----
+
+
+@pytest.mark.parametrize("length", [0, 1, 2000])
+def test_d20_the_same_frame_has_another_key_each_time(length: int) -> None:
+    count = 2000
+    protocol = Protocol(CLIENT)
+    frame = Frame(BINARY, bytes(length))
+    said = b"".join([protocol.frames(frame) for _ in range(count // 2)]) + protocol.frames(*[frame] * (count // 2))
+    keys = [int.from_bytes(key or b"") for _, _, key in decode_frames(said)]
+    assert len(keys) == count
+    assert len(set(keys)) > count - 5
+    # 12 standard deviations: each bit is set in half of them
+    deviation = (count / 4) ** 0.5
+    assert all(abs(sum(key >> bit & 1 for key in keys) - count / 2) < 12 * deviation for bit in range(32))
+    assert (frame.masking_key, frame.mask) == (b"", None)
+
+
+def test_section_5_3_two_protocols_share_no_keys() -> None:
+    ends = [Protocol(CLIENT) for _ in range(20)]
+    keys = {key for _ in range(20) for end in ends for _, _, key in decode_frames(end.message(b""))}
+    assert len(keys) > 398
+
+
+FORK = """
+import os
+from wspy import Protocol, Role
+
+protocol = Protocol(Role.CLIENT)
+protocol.message(b"")
+reading, writing = os.pipe()
+child = os.fork()
+for _ in range(200):
+    key = protocol.message(b"")[2:6]
+    os.write(writing if child == 0 else 1, key)
+if child == 0:
+    os._exit(0)
+os.close(writing)
+assert os.waitpid(child, 0)[1] == 0
+os.write(1, os.read(reading, 800))
+"""
+
+
+def test_section_5_3_the_child_of_a_fork_has_keys_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, check=True, timeout=50)
+    assert done.stderr == b""
+    keys = [done.stdout[at : at + 4] for at in range(0, len(done.stdout), 4)]
+    assert len(keys) == 400
+    assert len(set(keys)) > 397
+
+
+# ---- memory that is shared ----
+
+
+@ROLES
+def test_what_was_said_stays_as_it_was(role: Role) -> None:
+    protocol, peer = Protocol(role), Protocol(OTHER[role], max_size=None)
+    payloads = [bytes([n % 256]) * (n * 37 % 3000) for n in range(300)]
+    said = [protocol.frames(Frame(BINARY, payload)) for payload in payloads]
+    copies = [bytes(bytearray(each)) for each in said]
+    assert said == copies
+    assert [hash(each) for each in said] == [hash(each) for each in copies]
+    assert [event.payload for each in said for event in peer.feed(each)] == payloads
+
+
+@ROLES
+def test_bytes_that_python_shares_are_never_written(role: Role) -> None:
+    shared = [b"", *[bytes((n,)) for n in range(256)]]
+    protocol = Protocol(role)
+    for payload in shared:
+        for frame in (Frame(BINARY, payload), Frame(BINARY, payload, mask=role is CLIENT), Frame(PING, payload)):
+            assert spoken(protocol.frames(frame)) == [(frame.first_byte(), payload)]
+            assert spoken(protocol.frames(frame, frame)) == [(frame.first_byte(), payload)] * 2
+        assert spoken(protocol.message(payload))[0][1] == payload
+        assert fed(protocol, role, Wire(FIN | BINARY, payload)) == [message(BINARY, payload)]
+    assert shared == [b"", *[bytes.fromhex(f"{n:02x}") for n in range(256)]]
+    assert (bytes(0), bytes(1), bytes((255,))) == (bytes.fromhex(""), bytes.fromhex("00"), bytes.fromhex("ff"))
+
+
+@ROLES
+@pytest.mark.parametrize("length", [100, 5000, 100_000])
+def test_the_payload_of_a_frame_is_never_written(role: Role, length: int) -> None:
+    payload = b"\x55" * length
+    frame = Frame(TEXT, payload)
+    for _ in range(3):
+        Protocol(role).frames(frame, Frame(BINARY, payload))
+        Protocol(role).message(payload)
+        Protocol(role).message(payload.decode())
+    assert payload == b"\x55" * length == frame.payload
+
+
+@ROLES
+def test_what_was_said_is_not_kept(role: Role) -> None:
+    protocol = Protocol(role)
+    protocol.message(b"warm")
+    before = allocated()
+    for _ in range(3):
+        protocol.message(bytes(1 << 20))
+        protocol.frames(*Frame(BINARY, bytes(1 << 20)).fragment(1000))
+    assert allocated() - before < 64 << 10
+
+
+@ROLES
+@pytest.mark.parametrize("piece", [100, 4096, 4097, 70_000])
+def test_memory_is_given_back_whatever_arrived(role: Role, piece: int) -> None:
+    streams = [
+        wire(role, Wire(FIN | BINARY, bytes(1 << 20))),
+        wire(
+            role, Wire(BINARY, bytes(300_000)), Wire(FIN | PING, b"p" * 125), Wire(FIN | CONTINUATION, bytes(300_000))
+        ),
+        wire(role, Wire(FIN | BINARY)) * 20_000,
+        wire(role, Wire(FIN | PING, b"p")) * 20_000,
+    ]
+    protocol = Protocol(role)
+    fed(protocol, role, text("warm"), Wire(FIN | PING))
+    before = allocated()
+    for stream in streams:
+        for at in range(0, len(stream), piece):
+            protocol.feed(stream[at : at + piece])
+        protocol.replies()
+        assert allocated() - before < 96 << 10
+
+
+# ---- events of one step ----
+
+
+@ROLES
+@pytest.mark.parametrize("large", [0, 130, 4000, 10_000, 20_000])
+def test_each_event_is_taken_however_their_table_grows(role: Role, large: int) -> None:
+    chance = random.Random(large)
+    single = wire(role, Wire(FIN | BINARY))
+    for _ in range(300):
+        protocol = Protocol(role)
+        for _ in range(6):
+            count = chance.choice([1, 2, 60, 63, 64, 65, 128, 200, 500, 512, 513, 600, 1000, 2000])
+            size = large and chance.randrange(large)
+            events = protocol.feed(single * count + wire(role, Wire(FIN | BINARY, bytes(size))))
+            assert len(events) == count + 1
+            assert len(events[-1].payload) == size
+
+
+@ROLES
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_one_event_or_many_of_every_kind(role: Role, kind: Callable[[bytes], Any]) -> None:
+    options: dict[str, Any] = {"rsv": RSV1, "opcodes": 1 << 3 | 1 << 11}
+    wires = [
+        Wire(FIN | TEXT, E_ACUTE),
+        Wire(FIN | BINARY, b"x" * 5000),
+        Wire(FIN | PING, b"1"),
+        Wire(FIN | 3, b"claimed"),
+        Wire(FIN | 11, b"claimed"),
+        Wire(FIN | RSV1 | TEXT, b"\xff"),
+        Wire(TEXT, b"\xc3"),
+        Wire(FIN | PONG),
+        Wire(FIN | CONTINUATION, b"\xa9"),
+        Wire(BINARY),
+        Wire(FIN | CONTINUATION),
+    ]
+    data = wire(role, *wires)
+    for frames in (False, True):
+        whole = Decoder(role, frames=frames, **options).decode(data)
+        protocol = Protocol(role, frames=frames, **options)
+        seen = [event for each in wires for event in protocol.feed(kind(each.encode(role)))]
+        assert seen == whole.events
+        assert Protocol(role, frames=frames, **options).feed(kind(data)) == whole.events
+        assert {type(event) for event in seen} == {Event}
+        assert {type(event.payload) for event in seen} == {bytes}
+
+
+# ---- one call at a time ----
+
+
+def test_no_frame_is_said_while_another_call_runs() -> None:
+    protocol = Protocol(SERVER)
+    begin = Frame(TEXT, b"x", final=False)
+    endpoint = protocol._take()
+    for say in (lambda: protocol.frames(begin), lambda: protocol.frames(begin, Frame(CONTINUATION))):
+        with pytest.raises(RuntimeError, match="another call"):
+            say()
+    protocol._idle.append(endpoint)
+    assert protocol.message("next") == b"\x81\x04next"
+    assert protocol.frames(begin, Frame(PING)) == b"\x01\x01x\x89\x00"
+    with pytest.raises(ValueError, match=r"§5\.4"):
+        protocol.frames(Frame(PING), Frame(TEXT))
+    assert protocol.frames(Frame(CONTINUATION)) == b"\x80\x00"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_threads_that_do_not_take_turns_say_all_or_nothing(count: int) -> None:
+    protocol = Protocol(CLIENT)
+    frames = Frame(TEXT, "é" * 3000).fragment(6000 // count)
+    said: list[bytes] = []
+    unexpected: list[BaseException] = []
+
+    def say_often() -> None:
+        for _ in range(200):
+            try:
+                said.append(protocol.frames(*frames))
+            except RuntimeError:
+                continue
+            except BaseException as error:  # noqa: BLE001 -- for the assertion below
+                unexpected.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=say_often) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not unexpected
+    assert Protocol(SERVER).feed(b"".join(said)) == [message(TEXT, "é".encode() * 3000)] * len(said)
+    keys = [key for _, _, key in decode_frames(b"".join(said))]
+    assert len(set(keys)) > len(keys) - 3
