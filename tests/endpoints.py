@@ -85,6 +85,27 @@ class Endpoint:
             raise ValueError(size)
         return ffi.buffer(output, size)[:]
 
+    def step(self, data: bytes | CData, length: int | None = None) -> int:
+        return lib.wspy_endpoint_step(self.pointer, data, len(data) if length is None else length)
+
+    def check(self, sending: CData, first: int, payload: bytes = b"") -> int:
+        return lib.wspy_endpoint_check(self.pointer, sending, first, payload, len(payload))
+
+    def send(self, sending: CData, first: int, payload: bytes = b"", how: int = 0, key: bytes = b"") -> bytes | int:
+        """Return a frame as on the wire, or the error."""
+        output = ffi.new("uint8_t[]", len(payload) + lib.WSPY_HEADER_MAX)
+        size = lib.wspy_endpoint_send(self.pointer, sending, first, how, key, payload, len(payload), output)
+        return ffi.buffer(output, size)[:] if size >= 0 else size
+
+    def places(self) -> tuple[object, ...]:
+        """Return where events and arena are, and how large."""
+        return (
+            lib.wspy_endpoint_events(self.pointer),
+            lib.wspy_endpoint_event_capacity(self.pointer),
+            lib.wspy_endpoint_arena(self.pointer),
+            lib.wspy_endpoint_arena_capacity(self.pointer),
+        )
+
     def error(self) -> int:
         return lib.wspy_endpoint_error(self.pointer)
 

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import errno
+import random
 from typing import TYPE_CHECKING
 
+import native
 import pytest
 from endpoints import NO_MEMORY, Endpoint
 from guard import GuardedMemory
 from memory import allocated
-from reference import Decoder, decode_frames
-from vectors import BINARY, CLIENT, CLOSE, CONTINUATION, FIN, PING, PONG, SERVER, TEXT, VECTORS, Wire, message
+from reference import Decoder, decode_frames, encode
+from vectors import (
+    BINARY,
+    CLIENT,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    KEY,
+    PING,
+    PONG,
+    RSV1,
+    SERVER,
+    TEXT,
+    VECTORS,
+    Wire,
+    message,
+)
 
 from wspy._core import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from wspy._core._wspy import CData
     from wspy.codes import Role
 
 ROLES = pytest.mark.parametrize("role", [SERVER, CLIENT], ids=["server", "client"])
@@ -383,3 +402,257 @@ def test_h13_failures_leak_nothing(role: Role) -> None:
     for _ in range(5):
         sweep()
     assert allocated() - before < 16 << 10
+
+
+# ---- steps ----
+
+MOVED = lib.WSPY_ENDPOINT_MOVED
+
+
+@ROLES
+def test_a_step_drops_what_was_there(role: Role) -> None:
+    endpoint = Endpoint(role)
+    first = wire(role, text(b"1"), Wire(FIN | PING, b"2"))
+    assert endpoint.step(first) == 2 | MOVED
+    assert endpoint.step(first) == 2
+    assert endpoint.events() == [message(TEXT, b"1"), message(PING, b"2")]
+    assert pongs(endpoint) == [b"2"]
+    assert endpoint.step(b"") == 0
+    assert (endpoint.events(), pongs(endpoint)) == ([], [])
+
+
+@ROLES
+def test_a_step_says_whenever_events_or_arena_are_elsewhere_or_of_another_size(role: Role) -> None:
+    single = wire(role, Wire(FIN | BINARY))
+    moves = stays = 0
+    for seed in range(200):
+        chance = random.Random(seed)
+        endpoint = Endpoint(role)
+        seen: tuple[object, ...] = ()
+        for _ in range(8):
+            count = chance.choice([0, 1, 2, 63, 64, 65, 128, 500, 513, 600, 1000, 2000])
+            size = chance.choice([0, 100, 1000, 10_000, 20_000])
+            told = endpoint.step(single * count + wire(role, Wire(FIN | BINARY, bytes(size))))
+            assert told & ~MOVED == count + 1 == endpoint.event_count()
+            assert bool(told & MOVED) is (endpoint.places() != seen)
+            seen = endpoint.places()
+            moves, stays = moves + bool(told & MOVED), stays + (not told & MOVED)
+            if chance.random() < 0.3:
+                endpoint.clear()
+    assert moves > 100
+    assert stays > 100
+
+
+@ROLES
+@GRANULARITIES
+@pytest.mark.parametrize("piece", [1, 3, 100_000])
+def test_steps_lead_to_what_feeding_leads_to(role: Role, frames: bool, piece: int) -> None:
+    for vector in VECTORS:
+        if vector.role is not role or len(vector.data) > 1000:
+            continue
+        whole = Decoder(role, frames=frames, **vector.options).decode(vector.data)
+        endpoint = Endpoint(role, frames=frames, **vector.options)
+        events, answers = [], b""
+        for at in range(0, len(vector.data), piece):
+            count = endpoint.step(vector.data[at : at + piece])
+            assert count == endpoint.error() if count < 0 else count & ~MOVED == endpoint.event_count()
+            events += endpoint.events()
+            answers += endpoint.replies()
+        assert events == whole.events, vector.name
+        assert [payload for _, payload, _ in decode_frames(answers)] == whole.pongs, vector.name
+
+
+@ROLES
+def test_an_error_of_a_step_is_sticky_and_drops_its_events_with_the_next(role: Role) -> None:
+    endpoint = Endpoint(role)
+    assert endpoint.step(wire(role, text(b"a"), Wire(FIN | 3))) == lib.WSPY_ERROR_OPCODE
+    assert endpoint.events() == [message(TEXT, b"a")]
+    assert endpoint.step(wire(role, text(b"b"))) == lib.WSPY_ERROR_OPCODE
+    assert endpoint.events() == []
+
+
+@ROLES
+def test_a_step_neither_changes_input_nor_reads_beyond(role: Role) -> None:
+    data = wire(role, Wire(FIN | TEXT, b"payload" * 20), Wire(FIN | PING, b"ping"), Wire(BINARY, b"x"))
+    with GuardedMemory(len(data)) as memory:
+        for size in range(len(data) + 1):
+            for place in (memory.at_start, memory.at_end):
+                pointer = place(data[:size])
+                Endpoint(role).step(pointer, size)
+                assert ffi.buffer(pointer, size)[:] == data[:size]
+
+
+@ROLES
+@GRANULARITIES
+@pytest.mark.parametrize("piece", [7, 1000, 100_000])
+def test_h13_each_allocation_of_a_step_fails_once(role: Role, frames: bool, piece: int) -> None:
+    data = scenario(role)
+    whole = Decoder(role, frames=frames, max_size=None).decode(data)
+    failures = nth = made = 0
+    while made >= nth:  # as long as there was one to fail
+        nth += 1
+        endpoint = Endpoint(role, frames=frames, max_size=None)
+        fail(nth)
+        events, count = [], 0
+        for at in range(0, len(data), piece):
+            count = endpoint.step(data[at : at + piece])
+            assert count == endpoint.error() if count < 0 else count & ~MOVED == endpoint.event_count()
+            events += endpoint.events()
+        made = fail(0)
+        if endpoint.error():
+            assert endpoint.error() == NO_MEMORY == count
+            assert events == whole.events[: len(events)]
+            failures += 1
+        else:  # only giving memory back has failed, if anything
+            assert events == whole.events
+    assert failures >= 5
+
+
+# ---- what is sent ----
+
+MASKED, UNCHECKED, WITH_KEY = lib.WSPY_SEND_MASKED, lib.WSPY_SEND_UNCHECKED, lib.WSPY_SEND_KEY
+OTHER = {SERVER: CLIENT, CLIENT: SERVER}
+LENGTHS = [0, 1, 125, 126, 127, 65_535, 65_536]
+
+
+def new_sending() -> CData:
+    return ffi.new("wspy_sending *")
+
+
+def state(sending: CData) -> bytes:
+    return ffi.buffer(sending)[:]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("how", [0, MASKED | WITH_KEY, UNCHECKED, UNCHECKED | MASKED | WITH_KEY])
+def test_a_frame_is_written_as_the_reference_has_it(length: int, how: int) -> None:
+    payload = random.Random(length).randbytes(length)
+    endpoint = Endpoint(CLIENT if how & MASKED else SERVER)
+    key = KEY if how & MASKED else None
+    assert endpoint.send(new_sending(), FIN | BINARY, payload, how, KEY) == encode(FIN | BINARY, payload, key)
+
+
+@ROLES
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_frame_is_written_to_its_own_bytes_only_and_its_payload_only_read(role: Role, length: int) -> None:
+    payload = random.Random(length).randbytes(length)
+    how = MASKED if role is CLIENT else 0
+    size = len(encode(FIN | BINARY, payload, KEY if how else None))
+    with GuardedMemory(length) as source, GuardedMemory(size) as target:
+        for place, output in (
+            (source.at_end, target.at_end(bytes(size))),
+            (source.at_start, target.at_start(bytes(size))),
+        ):
+            data = place(payload)
+            pointer = Endpoint(role).pointer
+            sending = new_sending()
+            assert lib.wspy_endpoint_send(pointer, sending, FIN | BINARY, how, b"", data, length, output) == size
+            assert decode_frames(ffi.buffer(output, size)[:])[0][:2] == (FIN | BINARY, payload)
+            assert ffi.buffer(data, length)[:] == payload
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_longest_header_has_room(length: int) -> None:
+    with GuardedMemory(length + lib.WSPY_HEADER_MAX) as memory:
+        output = memory.at_end(bytes(length + lib.WSPY_HEADER_MAX))
+        pointer = Endpoint(CLIENT).pointer
+        size = lib.wspy_endpoint_send(pointer, new_sending(), FIN | BINARY, MASKED, b"", bytes(length), length, output)
+        assert size <= length + lib.WSPY_HEADER_MAX
+
+
+@ROLES
+def test_a_key_of_four_bytes_is_read(role: Role) -> None:
+    with GuardedMemory(4) as memory:
+        output = ffi.new("uint8_t[20]")
+        how = MASKED | WITH_KEY | UNCHECKED
+        for key in (memory.at_end(KEY), memory.at_start(KEY)):
+            size = lib.wspy_endpoint_send(
+                Endpoint(role).pointer, new_sending(), FIN | BINARY, how, key, b"x", 1, output
+            )
+            assert ffi.buffer(output, size)[:] == encode(FIN | BINARY, b"x", KEY)
+
+
+@ROLES
+@pytest.mark.parametrize("first", [FIN | CONTINUATION, FIN | 3, FIN | RSV1 | TEXT, PING])
+def test_what_can_not_be_sent_is_not_written_and_changes_nothing(role: Role, first: int) -> None:
+    endpoint, sending = Endpoint(role), new_sending()
+    how = MASKED if role is CLIENT else 0
+    output = ffi.new("uint8_t[]", b"\xa5" * 20)
+    error = endpoint.check(sending, first, b"x")
+    assert error < 0
+    assert lib.wspy_endpoint_send(endpoint.pointer, sending, first, how, b"", b"x", 1, output) == error
+    assert ffi.buffer(output)[:20] == b"\xa5" * 20
+    assert not any(state(sending))
+
+
+@ROLES
+def test_section_5_1_masking_is_looked_at_first_and_by_sending_alone(role: Role) -> None:
+    endpoint, sending = Endpoint(role), new_sending()
+    wrong = 0 if role is CLIENT else MASKED
+    error = lib.WSPY_ERROR_UNMASKED if role is CLIENT else lib.WSPY_ERROR_MASKED
+    assert endpoint.send(sending, FIN | 3, b"x", wrong) == error
+    assert endpoint.send(sending, TEXT, b"x", wrong) == error
+    assert not any(state(sending))
+    assert endpoint.check(sending, TEXT, b"x") == 0
+    assert any(state(sending))
+
+
+@ROLES
+def test_an_unchecked_frame_changes_nothing(role: Role) -> None:
+    endpoint, sending = Endpoint(role), new_sending()
+    for first in range(256):
+        for length in (0, 1, 126):
+            assert endpoint.send(sending, first, b"\xff" * length, UNCHECKED) == encode(first, b"\xff" * length)
+    assert not any(state(sending))
+    assert endpoint.close_state() == 0
+
+
+@ROLES
+def test_a_close_that_is_sent_is_the_close(role: Role) -> None:
+    how = MASKED if role is CLIENT else 0
+    endpoint, sending = Endpoint(role), new_sending()
+    assert endpoint.check(sending, FIN | CLOSE, b"\x03\xe8") == 0
+    assert (sending.closed, endpoint.close_state()) == (1, 0)
+    sending = new_sending()
+    assert endpoint.send(sending, FIN | CLOSE, b"x", how) == lib.WSPY_ERROR_CLOSE_LENGTH
+    assert (sending.closed, endpoint.close_state()) == (0, 0)
+    assert endpoint.send(sending, FIN | CLOSE, b"\x03\xe8", how)
+    assert (sending.closed, endpoint.close_state()) == (1, 1)
+    assert (endpoint.close(), endpoint.owed_close()) == (b"", b"")
+    endpoint.feed(wire(role, Wire(FIN | PING, b"late"), Wire(FIN | CLOSE)))
+    assert (endpoint.replies(), endpoint.owed_close(), endpoint.close_state()) == (b"", b"", 3)
+
+
+@ROLES
+@pytest.mark.parametrize("last", [Wire(FIN | CLOSE), Wire(FIN | 3)], ids=["close", "error"])
+def test_a_close_that_is_sent_is_owed_no_more(role: Role, last: Wire) -> None:
+    endpoint, sending = Endpoint(role), new_sending()
+    endpoint.feed(last.encode(role))
+    assert endpoint.send(sending, FIN | TEXT, b"x", MASKED if role is CLIENT else 0)
+    assert endpoint.send(sending, FIN | CLOSE, b"", MASKED if role is CLIENT else 0)
+    assert endpoint.owed_close() == b""
+
+
+@ROLES
+def test_what_is_sent_allocates_nothing(role: Role) -> None:
+    endpoint, sending = Endpoint(role), new_sending()
+    fail(1, times=1000)
+    for first in (TEXT, FIN | PING, FIN | CONTINUATION, FIN | CLOSE):
+        frame = endpoint.send(sending, first, b"", MASKED if role is CLIENT else 0)
+        assert isinstance(frame, bytes)
+    assert fail(0) == 0
+
+
+# ---- keys, with a source of them that is known: see native/test_endpoint.c ----
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = ["protocol.c", "frame.c", "mask.c", "utf8.c", "errors.c"]  # endpoint.c is in the program itself
+    return native.build("test_endpoint", sources, tmp_path_factory.mktemp("native"))
+
+
+@native.needs_compiler
+@pytest.mark.parametrize("name", native.names("test_endpoint"))
+def test_keys(program: Path, name: str) -> None:
+    native.run(program, name)

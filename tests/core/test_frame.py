@@ -157,6 +157,26 @@ def test_flags_opcode_and_mask_are_known_after_two_bytes(wire: str) -> None:
     assert (header.flags, header.opcode, header.masked) == known
 
 
+@pytest.mark.parametrize(("length", "extended"), [(0, 2), (125, 2), (0, 8), (126, 8), (65535, 8)])
+@pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "masked"])
+def test_a_length_in_too_many_bytes_is_known_all_the_same(length: int, extended: int, key: bytes) -> None:
+    data = bytes([0x82, 0x80 * bool(key) | (126 if extended == 2 else 127)]) + length.to_bytes(extended) + key
+    with GuardedMemory(64) as memory:
+        for size in range(2 + extended, len(data) + 1):
+            header = ffi.new("wspy_frame_header *")
+            assert lib.wspy_frame_decode(memory.at_end(data[:size]), size, header) == FORM
+            assert (header.flags, header.opcode, header.masked, header.length) == (0x80, 2, bool(key), length)
+            assert ffi.buffer(header.masking_key)[:] == (key if key and size == len(data) else bytes(4))
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1])
+def test_a_length_out_of_range_is_known_all_the_same(length: int) -> None:
+    header = ffi.new("wspy_frame_header *")
+    data = bytes([0x82, 0xFF]) + length.to_bytes(8) + KEY
+    assert lib.wspy_frame_decode(data, len(data), header) == RANGE
+    assert (header.length, ffi.buffer(header.masking_key)[:]) == (length, KEY)
+
+
 def test_each_header_bit_flipped_is_a_frame_or_incomplete_or_an_error() -> None:
     for length in (0, 5, 126, 70000):
         for key in (None, KEY):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import native
 import pytest
-from endpoints import Endpoint
+from endpoints import ERROR_NAMES, Endpoint
+from guard import GuardedMemory
 from hypothesis import given
 from hypothesis import strategies as st
 from measures import PATIENCE
@@ -272,6 +273,54 @@ def test_section_7_1_the_states_of_a_close(role: Role) -> None:
     assert endpoint.close() == b""
     assert endpoint.owed_close()
     assert endpoint.close_state() == 1
+
+
+# ---- what is sent ----
+
+OTHER = {SERVER: CLIENT, CLIENT: SERVER}
+
+
+@ROLES
+@GRANULARITIES
+@pytest.mark.parametrize("name", STATES)
+def test_section_5_every_first_byte_that_may_be_sent_in_every_state(role: Role, frames: bool, name: str) -> None:
+    options = CLAIMS if "claimed" in name else {}
+    reference = Decoder(OTHER[role], frames=frames, **options)
+    before = wire(OTHER[role], *STATES[name])
+    endpoint = Endpoint(role, frames=frames, **options)
+    sending = ffi.new("wspy_sending *")
+    for each in STATES[name]:
+        if endpoint.check(sending, each.first, each.payload):
+            return  # a state that this granularity doesn't have
+    reached = ffi.buffer(sending)[:]
+    key = KEY if role is CLIENT else None
+    for first in range(256):
+        for payload in (b"", b"\x03", b"\x03\xe8", b"\xa9", b"\xa9" * 126):
+            following = ffi.new("wspy_sending *", sending[0])
+            error = endpoint.check(following, first, payload)
+            expected = reference.decode(before + encode(first, payload, key)).error
+            assert ERROR_NAMES.get(error) == expected, (first, payload)
+            assert not error or ffi.buffer(following)[:] == reached
+
+
+@pytest.mark.parametrize("first", range(256))
+def test_section_5_a_frame_by_itself_is_right_if_it_is_somewhere(first: int) -> None:
+    opcode = first & 15
+    begin = [Wire(BINARY)] if opcode == CONTINUATION else []
+    reference = Decoder(CLIENT, frames=True, rsv=0x70, opcodes=0xF8F8)
+    for payload in (b"", b"x", b"\x03\xe8", b"\x03\xed", b"\x03\xe8\xff", b"\xc3", b"\xff", b"x" * 125, b"x" * 126):
+        error = lib.wspy_frame_check(first, payload, len(payload))
+        expected = reference.decode(wire(CLIENT, *begin, Wire(first, payload))).error
+        assert ERROR_NAMES.get(error) == expected, payload
+
+
+def test_a_frame_by_itself_is_read_within_its_payload() -> None:
+    payloads = [b"", b"\x03", b"\x03\xe8", b"\x03\xe8" + b"x" * 123, b"\xf0\x9f\x98\x80" * 20, b"\xf0", b"x" * 4000]
+    with GuardedMemory(4096) as memory:
+        for first, payload in itertools.product(range(256), payloads):
+            error = lib.wspy_frame_check(first, payload, len(payload))
+            for place in (memory.at_start, memory.at_end):
+                assert lib.wspy_frame_check(first, place(payload), len(payload)) == error
 
 
 # ---- price ----
