@@ -20,7 +20,8 @@ struct wspy_endpoint {
     uint32_t event_count, event_capacity;
     wspy_detached detached;
     wspy_bytes replies;
-    const void *seen_arena, *seen_events; /* where they were after the last step, and how large; never followed */
+    /* where they were after the last step, and how large; never followed */
+    const void *seen_arena, *seen_events;
     size_t seen_arena_capacity;
     uint32_t seen_event_capacity;
     uint32_t keys_drawn_after; /* so many forks */
