@@ -444,15 +444,46 @@ def shortened(*arguments: str | Path) -> tuple[str | Path, ...]:
     return ("--seconds=0.2", "--connections=5", f"--cpus={cpus[0]},{cpus[-1]}", *arguments)
 
 
-@pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", BENCHMARKS / "compare.py")
+def imported(name: str) -> ModuleType:
+    """Return a script as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    return imported("compare")
+
+
+def test_frames_of_each_size_are_measured_in_each_way(patience: float) -> None:
+    result = run_script("frames.py", "--rounds=1", "--seconds=0.001", patience=patience)
+    assert result.returncode == 0, result.stderr
+    missing = {line.partition(":")[0] for line in result.stderr.splitlines()}
+    assert missing <= {"websockets, Protocol", "wsproto, FrameProtocol"}
+    _, *tables = result.stdout.split("\n\n")
+    assert [table.split("  ")[0] for table in tables] == ["32 B", "1 KiB", "64 KiB"]
+    for table in tables:
+        rows = [re.fullmatch(r"(\S+, \S+) ((?: +[\d.]+){3,4})", line) for line in table.splitlines()[1:]]
+        assert {row[1] for row in rows if row} | missing == {
+            "wspy, frames",
+            "wspy, message",
+            "websockets, Protocol",
+            "wsproto, FrameProtocol",
+        }
+        for row in filter(None, rows):
+            pack, parse, both, *_ = map(float, row[2].split())
+            assert both == pytest.approx(pack + parse, abs=0.02)
+
+
+def test_a_way_that_changes_payloads_gives_no_figure() -> None:
+    frames = imported("frames")
+    with pytest.raises(SystemExit, match="wrong has changed"):
+        frames.measure({"wrong": frames.Way(bytes, lambda data: data[1:])}, b"payload", 1, 0.0)
 
 
 def test_compare_stores_what_it_prints_and_report_renders_it(tmp_path: Path, patience: float) -> None:

@@ -49,7 +49,7 @@ from wspy.codes import Opcode, Role
 from wspy.errors import CoreError, PingError, ProtocolError, SocketClosed
 from wspy.frames import Frame, create_close_frame, received_frame
 from wspy.messages import Message, TextMessage
-from wspy.protocol import Event, Protocol, close_payload
+from wspy.protocol import _PIECE, Event, Protocol, close_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -317,6 +317,19 @@ def test_a_frame_that_is_larger_than_what_is_fed_at_once(role: Role) -> None:
     protocol = Protocol(role, max_size=None)
     assert protocol.feed(data) == [message(PING, b"1"), message(BINARY, payload), message(PING, b"2")]
     assert [each for _, each, _ in decode_frames(protocol.replies())] == [b"1", b"2"]
+
+
+@ROLES
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("more", [-15, -1, 0, 1, 15])
+def test_as_much_as_is_fed_at_once(role: Role, kind: Any, pieces: int, more: int) -> None:
+    end = wire(role, Wire(FIN | PING, b"end"))
+    header = Wire(FIN | BINARY, announced=pieces * _PIECE).header(role)
+    payload = random.Random(more).randbytes(pieces * _PIECE + more - len(header) - len(end))
+    data = wire(role, Wire(FIN | BINARY, payload)) + end
+    assert len(data) == pieces * _PIECE + more
+    assert Protocol(role).feed(kind(data)) == [message(BINARY, payload), message(PING, b"end")]
 
 
 # ---- §5.1 and §5.3: masking ----

@@ -36,8 +36,9 @@ _MAX_CONTROL = 125
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
 _RESERVED_OPCODES = 0xF8F8  # §5.2: 3 to 7 and 11 to 15
 
-# The C endpoint copies what it is fed: a large read is fed in pieces, so that the copy stays small.
-_PIECE = 1 << 16
+# The C endpoint copies what it is fed: a large read is fed in pieces, so that the copy stays small. A payload of 64 KiB
+# has to fit with its header: what doesn't is copied once more.
+_PIECE = 1 << 17
 # Beyond this much input, memory is given back at once.
 _LARGE = 4096
 _MOVED = lib.WSPY_ENDPOINT_MOVED
