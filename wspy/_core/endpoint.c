@@ -251,8 +251,8 @@ int64_t wspy_endpoint_send(wspy_endpoint *endpoint, wspy_sending *sending, int f
                            const uint8_t *masking_key, const uint8_t *payload, size_t length, uint8_t *output)
 {
     wspy_frame_header header = {
-        .flags = first & 0xf0,
-        .opcode = first & 0x0f,
+        .flags = (uint8_t)(first & 0xf0),
+        .opcode = (uint8_t)(first & 0x0f),
         .length = length,
         .masked = how & WSPY_SEND_MASKED,
     };
