@@ -451,3 +451,17 @@ def test_i15_refuse_answers_every_connection_whose_head_is_not_complete() -> Non
         assert kinds(turns.until(BINARY)) == [BINARY]
         for _, peer in pairs:
             peer.close()
+
+
+def test_i15_who_is_refused_gets_the_rest_of_the_last_answer_and_is_not_asked_again(pair: Pair) -> None:
+    answer = bytes(range(256)) * 8192
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(RESPOND, handle, b"\x01" + answer)
+        turns.turn()
+        assert turns.backlog(handle) > 0
+        turns.push(REFUSE, 0, UNAVAILABLE)
+        turns.turn()
+        peer.sendall(REQUEST)
+        assert turns.settle() == []
+        assert to_the_end(peer, turns) == answer
