@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from drivers import DEADLINE_S, until
 from programs import PYTHON, Program
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -39,6 +41,7 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
+LISTENS = (socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -251,12 +254,27 @@ def whole_file(client: ClientConnection) -> bytes:
 # ---- the short programs of the README ----
 
 
+def blocks() -> list[str]:
+    """Return the programs of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def block(mark: str) -> str:
+    """Return the program that has these words."""
+    (found,) = (block for block in blocks() if mark in block)
+    return found
+
+
+def run(program: str, names: dict[str, Any]) -> None:
+    exec(compile(program, "README.md", "exec"), names)  # noqa: S102 -- it is ours
+
+
 @pytest.fixture(scope="module")
 def readme() -> dict[str, Any]:
-    """Return what the programs define. Whoever would serve for ever is closed instead."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 6
+    """Return what the programs define. Who would serve for ever is closed instead; who waits for a peer comes below."""
+    programs = [each for each in blocks() if "accept()" not in each and "connect(" not in each]
+    assert len(programs) >= 6
     names: dict[str, Any] = {
         "concurrent": concurrent,
         "contextlib": contextlib,
@@ -264,9 +282,8 @@ def readme() -> dict[str, Any]:
         "time": time,
         "wspy": wspy,
     }
-    for block in blocks:
-        program = block.replace("8000", "0").replace(".run()", ".close()")
-        exec(compile(program, "README.md", "exec"), names)  # noqa: S102 -- it is ours
+    for program in programs:
+        run(program.replace("8000", "0").replace(".run()", ".close()"), names)
     return names
 
 
@@ -325,6 +342,46 @@ def test_the_readme_works_in_threads(serve: Serve, readme: dict[str, Any]) -> No
             assert client.recv(timeout=20) == "HELLO"
     finally:
         readme["Worker"].pool.shutdown()
+
+
+def test_the_readme_exchanges_frames() -> None:
+    server: dict[str, Any] = {"wspy": wspy}
+    printed: list[wspy.Frame] = []
+    client: dict[str, Any] = {"wspy": wspy, "print": printed.append}
+    thread = threading.Thread(target=run, args=(block("listener.accept()\n").replace("8000", "0"), server))
+    thread.start()
+    until(lambda: "listener" in server and server["listener"].getsockopt(*LISTENS), "the server listens")
+    run(block('location="/my/path"').replace("8000", str(server["listener"].getsockname()[1])), client)
+    thread.join(DEADLINE_S)
+    assert server["frame"] == wspy.Frame(wspy.OPCODE_TEXT, "Hello, Server!")
+    assert printed == [wspy.Frame(wspy.OPCODE_TEXT, "one ", final=False)]
+
+
+def test_the_readme_receives_messages(serve: Serve) -> None:
+    server = serve("Chat")
+    printed: list[str] = []
+    program = block("Connection.connect(").replace("ws://127.0.0.1:8000/", url_of(server))
+    thread = threading.Thread(target=run, args=(program, {"wspy": wspy, "print": printed.append}))
+    thread.start()
+    until(lambda: printed, "a message is printed")
+    server.stop()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+    assert printed == ["Jo says: Hello!"]
+
+
+def test_the_readme_echoes_on_a_connection() -> None:
+    with wspy.websocket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        names = {"wspy": wspy, "listener": listener, "print": lambda *_: None}
+        thread = threading.Thread(target=run, args=(block("class EchoConnection"), names))
+        thread.start()
+        with join("ws://{}:{}/".format(*listener.getsockname())) as client:
+            client.send("hello")
+            assert client.recv(timeout=20) == "hello"
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
 
 
 def test_the_readme_keeps_its_paragraphs_short() -> None:
