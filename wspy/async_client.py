@@ -1,6 +1,6 @@
-"""A connection of an AsyncServer, as its handlers see it, and all that are open.
+"""A connection of a server, as its handlers see it, and all that are open.
 
-Names with an underscore are shared with async_server.py, and with nothing else.
+Names with an underscore are shared with the servers, and with nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from copy import copy
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from . import loop as core
 from .codes import CloseCode, Opcode
@@ -27,10 +27,12 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
-    from .async_server import AsyncServer
     from .http11 import Request
+    from .serving import BaseServer
 
-__all__ = ["AsyncClient", "Clients", "MarkingClient", "peer_name"]
+__all__ = ["AnyClient", "AsyncClient", "Clients", "MarkingClient", "peer_name"]
+
+AnyClient = TypeVar("AnyClient", bound="AsyncClient")
 
 Commands: TypeAlias = list[Any]  # keys, prefixes and payloads, as loop.py wants them
 
@@ -85,7 +87,7 @@ class AsyncClient:
         "subprotocol",
     )
 
-    def __init__(self, server: AsyncServer, handle: int, request: Request, subprotocol: str | None) -> None:
+    def __init__(self, server: BaseServer[Any], handle: int, request: Request, subprotocol: str | None) -> None:
         self.server = server
         self.data: Any = None
         self.subprotocol = subprotocol
@@ -240,7 +242,7 @@ class AsyncClient:
         In ``onframe`` this holds the message of that frame, too. From another thread it takes effect a little later.
         ``close`` and ``stop`` end a pause, and after them there is none.
         """
-        self.server._in_its_thread(self._pause)
+        self.server._in_its_thread(self, self._pause)
 
     def _pause(self) -> None:
         if self._is_closing():
@@ -257,13 +259,13 @@ class AsyncClient:
 
     def resume_reading(self) -> None:
         """Deliver messages again, first those that had arrived."""
-        self.server._in_its_thread(self._resume)
+        self.server._in_its_thread(self, self._resume)
 
     def _resume(self) -> None:
         if self._mode == HOLD:
             self._its_rare().resumes = True
             # not now: the handler that asks for it has not returned yet
-            self.server._in_next_turn(self.server._deliver_held, self)
+            self.server._after_its_handler(self, self.server._deliver_held)
 
     def _is_closing(self) -> bool:
         """Whether this side has begun to close."""
@@ -355,17 +357,17 @@ class MarkingClient(AsyncClient):
         return [*core.note(self._handle, message), *commands]
 
 
-class Clients(Collection[AsyncClient]):
+class Clients(Collection[AnyClient]):
     """The open connections of a server, now. Safe to use from any thread while they come and go."""
 
     def __init__(self) -> None:
-        self._slots: list[AsyncClient | None] = []
+        self._slots: list[AnyClient | None] = []
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[AsyncClient]:
+    def __iter__(self) -> Iterator[AnyClient]:
         return iter([client for client in self._slots.copy() if client is not None])
 
     def __contains__(self, client: object) -> bool:
@@ -374,10 +376,10 @@ class Clients(Collection[AsyncClient]):
     def __repr__(self) -> str:
         return f"<Clients {len(self)}>"
 
-    def _find(self, slot: int) -> AsyncClient | None:
+    def _find(self, slot: int) -> AnyClient | None:
         return self._slots[slot] if slot < len(self._slots) else None
 
-    def _add(self, slot: int, client: AsyncClient) -> None:
+    def _add(self, slot: int, client: AnyClient) -> None:
         if slot >= len(self._slots):
             self._slots += [None] * (slot + 1 - len(self._slots))
         self._slots[slot] = client

@@ -36,6 +36,7 @@ __all__ = [
     "SHORT",
     "SLOT",
     "TEXT_PREFIXES",
+    "UNLIMITED",
     "Loop",
     "Settings",
     "acceptance",
@@ -43,6 +44,7 @@ __all__ = [
     "close_code",
     "command",
     "error_text",
+    "grant",
     "handle",
     "key",
     "message_prefix",
@@ -60,6 +62,7 @@ CLOSE: Final = lib.WSPY_COMMAND_CLOSE << SHIFT
 ABORT: Final = lib.WSPY_COMMAND_ABORT << SHIFT
 PAUSE: Final = lib.WSPY_COMMAND_PAUSE << SHIFT
 RESUME: Final = lib.WSPY_COMMAND_RESUME << SHIFT
+GRANT: Final = lib.WSPY_COMMAND_GRANT << SHIFT
 BROADCAST: Final = lib.WSPY_COMMAND_BROADCAST << SHIFT
 BROADCAST_MARK: Final = BROADCAST | lib.WSPY_BROADCAST_MARK
 NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
@@ -67,6 +70,7 @@ REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
 HANDLE: Final = (1 << SHIFT) - 1
 SLOT: Final = lib.WSPY_SLOT_MASK
 EVERYONE: Final = lib.WSPY_FOREVER
+UNLIMITED: Final = lib.WSPY_FOREVER
 
 EVENT_TEXT: Final = lib.WSPY_EVENT_TEXT
 EVENT_BINARY: Final = lib.WSPY_EVENT_BINARY
@@ -102,7 +106,6 @@ _NUMBER: Final = struct.Struct("=Q")
 _KEY: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
 _FAR: Final = struct.Struct("=QQ")
-_CREDIT_UNLIMITED: Final = lib.WSPY_FOREVER
 
 Note: TypeAlias = "Callable[[int, int, Any], object]"
 Command: TypeAlias = tuple[bytes, bytes, Any]
@@ -539,9 +542,20 @@ def _take_notes(commands: list[Any], number: int, take: Note) -> None:
         number += 1
 
 
-def acceptance(response: bytes, *, granularity: int) -> bytes:
-    """Return the payload of an ACCEPT command without flow control or extensions."""
-    return _ACCEPT.pack(_CREDIT_UNLIMITED, 0, 0, granularity) + response
+def acceptance(response: bytes, *, granularity: int, credit: int | None = None) -> bytes:
+    """Return the payload of an ACCEPT command without extensions.
+
+    Args:
+        response: the 101.
+        granularity: MESSAGES or FRAMES.
+        credit: how many messages may be delivered before more are granted; None for any number.
+    """
+    return _ACCEPT.pack(UNLIMITED if credit is None else credit, 0, 0, granularity) + response
+
+
+def grant(handle: int, count: int) -> Command:
+    """Return a command to push: so many more messages may be delivered, or any number if that is UNLIMITED."""
+    return command(handle | GRANT, _LENGTH.pack(count))
 
 
 def broadcast_payload(frame: bytes, keys: list[bytes] | None) -> bytes:

@@ -1,0 +1,941 @@
+"""What have all servers over the loop in common: listening, handshakes, what becomes of events, running, stopping.
+
+Where handlers are called is what they differ in: ``_event`` decides it for whatever happens to a client, ``_decide``
+for a request. Names with an underscore are shared with the servers and with their clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import threading
+import warnings
+import weakref
+from functools import lru_cache
+from math import ceil, inf
+from time import gmtime, monotonic, time
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
+
+from . import loop as core
+from .async_client import DELIVER, DROP, HOLD, AnyClient, AsyncClient, Clients, Rare, peer_name
+from .calls import Call, Calls, is_async
+from .codes import CloseCode, Opcode
+from .errors import CoreError, HandshakeError, SocketClosed
+from .frames import FIN, Frame, frame_header, received_frame
+from .handshake import HEAD_STATUSES, Acceptance, ServerHandshake
+from .http11 import Request, Response
+from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
+from .listening import Address, close_listener, open_listener
+from .loop import Loop, Settings, acceptance, broadcast_payload, error_text
+from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .signals import StopSignals
+from .version import __version__
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["BaseServer"]
+
+log = logging.getLogger("wspy.server")
+
+# Descriptors that are left for everything but connections.
+SPARE_DESCRIPTORS: Final = 64
+
+_HANDLERS: Final = (
+    "onclose",
+    "onerror",
+    "onframe",
+    "onmessage",
+    "onopen",
+    "onping",
+    "onpingreceived",
+    "onpong",
+    "onrequest",
+    "onsent",
+)
+
+_KEEP_ALIVE: Final = b"\1"
+_LAST: Final = b"\0"
+
+
+class BaseServer(Generic[AnyClient]):
+    """A server but for the calling of handlers; see ``AsyncServer`` for its arguments."""
+
+    def __init__(  # noqa: PLR0913 -- each is a policy of its own, by name
+        self,
+        address: Address,
+        *,
+        loglevel: int | str | None = None,
+        protocols: Iterable[str] = (),
+        trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
+        locations: Iterable[str] = (),
+        require_origin: bool = False,
+        require_protocol: bool = False,
+        extra_headers: Mapping[str, str]
+        | Iterable[tuple[str, str]]
+        | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]] = (),
+        server_header: str | None = f"wspy/{__version__}",
+        max_size: int | None = 1 << 20,
+        max_fragments: int | None = 131_072,
+        max_line: int = 8192,
+        max_header_line: int = 8192,
+        max_head: int = 65_536,
+        max_headers: int = 100,
+        max_connections: int | None = None,
+        max_backlog: int | None = 16 << 20,
+        notsent_lowat: int = 131_072,
+        open_timeout: float | None = 10.0,
+        close_timeout: float | None = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        idle_request_timeout: float | None = 30.0,
+        shutdown_timeout: float | None = 10.0,
+        keep_request: bool = True,
+        backlog: int = 1024,
+        reuse_port: bool = False,
+    ) -> None:
+        _check_handlers(self, extra_headers)
+        if loglevel is not None:
+            logging.basicConfig(level=loglevel)
+        self.handshake = ServerHandshake(
+            protocols=protocols,
+            trusted_origins=trusted_origins,
+            locations=locations,
+            require_origin=require_origin,
+            require_protocol=require_protocol,
+            extra_headers=extra_headers,
+            server_header=server_header,
+            max_line=max_line,
+            max_header_line=max_header_line,
+            max_head=max_head,
+            max_headers=max_headers,
+        )
+        self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
+        self._keep_request = keep_request
+        self._server_header = server_header
+        self._max_connections = checked_limit("max_connections", max_connections, 0, NO_COUNT_LIMIT)
+        if max_connections is None:
+            self._max_connections = _descriptor_limit()
+        checked_count("backlog", backlog, 0, (1 << 31) - 1)
+        self._begin(
+            Settings(
+                max_size=max_size,
+                max_fragments=max_fragments,
+                max_line=max_line,
+                max_header_line=max_header_line,
+                max_head=max_head,
+                max_headers=max_headers,
+                max_backlog=max_backlog,
+                max_sockets=_descriptor_limit(),
+                notsent_lowat=notsent_lowat,
+                open_timeout=open_timeout,
+                close_timeout=close_timeout,
+                ping_interval=ping_interval,
+                ping_timeout=ping_timeout,
+                idle_request_timeout=idle_request_timeout,
+                wants_pings=self._overrides("onpingreceived", "onframe"),
+                wants_pongs=self._overrides("onpong", "onframe"),
+                wants_pinged=self._overrides("onping"),
+            )
+        )
+        self._owns_listener = not isinstance(address, socket.socket)
+        try:
+            self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
+        except BaseException:
+            self.loop.close()
+            raise
+        try:
+            self.loop.listen(self._listener)
+        except BaseException:
+            self._let_go()
+            raise
+        self.address = self._listener.getsockname()
+
+    def _begin(self, settings: Settings) -> None:
+        self._opening: dict[int, AnyClient] = {}
+        self._calls = Calls()
+        self._call_at: float | None = None  # when the earliest call of later is due
+        self._frames = self._overrides("onframe")
+        self._answers = self._overrides("onrequest")
+        self._hears_pings = self._overrides("onping")
+        self._granularity = core.FRAMES if self._frames else core.MESSAGES
+        self._stopping: float | None = None
+        self._stop_began = False
+        self._exit: BaseException | None = None
+        self._unclaimed = threading.Lock()
+        self._begun = threading.Event()
+        self._ended = threading.Event()
+        self._background: threading.Thread | None = None
+        self.clients: Clients[AnyClient] = Clients()
+        self._marks = self._overrides("onsent")
+        self._make_client = self._marking_class if self._marks else self._client_class
+        self._thread = 0
+        self.loop = Loop(settings)
+        # for clients: as few steps as possible on the way of a message
+        self._push = self.loop.push
+        self._busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
+        self._rares: dict[bytes, Rare] = {}
+        """Of open connections, by their keys."""
+        if self._marks or self._hears_pings:
+            self.loop.notes = _Notes(self)
+        _servers.add(self)
+
+    def _overrides(self, *names: str) -> bool:
+        return any(getattr(type(self), name) is not getattr(BaseServer, name) for name in names)
+
+    # ---- handlers, to be overridden ----
+
+    def onrequest(self, request: Request) -> Response | None:
+        """Answer a request with plain HTTP, or refuse it; None lets the upgrade go on.
+
+        Every method but CONNECT comes here, and what is returned answers it, HEAD without the body. What is no upgrade
+        and not answered gets 426, or 405 if it is no GET. A request with a body never comes here: it gets 413. An
+        exception, or what is no ``Response``, goes to ``onerror`` and is answered with 500, a ``HandshakeError`` with
+        its status.
+        """
+
+    def onopen(self, client: AnyClient) -> None:
+        """Do something when a connection is open: its 101 response was handed to the kernel."""
+
+    def onmessage(self, client: AnyClient, message: Message) -> None:
+        """Do something with a ``TextMessage`` or ``BinaryMessage`` that arrived."""
+
+    def onping(self, client: AnyClient, payload: bytes) -> None:
+        """Do something when a Ping *was sent*: when the kernel had what ``send_ping`` queued, or a keepalive ping.
+
+        In one order with ``onsent``, and never for a ping that was lost.
+        """
+
+    def onpingreceived(self, client: AnyClient, payload: bytes) -> None:
+        """Do something when a Ping arrived; it was answered already (RFC 6455 §5.5.2)."""
+
+    def onpong(self, client: AnyClient, payload: bytes) -> None:
+        """Do something when a Pong arrived, asked for or not."""
+
+    def onsent(self, client: AnyClient, message: Message) -> None:
+        """Do something when the last byte of a message was handed to the kernel; in order, once for each."""
+
+    def onclose(self, client: AnyClient, code: int, reason: str) -> None:
+        """Do something when a connection is closed: once for each ``onopen``, and last.
+
+        Both arguments are what the peer's Close frame says, whoever began. A peer that is told to close, by
+        ``client.close(code)``, by ``stop`` (1001) or after an exception in a handler (1011), answers with the code
+        that it was sent as a rule. Only without a Close frame from the peer they say what happened here:
+
+        - 1006: the peer went away, was silent for longer than a timeout, or was aborted.
+        - 1008: more than ``max_backlog`` was unsent, or a message had more than ``max_fragments``.
+        - 1002, 1007, 1009: the peer broke a rule, and was told this code (RFC 6455 §7.4.1).
+
+        Args:
+            client: the connection.
+            code: the close code; 1005 if the peer's Close frame had none.
+            reason: of the peer's Close frame, often ""; without one a sentence that says what happened.
+        """
+
+    def onerror(self, client: AnyClient | None, error: BaseException) -> None:
+        """Do something about an exception in a handler; the default logs it.
+
+        Args:
+            client: the connection, which is closed with 1011; None for ``onrequest`` (answered with 500) and for a
+                function of ``call_soon`` or ``call_later``.
+            error: the exception: any but ``KeyboardInterrupt`` and ``SystemExit``, which stop the server.
+        """
+        log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
+
+    def onframe(self, client: AnyClient, frame: Frame) -> None:
+        """Do something with each frame that arrived, before its message is complete."""
+
+    # ---- running ----
+
+    def run(self) -> None:
+        """Serve until ``stop``. In the main thread SIGINT and SIGTERM stop, and a second one ends at once.
+
+        Returns when every connection is closed. A handler's ``SystemExit`` is raised again after an orderly stop.
+
+        Raises:
+            RuntimeError: the server runs already, or was closed.
+        """
+        self._claim()
+        self._serve()
+
+    def _claim(self) -> None:
+        """Let one caller run the server, and no other: it does so once in its life."""
+        if self.loop.closed:
+            raise RuntimeError("the server was closed")
+        if self._thread or not self._unclaimed.acquire(blocking=False):
+            raise RuntimeError("the server runs already")
+
+    def _serve(self) -> None:
+        try:
+            with StopSignals(self.loop.watch) as signals:
+                self._run(signals)
+        finally:
+            self.close()
+        if isinstance(self._exit, SystemExit):
+            raise self._exit
+
+    def _run(self, signals: StopSignals) -> None:
+        self._thread = threading.get_ident()
+        self._begun.set()
+        seen = 0
+        while self._stopping is None or not self._is_finished():
+            self._turn(-1)
+            while seen < signals.count:
+                seen += 1
+                self._signalled()
+
+    def _signalled(self) -> None:
+        log.info("stopping%s: a signal has come", "" if self._stopping is None else " at once")
+        if self._stopping is None:
+            self.stop()
+        else:
+            self._stop_at_once()
+
+    def start(self) -> Self:
+        """Run in a background thread and return; the thread ends with ``stop`` or ``close``. Thread-safe.
+
+        Raises:
+            RuntimeError: the server runs already, or was closed.
+        """
+        self._claim()
+        background = threading.Thread(target=self._serve, name=f"wspy {self.address}", daemon=True)
+        try:
+            background.start()
+        except BaseException:  # there are too many
+            self._unclaimed.release()
+            raise
+        self._background = background
+        self._begun.wait()
+        return self
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the server has ended, and return whether it has. Thread-safe, but not for handlers."""
+        ended = self._ended.wait(timeout)
+        if ended and self._background is not None:
+            self._background.join(timeout)
+        return ended
+
+    def stop(self) -> None:
+        """Stop gracefully, and return at once; twice is fine. Thread-safe, also from handlers.
+
+        The listener is closed, so that the kernel refuses new connections; a socket that was passed in is only left
+        to its owner. Handshakes under way are refused with 503. What was queued is delivered, pauses end, every
+        client is told 1001, and ``onclose`` is called once for each. After ``shutdown_timeout`` the rest is aborted.
+        """
+        if self._stopping is None:
+            self._stopping = monotonic() + (inf if self._shutdown_timeout is None else self._shutdown_timeout)
+            self._in_next_turn(self._stop)
+
+    def _stop(self) -> None:
+        self._stop_began = True
+        self._release_listener()
+        refusal = HandshakeError(503, "the server is stopping")
+        self._push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
+        for client in (*self._opening.values(), *self.clients):
+            client.close(CloseCode.GOING_AWAY)
+        if self._shutdown_timeout is not None:
+            self._call(self._shutdown_timeout, self._abort_all)
+
+    def _stop_at_once(self) -> None:
+        self._stop_began = True
+        self._stopping = monotonic()
+        self._release_listener()
+        self._abort_all()
+
+    def _abort_all(self) -> None:
+        for client in (*self._opening.values(), *self.clients):
+            client.abort()
+
+    def _is_finished(self) -> bool:
+        """Whether a stop has come to its end: nothing is open, and the peers have read what was sent."""
+        if self._stopping is None or self.clients or self._opening or not self._stop_began:
+            return False
+        return monotonic() > self._stopping or not self.loop.stats()["connections"]
+
+    def close(self) -> None:
+        """End at once: connections are reset, ``onclose`` is called for each. Twice is fine.
+
+        From a handler, or from another thread than the running one, this asks for it; ``join`` waits.
+        """
+        if self._thread not in {0, threading.get_ident()}:
+            self._in_next_turn(self._stop_at_once)
+            return
+        self._thread = threading.get_ident()
+        self._stop_at_once()
+        if self._busy or self.loop.closed:
+            return
+        while self.clients and self._turn(0):
+            continue
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give everything back, without another handler being called."""
+        self._release_listener()
+        self.loop.close()
+        self._thread = 0
+        self._ended.set()
+
+    def _release_listener(self) -> None:
+        if self._listener.fileno() < 0:
+            return
+        self.loop.unlisten(self._listener)
+        if self._owns_listener:
+            close_listener(self._listener)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._background is None:
+            self.close()
+            return
+        self.stop()
+        self.join()
+
+    def __del__(self) -> None:
+        if hasattr(self, "address") and not self.loop.closed:
+            warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=1)
+            self._let_go()
+
+    # ---- calls and broadcasts ----
+
+    def call_soon(self, function: Callable[..., object], *arguments: Any) -> Call:
+        """Call a function in the server's thread, in the next turn. Thread-safe.
+
+        Raises:
+            RuntimeError: the server was closed.
+            TypeError: the function can't be called, or is ``async def``.
+        """
+        return self.call_later(0, function, *arguments)
+
+    def call_later(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
+        """Call a function in the server's thread after ``delay`` seconds. Thread-safe.
+
+        Returns:
+            The call, which can be cancelled.
+
+        Raises:
+            RuntimeError: the server was closed.
+            TypeError: the function can't be called or is ``async def``, or the delay is no number.
+            ValueError: the delay is NaN.
+        """
+        if self.loop.closed:
+            raise RuntimeError("the server was closed: nothing runs there any more")
+        return self._call(delay, function, *arguments)
+
+    def _in_next_turn(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the server's thread, in the next turn if there is one. Thread-safe."""
+        self._call(0, function, *arguments)
+
+    def _call(self, delay: float, function: Callable[..., object], *arguments: Any) -> Call:
+        call = self._calls.add(delay, function, arguments)
+        if threading.get_ident() != self._busy:
+            self.loop.wake()
+        return call
+
+    def _rare_of(self, client: AnyClient) -> Rare:
+        """Return what few clients need, of one that is gone something that nobody keeps. Thread-safe."""
+        return _rare_of(client, self.clients, self._rares)
+
+    def broadcast(self, message: Sendable, clients: Iterable[AnyClient] | None = None) -> None:
+        """Send a message to many clients; it is encoded once. Thread-safe, and never blocks.
+
+        Args:
+            message: as for ``client.send``.
+            clients: None for all that are open. Clients that are closed are passed over, as are all of a server that
+                was closed.
+
+        Raises:
+            TypeError: it is no message.
+            ValueError: a client is another server's, and nothing was sent; or a text has a lone surrogate.
+        """
+        whole = create_message(message)
+        payload = whole.bytes
+        told = None if clients is None else self._own(clients)
+        if self.loop.closed:
+            return
+        frame = frame_header(FIN | whole.opcode, len(payload)) + payload
+        if self._marks:
+            self._broadcast_marked(whole, frame, list(self.clients) if told is None else told)
+            return
+        keys = None if told is None else [client._key for client in told]
+        self._push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
+        self._flush()
+
+    def _own(self, clients: Iterable[AnyClient]) -> list[AnyClient]:
+        """Return clients of this server: another's have the same handles."""
+        own = list(clients)
+        for client in own:
+            if client.server is not self:
+                raise ValueError(f"{client!r} is not a client of this server")
+        return own
+
+    def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AnyClient]) -> None:
+        told = [client for client in clients if not client.closed]
+        notes = [item for client in told for item in core.note(client._handle, message)]
+        payload = broadcast_payload(frame, [client._key for client in told])
+        self._push((*notes, *core.command(core.BROADCAST_MARK, payload)))
+        self._flush()
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the server was made, and what there is now. Thread-safe.
+
+        - ``clients``: WebSockets that are open now; ``connections``: TCP connections in every phase;
+          ``handshakes``: of these, the ones before their 101; ``backlog``: unsent bytes of all.
+        - ``accepted``, ``closed``: TCP connections that came and went. ``opened``: those that became WebSockets.
+        - ``refused``: request heads that were malformed, too long, or never complete. What was refused for another
+          reason, such as its origin, is in the log alone.
+        - ``messages_received``: data messages, or their frames with ``onframe``. ``bytes_received``, ``bytes_sent``:
+          everything, heads and frame headers too. ``broadcasts``: calls of ``broadcast``.
+        - ``protocol_errors``: peers that broke a rule of RFC 6455. ``timeouts``: deadlines that ended a connection.
+        - ``accept_errors``: connections that could not be accepted. ``turns``: of the loop.
+        """
+        return {"clients": len(self.clients), **self.loop.stats()}
+
+    # ---- where handlers are called: what servers differ in ----
+
+    _client_class: type[AnyClient]
+    _marking_class: type[AnyClient]
+    _credit: int | None = None
+    """Messages that a connection may deliver before it is granted more; None for any number."""
+
+    def _dispatch(self, count: int) -> None:
+        """Handle a turn's events."""
+        raise NotImplementedError
+
+    def _event(self, client: AnyClient, kind: int, what: Any) -> None:
+        """Let ``_handle`` be called where this client's handlers are: in the order of these calls."""
+        raise NotImplementedError
+
+    def _decide(self, handle: int, head: bytes) -> None:
+        """Let ``_settle`` be called, in the server's thread, with what ``_decision`` returns or raises."""
+        raise NotImplementedError
+
+    def _in_its_thread(self, client: AnyClient, function: Callable[[], object]) -> None:
+        """Call a function where this client's handlers are called: now if this is there, else soon. Thread-safe."""
+        raise NotImplementedError
+
+    def _after_its_handler(self, client: AnyClient, function: Callable[[AnyClient], object]) -> None:
+        """Call a function with the client where its handlers are called, once the running one has returned."""
+        raise NotImplementedError
+
+    def _deliver_held(self, client: AnyClient) -> None:
+        """Deliver what arrived before a pause, then read on; where this client's handlers are called."""
+        raise NotImplementedError
+
+    def _deliver_last(self, client: AnyClient) -> None:
+        """Deliver what is held of a client whose connection has ended; in the server's thread."""
+
+    # ---- turns ----
+
+    def _flush(self) -> None:
+        """Write what was queued, unless the server is going to do so when the running handler returns. Thread-safe."""
+        # another thread, or a signal handler while the loop may be about to sleep
+        if threading.get_ident() != self._busy:
+            self._submit()
+
+    def _submit(self) -> None:
+        """Write what was queued, unless there is nobody left to write to. Thread-safe."""
+        if self.loop.closed:
+            return
+        try:
+            self.loop.submit()
+        except CoreError:
+            if not self.loop.closed:  # by another thread, meanwhile
+                raise
+
+    def _turn(self, timeout_ms: int) -> int:
+        if self._calls.pending or self._call_at is not None:
+            timeout_ms = self._run_calls(timeout_ms)
+        count = self.loop.turn(timeout_ms)
+        if count:
+            self._busy = self._thread
+            try:
+                self._dispatch(count)
+            finally:
+                self._busy = 0
+        return count
+
+    def _run_calls(self, timeout_ms: int) -> int:
+        """Run the calls that are due; return how long the turn may wait: not at all if there were any."""
+        self._busy = threading.get_ident()
+        try:
+            for call in self._calls.due():
+                timeout_ms = 0
+                try:
+                    call()
+                except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+                    self._handler_failed(None, error)
+        finally:
+            self._busy = 0
+        if self._calls.pending:
+            return 0
+        at = self._call_at = self._calls.next_at()
+        self.loop.alarm(0 if at is None else self.loop.now_ms() + max(ceil((at - monotonic()) * 1000), 1))
+        return timeout_ms
+
+    def _other_event(self, slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
+        handler = _RARE_EVENTS.get(kind & 0xFF)
+        if handler is not None:
+            handler(self, slot, start, length)
+            return
+        if kind & (core.EVENT_APART | core.EVENT_DETACHED):
+            payload = self.loop.payload(kind, start, length)
+        else:
+            payload = read(length)
+        client = self.clients._find(slot)
+        if client is None:
+            return
+        kind &= ~(core.EVENT_APART | core.EVENT_DETACHED)
+        if kind == core.EVENT_CLOSE:
+            self._peer_closes(client, payload)
+        self._event(client, kind, payload)
+
+    # ---- calling handlers ----
+
+    def _handle(self, client: AnyClient, kind: int, what: Any) -> None:
+        """Call the handlers for what has happened to a client, if any are to be called now."""
+        handler = _EVENT_HANDLERS.get(kind)
+        if handler is not None:
+            handler(self, client, what)
+        elif client._mode == HOLD:
+            client._its_rare().held.append((kind, what, False))
+        elif client._mode == DELIVER:
+            self._deliver(client, kind, what)
+
+    def _deliver(self, client: AnyClient, kind: int, payload: bytes, is_seen: bool = False) -> None:
+        """Call the handlers for one message, or one frame, which onframe may have seen."""
+        if self._frames and not is_seen:
+            self._guarded(client, self.onframe, client, _frame(kind, payload))
+            if client._mode == HOLD:
+                client._its_rare().held.appendleft((kind, payload, True))
+            if client._mode != DELIVER:
+                return
+        if kind == core.EVENT_PING:
+            self._guarded(client, self.onpingreceived, client, payload)
+        elif kind == core.EVENT_PONG:
+            self._guarded(client, self.onpong, client, payload)
+        elif kind != core.EVENT_CLOSE:
+            self._deliver_data(client, kind, payload)
+
+    def _deliver_data(self, client: AnyClient, kind: int, payload: bytes) -> None:
+        opcode = kind & 0x0F
+        if kind & core.EVENT_NOT_FINAL or opcode == Opcode.CONTINUATION:
+            parts = client._its_rare().fragments
+            parts.append(payload if parts else bytes([opcode]) + payload)
+            if kind & core.EVENT_NOT_FINAL:
+                return
+            whole = b"".join(parts)
+            parts.clear()
+            opcode, payload = whole[0], whole[1:]
+        message: Message
+        if opcode == Opcode.TEXT:
+            message = TextMessage(str(payload, "utf-8"))
+        else:
+            message = BinaryMessage(payload)
+        self._deliver_message(client, message)
+
+    def _deliver_message(self, client: AnyClient, message: Message) -> None:
+        self._guarded(client, self.onmessage, client, message)
+
+    def _opened(self, client: AnyClient, _: None) -> None:
+        self._guarded(client, self.onopen, client)
+        request = client._request
+        client._request = request.head if self._keep_request and isinstance(request, Request) else None
+
+    def _pinged(self, client: AnyClient, payload: bytes) -> None:
+        if client._mode != DROP:
+            self._guarded(client, self.onping, client, payload)
+
+    def _sent(self, client: AnyClient, what: Message | Frame) -> None:
+        if client._mode == DROP:
+            return
+        if isinstance(what, Frame):
+            self._guarded(client, self.onping, client, what.payload)
+        else:
+            self._guarded(client, self.onsent, client, what)
+
+    def _closed(self, client: AnyClient, outcome: tuple[int, str]) -> None:
+        # who holds the client need not hold what is for nobody any more
+        rare = client._its_rare()
+        for gone in (rare.held, rare.sent, rare.fragments):
+            gone.clear()
+        try:
+            self.onclose(client, *outcome)
+        except BaseException as raised:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+            self._handler_failed(client, raised)
+
+    # ---- failing handlers ----
+
+    def _guarded(self, client: AnyClient | None, handler: Callable[..., object], *arguments: Any) -> None:
+        try:
+            handler(*arguments)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+            self._handler_failed(client, error)
+
+    def _handler_failed(self, client: AnyClient | None, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._stop_for(error)
+            return
+        try:
+            self.onerror(client, error)
+        except (KeyboardInterrupt, SystemExit) as raised:
+            self._stop_for(raised)
+        except BaseException:
+            log.exception("exception in onerror")
+        if client is not None:
+            client._mode = DROP
+            client.close(CloseCode.INTERNAL_ERROR)
+            self._read_to_the_end(client)
+
+    def _read_to_the_end(self, client: AnyClient) -> None:
+        """Read the peer's Close, of a paused client, too, and throw away what comes before it."""
+        self._push(core.command(client._handle | core.RESUME))
+
+    def _stop_for(self, error: BaseException) -> None:
+        """Stop in order: KeyboardInterrupt and SystemExit are how a program asks for its end."""
+        log.info("stopping: a handler has raised %s", type(error).__name__)
+        self._exit = error
+        self.stop()
+
+    # ---- the opening handshake ----
+
+    def _on_head(self, slot: int, start: int, length: int) -> None:
+        handle = self.loop.handle(slot)
+        head = self.loop.payload(core.EVENT_APART, start, length)
+        self._or_refuse(self._decide, handle, head)
+
+    def _or_refuse(self, answer: Callable[..., object], handle: int, head: bytes, *arguments: Any) -> None:
+        """Answer a request, or refuse it for what is raised meanwhile."""
+        try:
+            answer(handle, head, *arguments)
+        except HandshakeError as error:
+            self._refuse(handle, error, head)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+            self._handler_failed(None, error)
+            self._refuse(handle, HandshakeError(500, "an exception was raised"), head)
+
+    def _request(self, handle: int, head: bytes) -> Request:
+        request = self.handshake.read(head)
+        request.remote_address = self.loop.peer(handle)
+        return request
+
+    def _decision(self, request: Request) -> Response | Acceptance:
+        """Return the answer to a request; this is where the application is asked."""
+        response = self.onrequest(request) if self._answers else None
+        if response is None:
+            return self.handshake.accept(request)
+        if not isinstance(response, Response):
+            raise TypeError(f"onrequest returns a Response or None, not {type(response).__name__}")
+        return response
+
+    def _settle(self, handle: int, request: Request, decision: Response | Acceptance) -> None:
+        if isinstance(decision, Response):
+            self._answer(handle, request, decision)
+        else:
+            self._accept(handle, request, decision)
+
+    def _answer(self, handle: int, request: Request, response: Response) -> None:
+        keep_alive = request.keep_alive and self._stopping is None
+        head_only = request.method == "HEAD"
+        encoded = response.encode(
+            keep_alive=keep_alive, head_only=head_only, date=_http_date(int(time())), server=self._server_header
+        )
+        self._push(core.command(handle | core.RESPOND, (_KEEP_ALIVE if keep_alive else _LAST) + encoded))
+
+    def _accept(self, handle: int, request: Request, accepted: Acceptance) -> None:
+        if self._stopping is not None:
+            raise HandshakeError(503, "the server is stopping")
+        if len(self.clients) + len(self._opening) >= self._max_connections:
+            raise HandshakeError(503, "there are max_connections already")
+        self._opening[handle & core.SLOT] = self._make_client(self, handle, request, accepted.subprotocol)
+        response = acceptance(accepted.response, granularity=self._granularity, credit=self._credit)
+        self._push(core.command(handle | core.ACCEPT, response))
+
+    def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
+        date = _http_date(int(time()))
+        try:
+            response = self.handshake.refuse(error, head, date)
+            log.info("refused %s from %s with %s: %s", _asked(head), self._name(handle), error.status, error.message)
+        except Exception:
+            # the application may have made it, changed it, or raised a subclass that lacks what is needed
+            log.exception("a HandshakeError can't be sent: answered with 500")
+            response = self.handshake.refuse(HandshakeError(500, ""), head, date)
+        self._push(core.command(handle | core.RESPOND, _LAST + response))
+
+    def _on_bad_head(self, slot: int, start: int, _: int) -> None:
+        handle = self.loop.handle(slot)
+        status = HEAD_STATUSES[start]
+        log.info("refused a request from %s with %s: %s", self._name(handle), status, error_text(start))
+        response = self.handshake.refuse_core(start, _http_date(int(time())))
+        self._push(core.command(handle | core.RESPOND, _LAST + response))
+
+    def _name(self, handle: int) -> str:
+        return peer_name(self.loop.peer(handle))
+
+    def _on_opened(self, slot: int, _start: int, _length: int) -> None:
+        client = self._opening.pop(slot, None)
+        if client is None:
+            return
+        self.clients._add(slot, client)
+        self._event(client, core.EVENT_OPENED, None)
+
+    # ---- what else happens to a connection ----
+
+    def _on_pinged(self, slot: int, start: int, _: int) -> None:
+        client = self.clients._find(slot)
+        if client is not None:
+            self._event(client, core.EVENT_PINGED, start.to_bytes(4, "big"))
+
+    def _on_sent(self, slot: int, start: int, _: int) -> None:
+        client = self.clients._find(slot)
+        if client is None:
+            return
+        sent = client._its_rare().sent
+        for _ in range(min(start, len(sent))):
+            self._event(client, core.EVENT_SENT, sent.popitem(last=False)[1])
+
+    def _peer_closes(self, client: AnyClient, payload: bytes) -> None:
+        rare = client._its_rare()
+        rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
+        rare.close_reason = str(payload[2:], "utf-8")
+        rcvd = (rare.close_code, rare.close_reason)
+        state = client._state
+        if state is None:
+            client._state = SocketClosed(message="the peer has closed the connection", rcvd=rcvd)
+        else:
+            state.rcvd, (state.code, state.reason) = rcvd, rcvd
+
+    def _on_closed(self, slot: int, start: int, error: int) -> None:
+        opening = self._opening.pop(slot, None)
+        if opening is not None:
+            log.info("%s went away before its handshake was answered", opening)
+        client = self.clients._find(slot)
+        if client is None:
+            return
+        rare = client._its_rare()
+        self._deliver_last(client)
+        self.clients._remove(slot)
+        self._rares.pop(client._key, None)
+        rare.peer = self.loop.peer(client._handle)
+        code, reason = _verdict(rare, start, error)
+        if client._state is None:
+            client._state = SocketClosed(message=f"the connection is closed: {reason}")
+        client._state.code, client._state.reason = code, reason
+        log.debug("%s closed: %d %r", client, code, reason)
+        self._event(client, core.EVENT_CLOSED, (code, reason))
+
+    def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:
+        now = monotonic()
+        if now - self._accept_warned >= 1:
+            self._accept_warned = now
+            log.warning("can't accept connections for now: %s", error_text(2, start))
+
+    _accept_warned = float("-inf")
+
+
+_RARE_EVENTS: Final[dict[int, Callable[[BaseServer[Any], int, int, int], None]]] = {
+    core.EVENT_HEAD: BaseServer._on_head,
+    core.EVENT_BAD_HEAD: BaseServer._on_bad_head,
+    core.EVENT_OPENED: BaseServer._on_opened,
+    core.EVENT_SENT: BaseServer._on_sent,
+    core.EVENT_CLOSED: BaseServer._on_closed,
+    core.EVENT_PINGED: BaseServer._on_pinged,
+    core.EVENT_ACCEPT_PAUSED: BaseServer._on_accept_paused,
+}
+
+_EVENT_HANDLERS: Final[dict[int, Callable[[BaseServer[Any], Any, Any], None]]] = {
+    core.EVENT_OPENED: BaseServer._opened,
+    core.EVENT_PINGED: BaseServer._pinged,
+    core.EVENT_SENT: BaseServer._sent,
+    core.EVENT_CLOSED: BaseServer._closed,
+}
+
+
+def _rare_of(client: AsyncClient, clients: Clients[Any], rares: dict[bytes, Rare]) -> Rare:
+    rare = rares.setdefault(client._key, Rare())
+    # the server's thread takes a client away first, and then this
+    if client not in clients:
+        rares.pop(client._key, None)
+    return rare
+
+
+class _Notes:
+    """Where the core's notes go: to the messages and pings that a connection waits to see sent. Thread-safe."""
+
+    def __init__(self, server: BaseServer[Any]) -> None:
+        self._clients = server.clients
+        self._rares = server._rares
+
+    def __call__(self, handle: int, number: int, what: Message | Frame) -> None:
+        client = self._clients._find(handle & core.SLOT)
+        if client is None or client._handle != handle:
+            return
+        _rare_of(client, self._clients, self._rares).sent[number] = what
+
+
+def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
+    """Refuse handlers that would only make coroutines: nobody would run those."""
+    for name in _HANDLERS:
+        if is_async(getattr(server, name)):
+            raise TypeError(
+                f"{type(server).__name__}.{name} is async def, but handlers are plain functions, called in the "
+                "server's thread: let a thread do what takes long and hand its result back with call_soon. "
+                "An asyncio API is planned"
+            )
+    if is_async(extra_headers):
+        raise TypeError("extra_headers is async def, but it has to be a plain function")
+
+
+_servers: weakref.WeakSet[BaseServer[Any]] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In the child of a fork, serve nothing: connections were let go of by loop.py, and here go the listeners."""
+    for server in list(_servers):
+        server._thread = 0
+        if server._owns_listener:
+            server._listener.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:
+    """Return what onclose is told: the peer's word if it said one, else what happened."""
+    if rare.close_code is not None:
+        return rare.close_code, rare.close_reason
+    return code, error_text(error & 0xFF, error >> 8)
+
+
+def _asked(head: bytes) -> str:
+    """Return method and path of a request head for the log: escaped, cut, and without the query and its secrets."""
+    line = head.lstrip(b"\r\n").partition(b"\r\n")[0].decode("latin-1")
+    method, _, target = line.partition(" ")
+    path = target.rpartition(" ")[0].partition("?")[0]
+    return ascii(f"{method} {path}")[1:-1][:100]
+
+
+def _frame(kind: int, payload: bytes) -> Frame:
+    return received_frame(kind & 0x0F, payload, final=not kind & core.EVENT_NOT_FINAL, rsv=kind >> 8 & 0x70)
+
+
+# Never by strftime, whose names are those of a locale.
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=1)
+def _http_date(seconds: int) -> str:
+    """Return a time since the epoch as ``Date`` has it: an IMF-fixdate, RFC 9110 §5.6.7."""
+    at = gmtime(seconds)
+    day = f"{_DAYS[at.tm_wday]}, {at.tm_mday:02} {_MONTHS[at.tm_mon - 1]} {at.tm_year}"
+    return f"{day} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
+
+
+def _descriptor_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft - SPARE_DESCRIPTORS, soft // 2, 1)
