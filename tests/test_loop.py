@@ -136,6 +136,7 @@ def test_each_setting_reaches_the_core() -> None:
             max_head=5,
             max_headers=6,
             max_backlog=7,
+            write_limit=19,
             max_sockets=18,
             notsent_lowat=8,
             open_timeout=0.009,
@@ -152,7 +153,8 @@ def test_each_setting_reaches_the_core() -> None:
     assert (c_settings.open_timeout_ms, c_settings.close_timeout_ms) == (9, 10)
     assert (c_settings.ping_interval_ms, c_settings.ping_timeout_ms) == (11_000, 12_500)
     assert c_settings.idle_request_ms == 2_147_483_000
-    assert c_settings.wants == 0
+    assert c_settings.write_limit == 19
+    assert c_settings.wants == lib.WSPY_WANT_DRAINED
 
 
 def test_none_is_no_limit_and_no_deadline() -> None:

@@ -43,6 +43,7 @@ SENT: Final = lib.WSPY_EVENT_SENT
 CLOSED: Final = lib.WSPY_EVENT_CLOSED
 PINGED: Final = lib.WSPY_EVENT_PINGED
 ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
+DRAINED: Final = lib.WSPY_EVENT_DRAINED
 
 FOREVER: Final = lib.WSPY_FOREVER
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
@@ -88,6 +89,7 @@ def settings(**changes: Any) -> Any:
         "max_head": 65_536,
         "max_fields": 100,
         "max_backlog": 16 << 20,
+        "write_limit": 0,
         "max_connections": 0,
         "notsent_lowat": 0,
         "open_timeout_ms": FOREVER,

@@ -82,6 +82,8 @@ from .headers import Headers
 from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
+from .server import Server
+from .server_client import Client
 from .version import __version__
 from .websocket import websocket
 
@@ -110,6 +112,7 @@ __all__ = [
     "AsyncClient",
     "AsyncServer",
     "BinaryMessage",
+    "Client",
     "Clients",
     "CloseCode",
     "Connection",
@@ -128,6 +131,7 @@ __all__ = [
     "ResponseError",
     "Role",
     "SSLError",
+    "Server",
     "SocketClosed",
     "TextMessage",
     "WebSocketError",

@@ -134,7 +134,7 @@ class AsyncClient:
             server._push((self._key, prefixes[len(payload)], payload))
             # in a handler it waits for those that follow; every other thread does its own writing
             if get_ident() != server._busy:
-                server._submit()
+                server._write()
             return
         self._send_otherwise(create_message(message), bytes(payload), fragment_size)  # type: ignore[arg-type]
 

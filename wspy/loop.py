@@ -88,6 +88,7 @@ EVENT_SENT: Final = lib.WSPY_EVENT_SENT
 EVENT_CLOSED: Final = lib.WSPY_EVENT_CLOSED
 EVENT_PINGED: Final = lib.WSPY_EVENT_PINGED
 EVENT_ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
+EVENT_DRAINED: Final = lib.WSPY_EVENT_DRAINED
 
 MESSAGES: Final = lib.WSPY_MESSAGES
 FRAMES: Final = lib.WSPY_FRAMES
@@ -122,6 +123,7 @@ class Settings(NamedTuple):
     max_head: int = 65_536
     max_headers: int = 100
     max_backlog: int | None = 16 << 20
+    write_limit: int = 0  # unsent bytes of a connection, down to which is reported as DRAINED; 0: never
     max_sockets: int = 0  # connections in every phase; 0: no limit
     notsent_lowat: int = 131_072
     open_timeout: float | None = 10.0
@@ -152,6 +154,7 @@ def _c_settings(settings: Settings) -> Any:
         settings.wants_pings * lib.WSPY_WANT_PING
         | settings.wants_pongs * lib.WSPY_WANT_PONG
         | settings.wants_pinged * lib.WSPY_WANT_PINGED
+        | (settings.write_limit > 0) * lib.WSPY_WANT_DRAINED
     )
     return ffi.new(
         "wspy_settings *",
@@ -164,6 +167,7 @@ def _c_settings(settings: Settings) -> Any:
             "head": _head_limits(settings),
             "max_connections": settings.max_sockets,
             "max_backlog": checked_limit("max_backlog", settings.max_backlog, 1, NO_SIZE_LIMIT),
+            "write_limit": settings.write_limit,
             "notsent_lowat": checked_count("notsent_lowat", settings.notsent_lowat, 0, (1 << 31) - 1),
             "open_timeout_ms": _deadline(settings, "open_timeout"),
             "close_timeout_ms": _deadline(settings, "close_timeout"),
@@ -257,7 +261,8 @@ class Loop:
         applied = ffi.buffer(lib.wspy_loop_applied(self._loop), _NUMBER.size)
         self._applied = memoryview(applied).cast("B").cast("Q")
         slots = lib.wspy_loop_slot_capacity(self._loop)
-        self._backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
+        self.backlogs = memoryview(ffi.buffer(lib.wspy_loop_backlogs(self._loop), slots * 4)).cast("B").cast("I")
+        """Unsent bytes of the connection in each slot, as it is now."""
         _loops.add(self)
 
     def __del__(self) -> None:
@@ -414,9 +419,14 @@ class Loop:
 
     # ---- what it knows ----
 
+    @property
+    def has_queued(self) -> bool:
+        """Whether commands wait to be applied. Thread-safe."""
+        return len(self._queue) > 1
+
     def backlog(self, handle: int) -> int:
         """Return the unsent bytes of a connection. Thread-safe."""
-        return self._backlogs[handle & lib.WSPY_SLOT_MASK]
+        return self.backlogs[handle & lib.WSPY_SLOT_MASK]
 
     def peer(self, handle: int) -> Address | None:
         """Return the peer's address as ``socket.getpeername`` does; None if it is forgotten. Thread-safe."""

@@ -16,7 +16,7 @@ import weakref
 from functools import lru_cache
 from math import ceil, inf
 from time import gmtime, monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Generic, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict
 
 from . import loop as core
 from .async_client import DELIVER, DROP, HOLD, AnyClient, AsyncClient, Clients, Rare, peer_name
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["BaseServer"]
+__all__ = ["BaseServer", "Options"]
 
 log = logging.getLogger("wspy.server")
 
@@ -59,6 +59,41 @@ _HANDLERS: Final = (
 
 _KEEP_ALIVE: Final = b"\1"
 _LAST: Final = b"\0"
+
+
+class Options(TypedDict, total=False):
+    """The arguments of a server by name; ``AsyncServer`` tells about each."""
+
+    loglevel: int | str | None
+    protocols: Iterable[str]
+    trusted_origins: Iterable[str | re.Pattern[str] | None]
+    locations: Iterable[str]
+    require_origin: bool
+    require_protocol: bool
+    extra_headers: (
+        Mapping[str, str]
+        | Iterable[tuple[str, str]]
+        | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]]
+    )
+    server_header: str | None
+    max_size: int | None
+    max_fragments: int | None
+    max_line: int
+    max_header_line: int
+    max_head: int
+    max_headers: int
+    max_connections: int | None
+    max_backlog: int | None
+    notsent_lowat: int
+    open_timeout: float | None
+    close_timeout: float | None
+    ping_interval: float | None
+    ping_timeout: float | None
+    idle_request_timeout: float | None
+    shutdown_timeout: float | None
+    keep_request: bool
+    backlog: int
+    reuse_port: bool
 
 
 class BaseServer(Generic[AnyClient]):
@@ -341,7 +376,7 @@ class BaseServer(Generic[AnyClient]):
 
     def _stop_at_once(self) -> None:
         self._stop_began = True
-        self._stopping = monotonic()
+        self._stopping = min(monotonic(), inf if self._stopping is None else self._stopping)
         self._release_listener()
         self._abort_all()
 
@@ -369,7 +404,11 @@ class BaseServer(Generic[AnyClient]):
             return
         while self.clients and self._turn(0):
             continue
+        self._join_handlers()
         self._let_go()
+
+    def _join_handlers(self) -> None:
+        """Wait for handlers that run elsewhere, but not for ever."""
 
     def _let_go(self) -> None:
         """Give everything back, without another handler being called."""
@@ -535,7 +574,7 @@ class BaseServer(Generic[AnyClient]):
         """Write what was queued, unless the server is going to do so when the running handler returns. Thread-safe."""
         # another thread, or a signal handler while the loop may be about to sleep
         if threading.get_ident() != self._busy:
-            self._submit()
+            self._write()
 
     def _submit(self) -> None:
         """Write what was queued, unless there is nobody left to write to. Thread-safe."""
@@ -546,6 +585,9 @@ class BaseServer(Generic[AnyClient]):
         except CoreError:
             if not self.loop.closed:  # by another thread, meanwhile
                 raise
+
+    _write = _submit
+    """The same where nobody waits for it: another thread may be about to write it, too."""
 
     def _turn(self, timeout_ms: int) -> int:
         if self._calls.pending or self._call_at is not None:
@@ -578,9 +620,9 @@ class BaseServer(Generic[AnyClient]):
         return timeout_ms
 
     def _other_event(self, slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
-        handler = _RARE_EVENTS.get(kind & 0xFF)
-        if handler is not None:
-            handler(self, slot, start, length)
+        name = _RARE_EVENTS.get(kind & 0xFF)
+        if name is not None:
+            getattr(self, name)(slot, start, length)
             return
         if kind & (core.EVENT_APART | core.EVENT_DETACHED):
             payload = self.loop.payload(kind, start, length)
@@ -813,6 +855,7 @@ class BaseServer(Generic[AnyClient]):
         opening = self._opening.pop(slot, None)
         if opening is not None:
             log.info("%s went away before its handshake was answered", opening)
+            self._rares.pop(opening._key, None)
         client = self.clients._find(slot)
         if client is None:
             return
@@ -837,14 +880,15 @@ class BaseServer(Generic[AnyClient]):
     _accept_warned = float("-inf")
 
 
-_RARE_EVENTS: Final[dict[int, Callable[[BaseServer[Any], int, int, int], None]]] = {
-    core.EVENT_HEAD: BaseServer._on_head,
-    core.EVENT_BAD_HEAD: BaseServer._on_bad_head,
-    core.EVENT_OPENED: BaseServer._on_opened,
-    core.EVENT_SENT: BaseServer._on_sent,
-    core.EVENT_CLOSED: BaseServer._on_closed,
-    core.EVENT_PINGED: BaseServer._on_pinged,
-    core.EVENT_ACCEPT_PAUSED: BaseServer._on_accept_paused,
+_RARE_EVENTS: Final = {
+    core.EVENT_HEAD: "_on_head",
+    core.EVENT_BAD_HEAD: "_on_bad_head",
+    core.EVENT_OPENED: "_on_opened",
+    core.EVENT_SENT: "_on_sent",
+    core.EVENT_CLOSED: "_on_closed",
+    core.EVENT_PINGED: "_on_pinged",
+    core.EVENT_ACCEPT_PAUSED: "_on_accept_paused",
+    core.EVENT_DRAINED: "_on_drained",
 }
 
 _EVENT_HANDLERS: Final[dict[int, Callable[[BaseServer[Any], Any, Any], None]]] = {

@@ -683,11 +683,11 @@ static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_
     require(reference_equals(g, expected, payload, length));
     g->event_next++;
     g->got_close |= kind == WSPY_EVENT_CLOSE;
-    if ((kind & 0x0f) >= 8)
+    if (kind == WSPY_EVENT_CLOSE)
         return;
     require(g->credit > 0);
     g->credit -= g->credit != WSPY_FOREVER;
-    run.messages++;
+    run.messages += (kind & 0x0f) < 8;
 }
 
 static void take_closed(guest *g, uint32_t code, uint32_t length)
@@ -726,6 +726,9 @@ static void take_of_guest(guest *g, const wspy_event *event, uint32_t kind, cons
     case WSPY_EVENT_PINGED:
         require(g->opened && run.settings.wants & WSPY_WANT_PINGED);
         g->pinged++;
+        return;
+    case WSPY_EVENT_DRAINED:
+        require(g->opened && run.settings.wants & WSPY_WANT_DRAINED);
         return;
     case WSPY_EVENT_CLOSED:
         take_closed(g, event->start, event->length);
@@ -1585,7 +1588,8 @@ static void read_settings(void)
         .idle_request_ms = idles[times >> 6],
         .ping_interval_ms = intervals[pings & 3],
         .ping_timeout_ms = timeouts[pings >> 2 & 3],
-        .wants = pings >> 4 & 7,
+        .wants = (pings >> 4 & 7) | (pings & 128 ? WSPY_WANT_DRAINED : 0),
+        .write_limit = 5000,
     };
     if (limits & 128)
         run.settings.head =

@@ -404,10 +404,22 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
     wspy_connection_poll(loop, conn);
 }
 
+/* Who waits to send more is told once, when there is room again. */
+static void report_drained(wspy_loop *loop, connection *conn, uint64_t size_before)
+{
+    uint64_t limit = loop->settings.write_limit;
+    if (!(loop->settings.wants & WSPY_WANT_DRAINED) || conn->phase < OPEN || size_before <= limit ||
+        wspy_queue_size(conn->queue) > limit)
+        return;
+    conn->has_drained = 1;
+    wspy_loop_list_report(loop, conn);
+}
+
 void wspy_connection_writable(wspy_loop *loop, connection *conn)
 {
     if (!conn->queue || conn->flags & LISTED_ENDING) /* first its end is carried out */
         return;
+    uint64_t size_before = wspy_queue_size(conn->queue);
     uint32_t marks = 0;
     uint64_t bytes = 0;
     int left = wspy_queue_flush(conn->queue, conn->fd, &marks, &bytes);
@@ -423,6 +435,7 @@ void wspy_connection_writable(wspy_loop *loop, connection *conn)
     }
     set_backlog(loop, conn);
     pass_marks(loop, conn, marks);
+    report_drained(loop, conn, size_before);
     if (left < 0)
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, system_error);
     if (conn->phase == ENDING && !conn->queue && !(conn->flags & (LISTED_ENDING | DONE))) {

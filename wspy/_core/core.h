@@ -135,7 +135,8 @@ enum wspy_event_kind {
     WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, length: error as a positive
                                  number, 0 after a closing handshake, and errno << 8 */
     WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
-    WSPY_EVENT_ACCEPT_PAUSED = 22 /* start: errno; accepting goes on by itself later */
+    WSPY_EVENT_ACCEPT_PAUSED = 22, /* start: errno; accepting goes on by itself later */
+    WSPY_EVENT_DRAINED = 23        /* of more unsent bytes than write_limit, the kernel has taken enough */
 };
 
 typedef struct {
@@ -256,6 +257,7 @@ typedef struct {
     wspy_limits limits;
     wspy_head_limits head;
     uint64_t max_backlog;     /* unsent bytes of a connection, checked before a send */
+    uint64_t write_limit;     /* unsent bytes of a connection: see DRAINED */
     uint32_t max_connections; /* in every phase: with so many, none is accepted; 0: no limit */
     uint32_t notsent_lowat;   /* TCP_NOTSENT_LOWAT; 0: leave it */
     uint32_t open_timeout_ms; /* accept to 101; deadlines: WSPY_FOREVER for none */
@@ -269,6 +271,7 @@ typedef struct {
 #define WSPY_WANT_PING 1
 #define WSPY_WANT_PONG 2
 #define WSPY_WANT_PINGED 4
+#define WSPY_WANT_DRAINED 8
 
 /* A command is a handle with one of these added, and a payload. */
 #define WSPY_COMMAND_SHIFT 52
@@ -285,7 +288,7 @@ enum wspy_command {
     WSPY_COMMAND_ABORT = 11,  /* RST, nothing more is delivered but CLOSED */
     WSPY_COMMAND_PAUSE = 12,
     WSPY_COMMAND_RESUME = 13,
-    WSPY_COMMAND_GRANT = 14,     /* uint32_t: so many more messages may be delivered */
+    WSPY_COMMAND_GRANT = 14,     /* uint32_t: so much more credit */
     WSPY_COMMAND_BROADCAST = 15, /* handle 0 or WSPY_BROADCAST_MARK; uint32_t count, count handles, one frame;
                                     count WSPY_FOREVER: no handles, every open connection */
     WSPY_COMMAND_NOTE = 16,      /* nothing: a place in the order that only Python gives a meaning */
@@ -303,7 +306,8 @@ typedef struct {
 
 /* payload of ACCEPT, before the response */
 typedef struct {
-    uint32_t credit; /* messages that may be delivered; WSPY_FOREVER: no flow control */
+    uint32_t credit; /* messages, and reported Pings and Pongs, that may be delivered; at 0 nothing is read.
+                        WSPY_FOREVER: no flow control */
     uint16_t opcodes;
     uint8_t rsv;
     uint8_t granularity;

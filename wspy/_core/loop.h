@@ -80,6 +80,7 @@ typedef struct connection {
     uint16_t port;
     uint8_t address_size;
     uint8_t address[16];
+    uint8_t has_drained; /* not reported yet */
     uint32_t scope;
 } connection;
 

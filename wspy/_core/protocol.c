@@ -168,11 +168,23 @@ static void add_payload(wspy_sink *sink, uint32_t kind, const uint8_t *payload, 
     sink->apart += !packed;
 }
 
+static void spend_credit(wspy_sink *sink)
+{
+    if (sink->credit != WSPY_FOREVER)
+        sink->credit--;
+}
+
 static void count_delivery(wspy_sink *sink)
 {
     sink->messages++;
-    if (sink->credit != WSPY_FOREVER)
-        sink->credit--;
+    spend_credit(sink);
+}
+
+/* Whoever can't handle more messages now has no use for more of these either, and a peer may send any number. */
+static void report_control(wspy_sink *sink, uint32_t kind, const uint8_t *payload, size_t length)
+{
+    add_payload(sink, kind, payload, length);
+    spend_credit(sink);
 }
 
 /* Hands the assembled payload over to the sink. */
@@ -482,7 +494,7 @@ static void receive_ping(wspy_protocol *protocol, const uint8_t *payload, size_t
         }
     }
     if (sink->wants & WSPY_WANT_PING)
-        add_payload(sink, WSPY_EVENT_PING, payload, length);
+        report_control(sink, WSPY_EVENT_PING, payload, length);
 }
 
 static void read_control(wspy_protocol *protocol, const wspy_frame_header *header, uint8_t *payload,
@@ -499,7 +511,7 @@ static void read_control(wspy_protocol *protocol, const wspy_frame_header *heade
         return;
     case WSPY_EVENT_PONG: /* §5.5.3: an unsolicited Pong is legal */
         if (sink->wants & WSPY_WANT_PONG)
-            add_payload(sink, WSPY_EVENT_PONG, payload, length);
+            report_control(sink, WSPY_EVENT_PONG, payload, length);
         return;
     default:
         add_payload(sink, event_kind(header->flags | header->opcode), payload, length);

@@ -37,7 +37,7 @@ typedef struct {
     wspy_bytes *replies; /* pongs owed to the peer */
     uint32_t slot;
     uint32_t apart;    /* counts events whose payload stayed in the arena */
-    uint32_t credit;   /* messages that may be delivered; WSPY_FOREVER: no flow control */
+    uint32_t credit;   /* messages, Pings and Pongs that may be delivered; WSPY_FOREVER: no flow control */
     uint32_t wants;    /* WSPY_WANT_PING, WSPY_WANT_PONG */
     uint64_t messages; /* delivered, counted on */
 } wspy_sink;

@@ -159,10 +159,13 @@ TEST(a_payload_that_is_refused_is_not_packed)
 
 /* ---- credit and room for events ---- */
 
-static void spend(int role)
+/* What two messages and a third one cost, with Pings between them. */
+static void spend(int role, uint32_t wants, uint32_t two, uint32_t one)
 {
     bench *b = begin(role, WSPY_MESSAGES);
+    uint32_t pings = wants ? 1 : 0;
     size_t ends[5];
+    b->sink.wants = wants;
     static const int firsts[5] = {WSPY_EVENT_TEXT, WSPY_EVENT_PING, WSPY_EVENT_BINARY, WSPY_EVENT_PING,
                                   WSPY_EVENT_TEXT};
     size_t size = 0;
@@ -170,18 +173,33 @@ static void spend(int role)
         ends[i] = size += write_frame(b, b->arena + size, WSPY_FIN | firsts[i], 3, 3);
     b->sink.credit = 0;
     CHECK(wspy_protocol_feed(&b->protocol, b->arena, size, &b->sink) == 0);
-    b->sink.credit = 2;
+    b->sink.credit = two;
     size_t used = wspy_protocol_feed(&b->protocol, b->arena, size, &b->sink);
-    CHECK(used == ends[2] && b->sink.count == 3 && b->sink.credit == 0 && b->sink.messages == 2);
-    b->sink.credit = 1;
+    CHECK(used == ends[2] && b->sink.count == 2 + pings && b->sink.credit == 0 && b->sink.messages == 2);
+    b->sink.credit = one;
     CHECK(wspy_protocol_feed(&b->protocol, b->arena + used, size - used, &b->sink) == size - used);
-    CHECK(b->sink.count == 5 && b->sink.credit == 0);
+    CHECK(b->sink.count == 3 + 2 * pings && b->sink.credit == 0);
     end(b);
+}
+
+static void spend_on_messages(int role)
+{
+    spend(role, 0, 2, 1);
+}
+
+static void spend_on_pings_too(int role)
+{
+    spend(role, WSPY_WANT_PING, 3, 2);
 }
 
 TEST(a_message_costs_credit_and_a_ping_none)
 {
-    each_role(spend);
+    each_role(spend_on_messages);
+}
+
+TEST(a_ping_that_is_reported_costs_credit)
+{
+    each_role(spend_on_pings_too);
 }
 
 TEST(a_fragmented_message_costs_credit_once)

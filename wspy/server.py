@@ -1,0 +1,289 @@
+"""A server with a thread for each client, above one thread for all sockets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+from . import loop as core
+from .async_client import DELIVER, DROP, HOLD
+from .codes import CloseCode
+from .errors import HandshakeError, SocketClosed
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
+from .server_client import CALL, Client, MarkingThreadClient
+from .serving import BaseServer, Options
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .handshake import Acceptance
+    from .http11 import Request, Response
+    from .listening import Address
+    from .loop import Settings
+    from .messages import Message
+
+__all__ = ["Server"]
+
+log = logging.getLogger("wspy.server")
+
+# Seconds that handlers have for their end after their connections were aborted.
+GRACE: Final = 1.0
+
+# Seconds for a thread to end that has nothing left to do.
+MOMENT: Final = 0.2
+
+# Writes for other threads that one makes in a row, before it leaves the rest to the server's.
+FAVOURS: Final = 4
+
+
+class Server(BaseServer[Client]):
+    """A WebSocket server whose handlers may block. Subclass it and override handlers; ``run`` or ``start`` it.
+
+    The handlers of each client are called in a thread of that client's own, one at a time and in order: a handler that
+    sleeps, computes, or waits in ``client.recv`` or ``client.send`` holds up its own client alone. ``onrequest`` and a
+    function for ``extra_headers`` are called in threads, too. Handshakes, pongs, deadlines and all reading and writing
+    go on in the thread of the server, which ``run`` turns.
+
+    An exception in a handler goes to ``onerror``, and closes that client with 1011; ``KeyboardInterrupt`` and
+    ``SystemExit`` stop the server, in order, and ``SocketClosed`` in a handler of a client that is closed is no error.
+
+    Args:
+        address: as for ``AsyncServer``, with all of its other arguments.
+        max_queue: messages of a client that are read ahead of its handlers, with Pings and Pongs if there are handlers
+            for them; beyond that nothing of it is read and the peer has to wait. None for any number.
+        write_limit: unsent bytes of a client above which ``client.send`` waits; None to queue as ``AsyncServer`` does.
+        send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
+            ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
+        options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
+            not is told of in the log and left alone.
+
+    Raises:
+        OSError: the address can't be had.
+        TypeError: an argument is of another type, or a handler is ``async def``.
+        ValueError: an argument is out of range.
+    """
+
+    _client_class = Client
+    _marking_class = MarkingThreadClient
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        max_queue: int | None = 16,
+        write_limit: int | None = 65_536,
+        send_timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._credit = checked_limit("max_queue", max_queue, 1, NO_COUNT_LIMIT)
+        self._grants = max(self._credit // 2, 1)
+        self._write_limit = checked_limit("write_limit", write_limit, 1, NO_SIZE_LIMIT)
+        self._send_timeout = checked_seconds("send_timeout", send_timeout)
+        self._asks_extra_headers = callable(options.get("extra_headers"))
+        super().__init__(address, **options)
+
+    def _begin(self, settings: Settings) -> None:
+        limit = 0 if self._write_limit == NO_SIZE_LIMIT else self._write_limit
+        super()._begin(settings._replace(write_limit=limit))
+        self._threads = Threads()
+        self._may_block = self._answers or self._asks_extra_headers
+        self._deciding: set[int] = set()
+        self._is_writing = False
+        self._backlogs = self.loop.backlogs
+
+    @property
+    def client_threads(self) -> list[threading.Thread]:
+        """The threads of the open connections. Thread-safe."""
+        threads = [client._thread for client in self.clients]
+        return [thread for thread in threads if thread is not None]
+
+    def remove_client(self, client: Client, code: int | None = 1000, reason: str = "") -> None:
+        """Close a connection; see ``client.close``."""
+        client.close(code, reason)
+
+    def quit_gracefully(self) -> None:
+        """Stop gracefully; see ``stop``."""
+        self.stop()
+
+    # ---- the server's thread: what comes up is passed on ----
+
+    def _dispatch(self, count: int) -> None:
+        read = self.loop.packed()
+        clients = self.clients._slots
+        other = self._other_event
+        for slot, kind, start, length in self.loop.events(count):
+            if kind > core.EVENT_BINARY or (client := clients[slot]) is None or client._mode == DROP:
+                other(slot, kind, start, length, read)
+            else:
+                client._put((kind, read(length)))
+
+    def _event(self, client: Client, kind: int, what: Any) -> None:
+        if kind == core.EVENT_OPENED:
+            self._attend_to(client)
+        elif kind == core.EVENT_CLOSED:
+            client._wake_senders()
+            client._put((kind, what))
+        elif client._mode != DROP:
+            client._put((kind, what))
+
+    def _attend_to(self, client: Client) -> None:
+        """Give a client its thread."""
+        try:
+            client._thread = self._threads.run(f"wspy {client}", self._attend, client)
+        except RuntimeError as error:
+            log.error("%s is turned away: %s", client, error)  # noqa: TRY400 -- where it came from says nothing
+            client._mode = DROP
+            client.close(CloseCode.TRY_AGAIN_LATER)
+            self._read_to_the_end(client)
+
+    def _on_drained(self, slot: int, _start: int, _length: int) -> None:
+        client = self.clients._find(slot)
+        if client is not None:
+            client._wake_senders()
+
+    def _on_closed(self, slot: int, start: int, error: int) -> None:
+        if self._deciding:
+            self._deciding.discard(self.loop.handle(slot))
+        super()._on_closed(slot, start, error)
+
+    # ---- the thread of a client ----
+
+    def _attend(self, client: Client) -> None:
+        """Call the handlers of a client, from the first to the last."""
+        client._thread_id = threading.get_ident()
+        self._handle(client, core.EVENT_OPENED, None)
+        while (message := client._take(None)) is not None:
+            if not client._hand_over(message):
+                self._guarded(client, self.onmessage, client, message)
+        client._give_up_takers()
+        self._handle(client, core.EVENT_CLOSED, client._outcome)
+        client._thread_id = 0
+
+    def _deliver_message(self, client: Client, message: Message) -> None:
+        client._message = message
+
+    def _in_its_thread(self, client: Client, function: Callable[[], object]) -> None:
+        if threading.get_ident() == client._thread_id:
+            function()
+        elif not self.loop.closed:
+            client._calls.append(function)
+            client._put((CALL, None))
+
+    def _after_its_handler(self, client: Client, function: Callable[[Client], object]) -> None:
+        client._calls.append(partial(function, client))
+        client._put((CALL, None))
+
+    def _deliver_held(self, client: Client) -> None:
+        rare = client._its_rare()
+        if client._mode != HOLD or not rare.resumes:
+            return
+        rare.resumes = False
+        client._change_mode(DELIVER)
+        self._push(core.command(client._handle | core.RESUME))
+        self._flush()
+
+    def _handler_failed(self, client: Client | None, error: BaseException) -> None:
+        if client is not None and isinstance(error, SocketClosed) and client.closed:
+            log.debug("a handler of %s has ended with its connection", client)
+            return
+        super()._handler_failed(client, error)
+
+    def _read_to_the_end(self, client: Client) -> None:
+        super()._read_to_the_end(client)
+        self._push(core.grant(client._handle, core.UNLIMITED))
+        self._flush()
+
+    # ---- requests ----
+
+    def _decide(self, handle: int, head: bytes) -> None:
+        request = self._request(handle, head)
+        if not self._may_block:
+            self._settle(handle, request, self._decision(request))
+            return
+        self._deciding.add(handle)
+        try:
+            self._threads.run(f"wspy request of {self._name(handle)}", self._ask, handle, head, request)
+        except RuntimeError as error:
+            self._deciding.discard(handle)
+            raise HandshakeError(503, str(error)) from error
+
+    def _ask(self, handle: int, head: bytes, request: Request) -> None:
+        """Ask the application about a request, in a thread that it may block."""
+        decision: Response | Acceptance | HandshakeError
+        try:
+            decision = self._decision(request)
+        except HandshakeError as error:
+            decision = error
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+            self._handler_failed(None, error)
+            decision = HandshakeError(500, "an exception was raised")
+        self._in_next_turn(self._decided, handle, head, request, decision)
+
+    def _decided(
+        self, handle: int, head: bytes, request: Request, decision: Response | Acceptance | HandshakeError
+    ) -> None:
+        """Answer a request, unless its connection has gone meanwhile."""
+        if handle in self._deciding:
+            self._deciding.discard(handle)
+            self._or_refuse(self._answer_with, handle, head, request, decision)
+
+    def _answer_with(
+        self, handle: int, _: bytes, request: Request, decision: Response | Acceptance | HandshakeError
+    ) -> None:
+        if isinstance(decision, HandshakeError):
+            raise decision
+        self._settle(handle, request, decision)
+
+    # ---- writing ----
+
+    def _write(self) -> None:
+        """Write what was queued; if another thread is at it, leave it to that one, which looks again afterwards."""
+        for _ in range(FAVOURS):
+            if self._is_writing or not self.loop.has_queued:
+                return
+            try:
+                # between the look and this another one may have begun, too: that does no harm
+                self._is_writing = True
+                self._submit()
+            except BaseException:
+                self.loop.wake()
+                raise
+            finally:
+                self._is_writing = False
+        self.loop.wake()
+
+    # ---- ending ----
+
+    def _stop(self) -> None:
+        super()._stop()
+        self._threads.end(self.loop.wake)
+        if self._shutdown_timeout is not None:
+            self._call(self._shutdown_timeout + GRACE, int)
+
+    def _stop_at_once(self) -> None:
+        super()._stop_at_once()
+        self._threads.end(self.loop.wake)
+        self._call(GRACE, int)
+
+    def _is_finished(self) -> bool:
+        if not super()._is_finished():
+            return False
+        return self._threads.busy == 0 or self._grace_left() <= 0
+
+    def _grace_left(self) -> float:
+        """Return the seconds that handlers still have, once a stop has begun."""
+        return inf if self._stopping is None else self._stopping + GRACE - monotonic()
+
+    def _join_handlers(self) -> None:
+        # who has returned may need a moment to end
+        for name in self._threads.join(max(self._grace_left(), MOMENT)):
+            log.warning("%s still runs: a handler has not returned", name)
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._threads.end(int)

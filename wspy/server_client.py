@@ -1,0 +1,285 @@
+"""A connection of a Server, as its handlers see it: they may wait for it.
+
+Names with an underscore are shared with the servers, and with nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from queue import Empty, SimpleQueue
+from threading import Lock, get_ident
+from time import monotonic
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import loop as core
+from .async_client import DELIVER, DROP, AsyncClient, MarkingClient, Rare
+from .errors import SocketClosed
+from .limits import checked_seconds
+from .messages import Message, ReceivedBinary, ReceivedText, Sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from threading import Thread
+
+    from .http11 import Request
+    from .server import Server
+
+__all__ = ["Client", "MarkingThreadClient"]
+
+# In the inbox, beside the kinds of events: look at the calls.
+CALL: Final = -1
+
+_COSTS_CREDIT: Final = frozenset((core.EVENT_PING, core.EVENT_PONG))
+
+
+class Client(AsyncClient):
+    """One client of a ``Server``; the server makes it.
+
+    Every method may be called from any thread and from every handler. Only ``send``, ``recv`` and iteration wait; they
+    hold up nobody but who calls them. A client can be iterated over: that yields messages as ``recv`` returns them, and
+    ends with the connection.
+
+    Attributes:
+        server: the server it belongs to.
+        data: free for the application; None at first.
+        subprotocol: the one that was agreed upon, or None (RFC 6455 §1.9).
+    """
+
+    __slots__ = (
+        "_calls",
+        "_inbox",
+        "_message",
+        "_outcome",
+        "_put",
+        "_slot",
+        "_taken",
+        "_takers",
+        "_thread",
+        "_thread_id",
+        "_waiting",
+    )
+
+    server: Server
+
+    def __init__(self, server: Server, handle: int, request: Request, subprotocol: str | None) -> None:
+        super().__init__(server, handle, request, subprotocol)
+        # made at once: two threads look at it, and next to a thread it is small
+        self._rare = server._rares[self._key] = Rare()
+        self._slot = handle & core.SLOT
+        self._inbox: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._put = self._inbox.put
+        self._calls: deque[Callable[[], object]] = deque()
+        self._thread: Thread | None = None
+        self._thread_id = 0
+        self._message: Message | None = None
+        self._taken = 0  # since more credit was granted
+        self._outcome: tuple[int, str] | None = None  # for onclose, when the thread has come so far
+        self._takers: deque[_Taker] = deque()
+        self._waiting: deque[Lock] = deque()  # sends
+
+    # ---- sending ----
+
+    def send(
+        self, message: Sendable, fragment_size: int | None = None, timeout: float | EllipsisType | None = ...
+    ) -> None:
+        """Queue a message, once no more than ``write_limit`` of this client is unsent; ``onsent`` tells of its end.
+
+        The thread of the server itself, which calls the functions of ``call_soon`` and ``call_later``, never waits: there
+        ``max_backlog`` is the limit.
+
+        Args:
+            message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer. It may be changed afterwards.
+            fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
+            timeout: seconds to wait; None for ever; by default ``send_timeout`` of the server.
+
+        Raises:
+            SocketClosed: the connection is closed or closing, or became so while this waited.
+            TimeoutError: too much was unsent for too long; the message was not queued.
+            TypeError: it is no message.
+            ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); a message above 4 GiB
+                has no ``fragment_size``; or its opcode isn't text or binary.
+        """
+        server = self.server
+        if server._backlogs[self._slot] > server._write_limit:
+            self._wait_for_room(timeout)
+        super().send(message, fragment_size)
+
+    def _wait_for_room(self, timeout: float | EllipsisType | None) -> None:
+        server = self.server
+        seconds = server._send_timeout if timeout is ... else checked_seconds("timeout", timeout)
+        end = None if seconds is None else monotonic() + seconds
+        while server._backlogs[self._slot] > server._write_limit:
+            self._check_open()
+            if get_ident() == server._thread or server.loop.closed:
+                return
+            room = Lock()
+            room.acquire()
+            self._waiting.append(room)
+            # it may have come, and nobody was told, before this one was in the queue
+            if server._backlogs[self._slot] <= server._write_limit or self._state is not None:
+                continue
+            if not room.acquire(timeout=-1 if end is None else max(end - monotonic(), 0)):
+                raise TimeoutError(
+                    f"more than {server._write_limit} bytes are unsent, and the peer has taken none for {seconds} s: "
+                    "close the connection, or try again later"
+                )
+
+    def _wake_senders(self) -> None:
+        """Let those who wait to send look again. Thread-safe."""
+        while self._waiting:
+            try:
+                room = self._waiting.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            room.release()
+
+    # ---- receiving ----
+
+    def recv(self, timeout: float | None = None) -> Message:
+        """Wait for the next message and return it, instead of its going to ``onmessage``.
+
+        In a handler of this client: other events are handled meanwhile, in the order in which they come. In another
+        thread: messages are handed over when no handler of this client runs.
+
+        Args:
+            timeout: seconds to wait; 0 for what has arrived already; None for ever.
+
+        Raises:
+            SocketClosed: the connection has ended, and all that came before was taken.
+            TimeoutError: no message came in time.
+        """
+        seconds = checked_seconds("timeout", timeout)
+        end = None if seconds is None else monotonic() + seconds
+        message = self._take(end) if get_ident() == self._thread_id else self._take_from_elsewhere(end)
+        if message is None:
+            self._check_open()
+            raise SocketClosed(message="the connection is closed")
+        return message
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yield messages to the end of the connection."""
+        try:
+            while True:
+                yield self.recv()
+        except SocketClosed:
+            return
+
+    def _take(self, end: float | None) -> Message | None:
+        """Return the next message, None if there will be none any more; handle what else happens. In its own thread."""
+        server = self.server
+        held = self._its_rare().held
+        while True:
+            while self._calls:
+                self._calls.popleft()()
+            if held and (self._mode == DELIVER or self._outcome is not None):
+                kind, what, is_seen = held.popleft()
+                if not is_seen:
+                    self._spend(kind)
+                if self._mode != DROP:
+                    server._deliver(self, kind, what, is_seen)
+            elif self._outcome is not None:
+                return None
+            else:
+                kind, what = self._next_event(end)
+                if kind == core.EVENT_CLOSED:
+                    self._outcome = what
+                elif kind != CALL:
+                    if self._mode == DELIVER:
+                        self._spend(kind)
+                    server._handle(self, kind, what)
+            if self._message is not None:
+                message, self._message = self._message, None
+                return message
+
+    def _next_event(self, end: float | None) -> tuple[int, Any]:
+        if end is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=max(end - monotonic(), 0))
+        except Empty:
+            raise TimeoutError("no message came in time") from None
+
+    def _spend(self, kind: int) -> None:
+        """Count what is delivered, and grant as much again."""
+        if kind & 0x7F > core.EVENT_BINARY and kind not in _COSTS_CREDIT:
+            return
+        self._taken += 1
+        if self._taken >= self.server._grants:
+            count, self._taken = self._taken, 0
+            self.server._push(core.grant(self._handle, count))
+            self.server._write()
+
+    def _take_from_elsewhere(self, end: float | None) -> Message | None:
+        taker = _Taker()
+        self._takers.append(taker)
+        if self._outcome is not None:
+            self._give_up_takers()
+        if not taker.ready.acquire(timeout=-1 if end is None else max(end - monotonic(), 0)):
+            try:
+                self._takers.remove(taker)
+            except ValueError:  # it is being handed over
+                taker.ready.acquire()
+            else:
+                raise TimeoutError("no message came in time")
+        return taker.message
+
+    def _hand_over(self, message: Message) -> bool:
+        """Give a message to another thread that waits for one, if there is one."""
+        while self._takers:
+            try:
+                taker = self._takers.popleft()
+            except IndexError:  # it waits no longer
+                return False
+            taker.message = message
+            taker.ready.release()
+            return True
+        return False
+
+    def _give_up_takers(self) -> None:
+        while self._takers:
+            try:
+                self._takers.popleft().ready.release()
+            except IndexError:
+                return
+
+    # ---- ending ----
+
+    def close(self, code: int | None = 1000, reason: str = "") -> None:
+        """See ``AsyncClient.close``; who waits in ``send`` gets ``SocketClosed``."""
+        super().close(code, reason)
+        self._wake_senders()
+
+    def abort(self) -> None:
+        """See ``AsyncClient.abort``; who waits in ``send`` gets ``SocketClosed``."""
+        super().abort()
+        self._wake_senders()
+
+    def __repr__(self) -> str:
+        return f"<Client {self}{' closed' if self.closed else ''}>"
+
+
+class MarkingThreadClient(MarkingClient, Client):
+    """A client of a server that overrides ``onsent``."""
+
+    __slots__ = ()
+
+    def send(
+        self, message: Sendable, fragment_size: int | None = None, timeout: float | EllipsisType | None = ...
+    ) -> None:
+        """See ``Client.send``."""
+        server = self.server
+        if server._backlogs[self._slot] > server._write_limit:
+            self._wait_for_room(timeout)
+        MarkingClient.send(self, message, fragment_size)
+
+
+class _Taker:
+    """Another thread that waits for a message."""
+
+    __slots__ = ("message", "ready")
+
+    def __init__(self) -> None:
+        self.message: Message | None = None
+        self.ready = Lock()
+        self.ready.acquire()
