@@ -420,9 +420,9 @@ class Loop:
     # ---- what it knows ----
 
     @property
-    def has_queued(self) -> bool:
-        """Whether commands wait to be applied. Thread-safe."""
-        return len(self._queue) > 1
+    def queued(self) -> int:
+        """How many commands wait to be applied. Thread-safe."""
+        return len(self._queue) // 3
 
     def backlog(self, handle: int) -> int:
         """Return the unsent bytes of a connection. Thread-safe."""

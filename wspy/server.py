@@ -37,8 +37,8 @@ GRACE: Final = 1.0
 # Seconds for a thread to end that has nothing left to do.
 MOMENT: Final = 0.2
 
-# Writes for other threads that one makes in a row, before it leaves the rest to the server's.
-FAVOURS: Final = 4
+# Commands in the queue that are not left to another thread.
+MANY: Final = 512
 
 
 class Server(BaseServer[Client]):
@@ -93,7 +93,9 @@ class Server(BaseServer[Client]):
         self._threads = Threads()
         self._may_block = self._answers or self._asks_extra_headers
         self._deciding: set[int] = set()
-        self._is_writing = False
+        self._is_woken = False
+        # clients with messages that were handed to their threads: with some that are done, and without some that aren't
+        self._at_work: set[Client] = set()
         self._backlogs = self.loop.backlogs
 
     @property
@@ -120,6 +122,7 @@ class Server(BaseServer[Client]):
             if kind > core.EVENT_BINARY or (client := clients[slot]) is None or client._mode == DROP:
                 other(slot, kind, start, length, read)
             else:
+                self._at_work.add(client)
                 client._put((kind, read(length)))
 
     def _event(self, client: Client, kind: int, what: Any) -> None:
@@ -161,6 +164,7 @@ class Server(BaseServer[Client]):
             if not client._hand_over(message):
                 self._guarded(client, self.onmessage, client, message)
         client._give_up_takers()
+        self._at_work.discard(client)
         self._handle(client, core.EVENT_CLOSED, client._outcome)
         client._thread_id = 0
 
@@ -242,20 +246,22 @@ class Server(BaseServer[Client]):
     # ---- writing ----
 
     def _write(self) -> None:
-        """Write what was queued; if another thread is at it, leave it to that one, which looks again afterwards."""
-        for _ in range(FAVOURS):
-            if self._is_writing or not self.loop.has_queued:
-                return
+        """Write what was queued. While handlers of several clients run, the server's thread does it for all of them."""
+        queued = self.loop.queued
+        if len(self._at_work) < 2 or queued > MANY or self.loop.has_large:
+            self._submit()
+        elif not self._is_woken:
             try:
-                # between the look and this another one may have begun, too: that does no harm
-                self._is_writing = True
-                self._submit()
-            except BaseException:
+                self._is_woken = True
                 self.loop.wake()
+            except BaseException:
+                self._is_woken = False
                 raise
-            finally:
-                self._is_writing = False
-        self.loop.wake()
+
+    def _turn(self, timeout_ms: int) -> int:
+        # first: what is queued from here on is either part of this turn or wakes it
+        self._is_woken = False
+        return super()._turn(timeout_ms)
 
     # ---- ending ----
 
