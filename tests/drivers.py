@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -606,10 +607,12 @@ class Server(ABC):
 class Epoll(Server):
     """``AsyncServer`` in a thread of its own."""
 
+    kind: type[Any] = wspy.AsyncServer
+
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
         methods = {name: self._method(name) for name in {*ALWAYS, *handlers}}
-        self.server: wspy.AsyncServer = type("Recorded", (wspy.AsyncServer,), methods)(address, **options)
+        self.server = type("Recorded", (self.kind,), methods)(address, **options)
         self.address = self.server.address
 
     def _method(self, name: str) -> Callable[..., Any]:
@@ -624,7 +627,7 @@ class Epoll(Server):
         self.server.stop()
 
     def ended(self, timeout: float = DEADLINE_S) -> bool:
-        return self.server.join(timeout)
+        return bool(self.server.join(timeout))
 
     def close(self) -> None:
         if self.server.loop.closed:
@@ -633,7 +636,7 @@ class Epoll(Server):
         assert self.ended(), "it does not end"
 
     def bytes_read(self) -> int:
-        return self.server.stats()["bytes_received"]
+        return int(self.server.stats()["bytes_received"])
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the server's thread, and return what it returns."""
@@ -653,7 +656,38 @@ class Epoll(Server):
         return float(self.call(time.thread_time))
 
 
-FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll}
+class Threaded(Epoll):
+    """``Server``, whose clients have threads of their own."""
+
+    kind = wspy.Server
+
+    def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
+        super().__init__(address, handlers, options)
+        self._inside: Counter[int] = Counter()
+
+    def handle(self, name: str, client: Any, *arguments: Any) -> Any:
+        self._inside[id(client)] += 1
+        try:
+            return super().handle(name, client, *arguments)
+        finally:
+            self._inside[id(client)] -= 1
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the server's thread, and wait until threads have handled what came up before."""
+        result = super().call(function, *arguments)
+        for client in self.server.clients:
+            self._settle(client)
+        return result
+
+    def _settle(self, client: Any) -> None:
+        """Wait until a client's thread has nothing to do, or waits in a handler of the test's."""
+        done = threading.Event()
+        until(lambda: client._inbox.empty() or self._inside[id(client)], "handled")
+        self.server._in_its_thread(client, done.set)
+        until(lambda: done.is_set() or self._inside[id(client)], "handled")
+
+
+FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded}
 
 
 class Servers:

@@ -171,7 +171,12 @@ def test_a_deadline_is_never_none_by_rounding() -> None:
 
 @pytest.mark.parametrize(
     ("name", "bit"),
-    [("wants_pings", lib.WSPY_WANT_PING), ("wants_pongs", lib.WSPY_WANT_PONG), ("wants_pinged", lib.WSPY_WANT_PINGED)],
+    [
+        ("wants_pings", lib.WSPY_WANT_PING),
+        ("wants_pongs", lib.WSPY_WANT_PONG),
+        ("wants_pinged", lib.WSPY_WANT_PINGED),
+        ("wants_endings", lib.WSPY_WANT_ENDING),
+    ],
 )
 def test_what_is_wanted_is_a_bit(name: str, bit: int) -> None:
     assert core._c_settings(Settings(**{name: True})).wants == bit

@@ -67,6 +67,7 @@ BROADCAST: Final = lib.WSPY_COMMAND_BROADCAST << SHIFT
 BROADCAST_MARK: Final = BROADCAST | lib.WSPY_BROADCAST_MARK
 NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
 REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
+FINISH: Final = lib.WSPY_COMMAND_FINISH << SHIFT
 HANDLE: Final = (1 << SHIFT) - 1
 SLOT: Final = lib.WSPY_SLOT_MASK
 EVERYONE: Final = lib.WSPY_FOREVER
@@ -89,6 +90,7 @@ EVENT_CLOSED: Final = lib.WSPY_EVENT_CLOSED
 EVENT_PINGED: Final = lib.WSPY_EVENT_PINGED
 EVENT_ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
 EVENT_DRAINED: Final = lib.WSPY_EVENT_DRAINED
+EVENT_ENDING: Final = lib.WSPY_EVENT_ENDING
 
 MESSAGES: Final = lib.WSPY_MESSAGES
 FRAMES: Final = lib.WSPY_FRAMES
@@ -134,6 +136,7 @@ class Settings(NamedTuple):
     wants_pings: bool = False
     wants_pongs: bool = False
     wants_pinged: bool = False
+    wants_endings: bool = False
 
 
 def _deadline(settings: Settings, name: str) -> int:
@@ -154,6 +157,7 @@ def _c_settings(settings: Settings) -> Any:
         settings.wants_pings * lib.WSPY_WANT_PING
         | settings.wants_pongs * lib.WSPY_WANT_PONG
         | settings.wants_pinged * lib.WSPY_WANT_PINGED
+        | settings.wants_endings * lib.WSPY_WANT_ENDING
         | (settings.write_limit > 0) * lib.WSPY_WANT_DRAINED
     )
     return ffi.new(

@@ -89,7 +89,7 @@ class Server(BaseServer[Client]):
 
     def _begin(self, settings: Settings) -> None:
         limit = 0 if self._write_limit == NO_SIZE_LIMIT else self._write_limit
-        super()._begin(settings._replace(write_limit=limit))
+        super()._begin(settings._replace(write_limit=limit, wants_endings=True))
         self._threads = Threads()
         self._may_block = self._answers or self._asks_extra_headers
         self._deciding: set[int] = set()
@@ -131,7 +131,7 @@ class Server(BaseServer[Client]):
         elif kind == core.EVENT_CLOSED:
             client._wake_senders()
             client._put((kind, what))
-        elif client._mode != DROP:
+        elif client._mode != DROP or kind == core.EVENT_ENDING:
             client._put((kind, what))
 
     def _attend_to(self, client: Client) -> None:
@@ -143,6 +143,11 @@ class Server(BaseServer[Client]):
             client._mode = DROP
             client.close(CloseCode.TRY_AGAIN_LATER)
             self._read_to_the_end(client)
+
+    def _on_ending(self, slot: int, _start: int, _length: int) -> None:
+        client = self.clients._find(slot)
+        if client is not None:
+            self._event(client, core.EVENT_ENDING, None)
 
     def _on_drained(self, slot: int, _start: int, _length: int) -> None:
         client = self.clients._find(slot)
@@ -167,6 +172,11 @@ class Server(BaseServer[Client]):
         self._at_work.discard(client)
         self._handle(client, core.EVENT_CLOSED, client._outcome)
         client._thread_id = 0
+
+    def _finish(self, client: Client) -> None:
+        """Let the connection end: all that came before was handled."""
+        self._push(core.command(client._handle | core.FINISH))
+        self._flush()
 
     def _deliver_message(self, client: Client, message: Message) -> None:
         client._message = message

@@ -214,6 +214,8 @@ class Client(AsyncClient):
     def _handle_event(self, kind: int, what: Any) -> None:
         if kind == core.EVENT_CLOSED:
             self._outcome = what
+        elif kind == core.EVENT_ENDING:
+            self.server._finish(self)
         elif kind != CALL:
             if self._mode == DELIVER:
                 self._spend(kind)

@@ -632,8 +632,6 @@ class BaseServer(Generic[AnyClient]):
         if client is None:
             return
         kind &= ~(core.EVENT_APART | core.EVENT_DETACHED)
-        if kind == core.EVENT_CLOSE:
-            self._peer_closes(client, payload)
         self._event(client, kind, payload)
 
     # ---- calling handlers ----
@@ -643,7 +641,10 @@ class BaseServer(Generic[AnyClient]):
         handler = _EVENT_HANDLERS.get(kind)
         if handler is not None:
             handler(self, client, what)
-        elif client._mode == HOLD:
+            return
+        if kind == core.EVENT_CLOSE:
+            self._peer_closes(client, what)
+        if client._mode == HOLD:
             client._its_rare().held.append((kind, what, False))
         elif client._mode == DELIVER:
             self._deliver(client, kind, what)
@@ -701,12 +702,17 @@ class BaseServer(Generic[AnyClient]):
             self._guarded(client, self.onsent, client, what)
 
     def _closed(self, client: AnyClient, outcome: tuple[int, str]) -> None:
+        """Tell the application about the end: the peer's word if it said one, else what happened."""
         # who holds the client need not hold what is for nobody any more
         rare = client._its_rare()
         for gone in (rare.held, rare.sent, rare.fragments):
             gone.clear()
+        code, reason = outcome if rare.close_code is None else (rare.close_code, rare.close_reason)
+        if client._state is not None:
+            client._state.code, client._state.reason = code, reason
+        log.debug("%s closed: %d %r", client, code, reason)
         try:
-            self.onclose(client, *outcome)
+            self.onclose(client, code, reason)
         except BaseException as raised:  # noqa: BLE001 -- whatever it is, _handler_failed decides
             self._handler_failed(client, raised)
 
@@ -864,12 +870,10 @@ class BaseServer(Generic[AnyClient]):
         self.clients._remove(slot)
         self._rares.pop(client._key, None)
         rare.peer = self.loop.peer(client._handle)
-        code, reason = _verdict(rare, start, error)
+        reason = error_text(error & 0xFF, error >> 8)
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
-        client._state.code, client._state.reason = code, reason
-        log.debug("%s closed: %d %r", client, code, reason)
-        self._event(client, core.EVENT_CLOSED, (code, reason))
+        self._event(client, core.EVENT_CLOSED, (start, reason))
 
     def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:
         now = monotonic()
@@ -889,6 +893,7 @@ _RARE_EVENTS: Final = {
     core.EVENT_PINGED: "_on_pinged",
     core.EVENT_ACCEPT_PAUSED: "_on_accept_paused",
     core.EVENT_DRAINED: "_on_drained",
+    core.EVENT_ENDING: "_on_ending",
 }
 
 _EVENT_HANDLERS: Final[dict[int, Callable[[BaseServer[Any], Any, Any], None]]] = {
@@ -946,13 +951,6 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-def _verdict(rare: Rare, code: int, error: int) -> tuple[int, str]:
-    """Return what onclose is told: the peer's word if it said one, else what happened."""
-    if rare.close_code is not None:
-        return rare.close_code, rare.close_reason
-    return code, error_text(error & 0xFF, error >> 8)
 
 
 def _asked(head: bytes) -> str:

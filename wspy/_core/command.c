@@ -263,6 +263,9 @@ static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *c
         conn->flags &= (uint16_t)~PAUSED;
         wspy_connection_wake(loop, conn);
         return;
+    case WSPY_COMMAND_FINISH:
+        wspy_connection_let_finish(loop, conn);
+        return;
     case WSPY_COMMAND_GRANT:
         apply_grant(loop, conn, at->payload, at->length);
         return;

@@ -85,6 +85,14 @@ static int is_hard(int error)
     }
 }
 
+/* What came before the end may be answered by a thread that takes its time. */
+static void await_finish(wspy_loop *loop, connection *conn)
+{
+    conn->awaits_finish = conn->has_ending = 1;
+    wspy_loop_list_report(loop, conn);
+    wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
+}
+
 void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error)
 {
     if (conn->phase >= ENDING || conn->phase == FREE) /* the first cause is the one reported */
@@ -97,10 +105,22 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
     conn->end_error = (int8_t)error;
     if (!conn->end_errno) /* else a write has failed before */
         conn->end_errno = system_error;
+    int is_open = conn->phase == OPEN;
     conn->phase = ENDING;
     if (is_hard(error))
         conn->flags &= (uint16_t)~SENDABLE;
     wspy_wheel_cancel(&loop->wheel, &conn->timer);
+    if (is_open && conn->flags & SENDABLE && loop->settings.wants & WSPY_WANT_ENDING)
+        await_finish(loop, conn);
+    else
+        wspy_loop_list_ending(loop, conn);
+}
+
+void wspy_connection_let_finish(wspy_loop *loop, connection *conn)
+{
+    if (!conn->awaits_finish)
+        return;
+    conn->awaits_finish = 0;
     wspy_loop_list_ending(loop, conn);
 }
 
@@ -438,7 +458,8 @@ void wspy_connection_writable(wspy_loop *loop, connection *conn)
     report_drained(loop, conn, size_before);
     if (left < 0)
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, system_error);
-    if (conn->phase == ENDING && !conn->queue && !(conn->flags & (LISTED_ENDING | DONE))) {
+    if (conn->phase == ENDING && !conn->queue && !conn->awaits_finish &&
+        !(conn->flags & (LISTED_ENDING | DONE))) {
         if (left < 0)
             wspy_connection_abandon(loop, conn);
         else

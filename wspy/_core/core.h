@@ -136,7 +136,8 @@ enum wspy_event_kind {
                                  number, 0 after a closing handshake, and errno << 8 */
     WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
     WSPY_EVENT_ACCEPT_PAUSED = 22, /* start: errno; accepting goes on by itself later */
-    WSPY_EVENT_DRAINED = 23        /* of more unsent bytes than write_limit, the kernel has taken enough */
+    WSPY_EVENT_DRAINED = 23,       /* of more unsent bytes than write_limit, the kernel has taken enough */
+    WSPY_EVENT_ENDING = 24         /* nothing more follows of what the peer sent: FINISH is due */
 };
 
 typedef struct {
@@ -272,6 +273,9 @@ typedef struct {
 #define WSPY_WANT_PONG 2
 #define WSPY_WANT_PINGED 4
 #define WSPY_WANT_DRAINED 8
+/* A connection that can still be sent to doesn't end before FINISH, or close_timeout: so there is time for answers to
+ * what came before the peer's Close, its violation, or its end of TCP. */
+#define WSPY_WANT_ENDING 16
 
 /* A command is a handle with one of these added, and a payload. */
 #define WSPY_COMMAND_SHIFT 52
@@ -293,8 +297,9 @@ enum wspy_command {
                                     count WSPY_FOREVER: no handles, every open connection */
     WSPY_COMMAND_NOTE = 16,      /* nothing: a place in the order that only Python gives a meaning */
     WSPY_COMMAND_REFUSE =
-        17 /* handle 0; an HTTP response for every connection that is in the middle of a request head;
+        17, /* handle 0; an HTTP response for every connection that is in the middle of a request head;
                                 those without one are closed */
+    WSPY_COMMAND_FINISH = 18 /* what came before ENDING is answered */
 };
 #define WSPY_BROADCAST_MARK 1
 

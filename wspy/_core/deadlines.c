@@ -167,6 +167,10 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
                             conn->end_errno);
         return;
     case ENDING:
+        if (conn->awaits_finish) {
+            wspy_connection_let_finish(loop, conn);
+            return;
+        }
         loop->stats.timeouts++;
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
         wspy_connection_abandon(loop, conn);

@@ -229,19 +229,21 @@ static void publish_one(wspy_loop *loop, connection *conn)
         report(loop, conn, WSPY_EVENT_SENT, conn->sent_marks, 0);
     if (conn->has_drained)
         report(loop, conn, WSPY_EVENT_DRAINED, 0, 0);
+    if (conn->has_ending)
+        report(loop, conn, WSPY_EVENT_ENDING, 0, 0);
     if (conn->flags & REPORT_CLOSED)
         report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn),
                (uint32_t)-conn->end_error |
                    (conn->end_error == WSPY_ERROR_RESET ? (uint32_t)conn->end_errno << 8 : 0));
     conn->sent_marks = 0;
-    conn->has_drained = 0;
+    conn->has_drained = conn->has_ending = 0;
     conn->flags &= (uint16_t) ~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
     wspy_loop_release(loop, conn);
 }
 
 static void publish(wspy_loop *loop)
 {
-    while (loop->report.first != NO_SLOT && loop->sink.count + 4 <= EVENTS_SIZE) {
+    while (loop->report.first != NO_SLOT && loop->sink.count + 5 <= EVENTS_SIZE) {
         connection *conn = wspy_loop_slot(loop, loop->report.first);
         loop->report.first = conn->next_report;
         publish_one(loop, conn);

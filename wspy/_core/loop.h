@@ -80,7 +80,8 @@ typedef struct connection {
     uint16_t port;
     uint8_t address_size;
     uint8_t address[16];
-    uint8_t has_drained; /* not reported yet */
+    uint8_t has_drained, has_ending; /* not reported yet */
+    uint8_t awaits_finish;
     uint32_t scope;
 } connection;
 
@@ -208,6 +209,8 @@ void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *pay
  * still leave. error 0: after a closing handshake, or an HTTP response. */
 void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error);
 void wspy_connection_finish(wspy_loop *loop, connection *conn);
+/* It need not wait for FINISH any longer. */
+void wspy_connection_let_finish(wspy_loop *loop, connection *conn);
 /* Ends it with a reset; one that is ending already isn't waited for any more. */
 void wspy_connection_abort(wspy_loop *loop, connection *conn);
 /* It may read again: what was kept comes first. */
