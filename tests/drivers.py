@@ -20,8 +20,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import Future
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+import pytest
 from measures import PATIENCE
 
 import wspy
@@ -491,7 +492,10 @@ class Server(ABC):
         options: arguments of the front end.
     """
 
+    kind: type[Any]
     secure = False
+    queueing: Mapping[str, Any] = {}
+    """Arguments with which a send queues whatever the peer does; where it does so anyway, none."""
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         self._handlers = handlers
@@ -607,7 +611,7 @@ class Server(ABC):
 class Epoll(Server):
     """``AsyncServer`` in a thread of its own."""
 
-    kind: type[Any] = wspy.AsyncServer
+    kind = wspy.AsyncServer
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
@@ -660,6 +664,7 @@ class Threaded(Epoll):
     """``Server``, whose clients have threads of their own."""
 
     kind = wspy.Server
+    queueing: ClassVar = {"write_limit": None}
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
@@ -675,32 +680,46 @@ class Threaded(Epoll):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the server's thread, and wait until threads have handled what came up before."""
         result = super().call(function, *arguments)
-        for client in self.server.clients:
-            self._settle(client)
+        for story in list(self.stories):
+            self._settle(story.client)
         return result
 
     def _settle(self, client: Any) -> None:
-        """Wait until a client's thread has nothing to do, or waits in a handler of the test's."""
+        """Wait until a client's thread has nothing to do or has ended, or is in a handler of the test's."""
         done = threading.Event()
-        until(lambda: client._inbox.empty() or self._inside[id(client)], "handled")
+
+        def is_away() -> bool:
+            return bool(self._inside[id(client)]) or client._thread_id < 0
+
+        until(lambda: is_away() or client._inbox.empty(), "handled")
         self.server._in_its_thread(client, done.set)
-        until(lambda: done.is_set() or self._inside[id(client)], "handled")
+        until(lambda: is_away() or done.is_set(), "handled")
 
 
 FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded}
 
 
+def only(*front_ends: str, because: str) -> pytest.MarkDecorator:
+    """Run a scenario on some front ends alone; ``because`` says what the others don't promise, or haven't got."""
+    assert because
+    return pytest.mark.parametrize("front_end", front_ends, indirect=True)
+
+
 class Servers:
-    """The servers of a test: ``servers(onmessage=..., max_size=...)`` starts one, the end of the test ends all."""
+    """The servers of a test: ``servers(onmessage=..., max_size=...)`` starts one, the end of the test ends all.
+
+    A scenario whose peers don't read what it sends says ``queues=True``: else a send might wait for them.
+    """
 
     def __init__(self, front_end: str) -> None:
         self.front_end = front_end
         self._servers: list[Server] = []
 
-    def __call__(self, address: Any = ("127.0.0.1", 0), **arguments: Any) -> Any:
+    def __call__(self, address: Any = ("127.0.0.1", 0), *, queues: bool = False, **arguments: Any) -> Any:
+        kind = FRONT_ENDS[self.front_end]
         handlers = {name: value for name, value in arguments.items() if name in HANDLERS}
         options = {name: value for name, value in arguments.items() if name not in HANDLERS}
-        server = FRONT_ENDS[self.front_end](address, handlers, options)
+        server = kind(address, handlers, {**options, **(kind.queueing if queues else {})})
         self._servers.append(server)
         server.start()
         return server

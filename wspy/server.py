@@ -14,7 +14,7 @@ from .async_client import DELIVER, DROP, HOLD
 from .codes import CloseCode
 from .errors import HandshakeError, SocketClosed
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
-from .server_client import CALL, Client, MarkingThreadClient
+from .server_client import CALL, ENDED, Client, MarkingThreadClient
 from .serving import BaseServer, Options
 from .threads import Threads
 
@@ -34,11 +34,17 @@ log = logging.getLogger("wspy.server")
 # Seconds that handlers have for their end after their connections were aborted.
 GRACE: Final = 1.0
 
+# Seconds that handlers have for what they do when a stop begins, before their connections are closed.
+HANDLER_SECONDS: Final = 1.0
+
 # Seconds for a thread to end that has nothing left to do.
 MOMENT: Final = 0.2
 
 # Commands in the queue that are not left to another thread.
 MANY: Final = 512
+
+
+_OF_THE_END: Final = frozenset((core.EVENT_CLOSE, core.EVENT_ENDING))
 
 
 class Server(BaseServer[Client]):
@@ -131,7 +137,7 @@ class Server(BaseServer[Client]):
         elif kind == core.EVENT_CLOSED:
             client._wake_senders()
             client._put((kind, what))
-        elif client._mode != DROP or kind == core.EVENT_ENDING:
+        elif client._mode != DROP or kind in _OF_THE_END:
             client._put((kind, what))
 
     def _attend_to(self, client: Client) -> None:
@@ -171,7 +177,8 @@ class Server(BaseServer[Client]):
         client._give_up_takers()
         self._at_work.discard(client)
         self._handle(client, core.EVENT_CLOSED, client._outcome)
-        client._thread_id = 0
+        client._thread_id = ENDED
+        client._calls.clear()
 
     def _finish(self, client: Client) -> None:
         """Let the connection end: all that came before was handled."""
@@ -184,13 +191,12 @@ class Server(BaseServer[Client]):
     def _in_its_thread(self, client: Client, function: Callable[[], object]) -> None:
         if threading.get_ident() == client._thread_id:
             function()
-        elif not self.loop.closed:
+        elif client._thread_id != ENDED:
             client._calls.append(function)
             client._put((CALL, None))
 
     def _after_its_handler(self, client: Client, function: Callable[[Client], object]) -> None:
-        client._calls.append(partial(function, client))
-        client._put((CALL, None))
+        self._in_its_thread(client, partial(client._calls.append, partial(function, client)))
 
     def _deliver_held(self, client: Client) -> None:
         rare = client._its_rare()
@@ -277,9 +283,22 @@ class Server(BaseServer[Client]):
 
     def _stop(self) -> None:
         super()._stop()
+        self._call(HANDLER_SECONDS, self._dismiss_all)
         self._threads.end(self.loop.wake)
         if self._shutdown_timeout is not None:
             self._call(self._shutdown_timeout + GRACE, int)
+
+    def _dismiss(self, client: Client) -> None:
+        """Close a connection when the handler that runs has returned: it may have an answer to send."""
+        if client._thread is None:
+            super()._dismiss(client)
+        else:
+            self._in_its_thread(client, partial(super()._dismiss, client))
+
+    def _dismiss_all(self) -> None:
+        """Close what is open: whoever waits in a handler, or sends for ever, is told by SocketClosed."""
+        for client in self.clients:
+            super()._dismiss(client)
 
     def _stop_at_once(self) -> None:
         super()._stop_at_once()

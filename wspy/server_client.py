@@ -31,6 +31,9 @@ __all__ = ["Client", "MarkingThreadClient"]
 # In the inbox, beside the kinds of events: look at the calls.
 CALL: Final = -1
 
+# As _thread_id: there was one.
+ENDED: Final = -1
+
 _COSTS_CREDIT: Final = frozenset((core.EVENT_PING, core.EVENT_PONG))
 
 

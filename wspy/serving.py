@@ -370,9 +370,13 @@ class BaseServer(Generic[AnyClient]):
         refusal = HandshakeError(503, "the server is stopping")
         self._push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
         for client in (*self._opening.values(), *self.clients):
-            client.close(CloseCode.GOING_AWAY)
+            self._dismiss(client)
         if self._shutdown_timeout is not None:
             self._call(self._shutdown_timeout, self._abort_all)
+
+    def _dismiss(self, client: AnyClient) -> None:
+        """Close a connection because the server stops."""
+        client.close(CloseCode.GOING_AWAY)
 
     def _stop_at_once(self) -> None:
         self._stop_began = True

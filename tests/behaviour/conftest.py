@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 def front_end(request: pytest.FixtureRequest) -> str:
     """The name of a front end."""
     return str(request.param)
+
+
+@pytest.fixture
+def server_kind(front_end: str) -> type[Any]:
+    """The class of a front end, for tests that make a server by themselves."""
+    return FRONT_ENDS[front_end].kind
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import BINARY, CLOSE, PING, PONG, TEXT, close_frame, echo, frame, until
+from drivers import BINARY, CLOSE, PING, PONG, TEXT, close_frame, echo, frame, only, until
 
 import wspy
 
@@ -289,6 +289,7 @@ def test_i13_clients_can_be_walked_in_handlers_that_change_them(serve: Servers) 
     until(lambda: len(server.server.clients) == 0, "none is left")
 
 
+@only("epoll", because="a Server has no handle_events")
 def test_handle_events_may_not_be_called_in_a_handler(serve: Servers) -> None:
     raised: list[Exception] = []
 

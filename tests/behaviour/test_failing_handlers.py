@@ -106,8 +106,8 @@ def test_i7_an_exception_in_onerror(serve: Servers, caplog: pytest.LogCaptureFix
     other.close()
 
 
-def test_i7_the_default_onerror_logs_with_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    class Server(wspy.AsyncServer):
+def test_i7_the_default_onerror_logs_with_traceback(server_kind: type[Any], caplog: pytest.LogCaptureFixture) -> None:
+    class Server(server_kind):
         def onmessage(self, client: Any, message: Any) -> None:
             raise DefectError
 
@@ -280,11 +280,11 @@ def test_i8_what_is_no_exception_and_asks_for_no_end_does_not_stop_the_server(
     server.wait(lambda: server.story(other).messages == ["fine"], "the server goes on")
 
 
-def test_i8_a_log_says_who_stops_the_server(caplog: pytest.LogCaptureFixture) -> None:
+def test_i8_a_log_says_who_stops_the_server(server_kind: type[Any], caplog: pytest.LogCaptureFixture) -> None:
     def ends() -> None:
         raise SystemExit(3)
 
-    with caplog.at_level(logging.INFO, "wspy.server"), wspy.AsyncServer(("127.0.0.1", 0)) as server:
+    with caplog.at_level(logging.INFO, "wspy.server"), server_kind(("127.0.0.1", 0)) as server:
         server.call_soon(ends)
         with pytest.raises(SystemExit):
             server.run()
@@ -294,16 +294,20 @@ def test_i8_a_log_says_who_stops_the_server(caplog: pytest.LogCaptureFixture) ->
 # ---- KeyboardInterrupt and SystemExit ----
 
 PROGRAM = """
+    import os
     import sys
     import wspy
 
     name, exception = sys.argv[1], {"SystemExit": SystemExit(7), "KeyboardInterrupt": KeyboardInterrupt()}[sys.argv[2]]
     closed = []
 
-    class Server(wspy.AsyncServer):
+    def say(path, code):
+        os.write(1, f"onclose {path} {code}\\n".encode())
+
+    class Server(getattr(wspy, os.environ["KIND"])):
         def onclose(self, client, code, reason):
             closed.append((client.path, code))
-            print("onclose", client.path, code, flush=True)
+            say(client.path, code)
 
     def handler(self, client, *arguments):
         if name == "onrequest":
@@ -314,7 +318,7 @@ PROGRAM = """
             path = client.path
         if name == "onclose":
             closed.append((path, arguments[0]))
-            print("onclose", path, arguments[0], flush=True)
+            say(path, arguments[0])
         if path == "/fail":
             raise exception
 
@@ -353,9 +357,11 @@ TRIGGERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("exception", ["SystemExit", "KeyboardInterrupt"])
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_i8_the_server_stops_in_order(name: str, exception: str, patience: float) -> None:
+def test_i8_the_server_stops_in_order(server_kind: type[Any], name: str, exception: str, patience: float) -> None:
     """Every client is told 1001, each onclose is called, and SystemExit is the exit status."""
-    with Program(*PYTHON, "-c", textwrap.dedent(PROGRAM), name, exception, patience=patience) as program:
+    with Program(
+        *PYTHON, "-c", textwrap.dedent(PROGRAM), name, exception, patience=patience, KIND=server_kind.__name__
+    ) as program:
         address = ("127.0.0.1", int(program.line()))
         with RawClient(address) as other, RawClient(address) as peer:
             other.open("/other")

@@ -408,7 +408,7 @@ def flood(client: Any, message: Any) -> None:
 
 
 def test_h6_max_backlog_ends_a_client_that_does_not_read(serve: Servers) -> None:
-    server = serve(onmessage=flood, max_backlog=1 << 20, onsent=lambda client, message: None)
+    server = serve(onmessage=flood, max_backlog=1 << 20, onsent=lambda client, message: None, queues=True)
     other = server.open()
     peer = server.open(receive_buffer=4096)
     peer.text("flood")
@@ -440,7 +440,7 @@ def test_a_backlog_up_to_the_limit_is_delivered(serve: Servers) -> None:
 
 
 def test_buffered_amount(serve: Servers) -> None:
-    server = serve()
+    server = serve(queues=True)
     peer = server.open(receive_buffer=4096)
     client = server.client(peer)
     assert client.buffered_amount == 0
@@ -463,7 +463,7 @@ def test_buffered_amount_in_a_handler_counts_what_was_just_sent(serve: Servers) 
         client.send("small")
         amounts.append(client.buffered_amount)
 
-    server = serve(onmessage=onmessage)
+    server = serve(onmessage=onmessage, queues=True)
     peer = server.open(receive_buffer=4096)
     peer.text("go")
     assert len(peer.message()) == 5_000_000

@@ -225,7 +225,7 @@ PROGRAM = """
     logging.basicConfig(level=logging.WARNING, format="LOG %(asctime)s %(message)s", stream=sys.stdout)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
-    class Server(wspy.AsyncServer):
+    class Server(getattr(wspy, os.environ["KIND"])):
         def onmessage(self, client, message):
             if message.payload == "status":
                 stats = self.stats()
@@ -241,12 +241,13 @@ PROGRAM = """
 
 
 SILENCE = """
+    import os
     import resource
     import wspy
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
-    class Server(wspy.AsyncServer):
+    class Server(getattr(wspy, os.environ["KIND"])):
         def onmessage(self, client, message):
             with open("/dev/null"):
                 client.send(message)
@@ -257,8 +258,10 @@ SILENCE = """
 """
 
 
-def test_h11_silent_connections_leave_descriptors_for_the_server_itself(patience: float) -> None:
-    with Program(*PYTHON, "-c", textwrap.dedent(SILENCE), patience=patience) as program:
+def test_h11_silent_connections_leave_descriptors_for_the_server_itself(
+    server_kind: type[Any], patience: float
+) -> None:
+    with Program(*PYTHON, "-c", textwrap.dedent(SILENCE), patience=patience, KIND=server_kind.__name__) as program:
         address = ("127.0.0.1", int(program.line()))
         with RawClient(address) as peer:
             peer.open()
@@ -274,9 +277,9 @@ def test_h11_silent_connections_leave_descriptors_for_the_server_itself(patience
             late.close()
 
 
-def test_h11_no_descriptors(patience: float) -> None:
+def test_h11_no_descriptors(server_kind: type[Any], patience: float) -> None:
     """EMFILE: who is there is served, nothing spins, one line a second is logged, and it goes on when there is room."""
-    with Program(*PYTHON, "-c", textwrap.dedent(PROGRAM), patience=patience) as program:
+    with Program(*PYTHON, "-c", textwrap.dedent(PROGRAM), patience=patience, KIND=server_kind.__name__) as program:
         address = ("127.0.0.1", int(program.line()))
         inside: list[RawClient] = []
         waiting: list[RawClient] = []

@@ -340,7 +340,7 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
 @pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
 def test_garbage_collection_sends(serve: Servers, marks: bool) -> None:
     """A finalizer runs anywhere, also within send."""
-    server = serve(**({"onsent": lambda client, message: None} if marks else {}))
+    server = serve(**({"onsent": lambda client, message: None} if marks else {}), queues=True)
     peers = [server.open(), server.open()]
     clients = [server.client(peer) for peer in peers]
     count = 0
@@ -372,6 +372,7 @@ def test_garbage_collection_sends(serve: Servers, marks: bool) -> None:
 
 
 PROGRAM = """
+    import os
     import signal
     import sys
     import wspy
@@ -386,7 +387,7 @@ PROGRAM = """
         number = counts[path] = counts.get(path, 0) + 1
         client.send(label(path, number))
 
-    class Server(wspy.AsyncServer):
+    class Server(getattr(wspy, os.environ["KIND"])):
         def onmessage(self, client, message):
             for other in list(self.clients):
                 if other.path == "/handler":
@@ -428,14 +429,14 @@ PROGRAM = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
-def test_a_signal_handler_sends(patience: float, marks: bool) -> None:
+def test_a_signal_handler_sends(server_kind: type[Any], patience: float, marks: bool) -> None:
     """It runs between any two bytecodes of the loop's thread: what it sends is one message like any other."""
     code = textwrap.dedent(PROGRAM)
     if marks:
         code = code.replace(
             "    def onmessage", "    def onsent(self, client, message):\n        pass\n\n    def onmessage"
         )
-    with Program(*PYTHON, "-c", code, patience=patience) as program:
+    with Program(*PYTHON, "-c", code, patience=patience, KIND=server_kind.__name__) as program:
         address = ("127.0.0.1", int(program.line()))
         with RawClient(address) as driver, RawClient(address) as handled, RawClient(address) as signalled:
             handled.open("/handler")
@@ -464,10 +465,10 @@ def test_a_signal_handler_sends(patience: float, marks: bool) -> None:
     assert by_signal > 50
 
 
-def test_a_signal_handler_sends_while_nothing_else_happens(patience: float) -> None:
+def test_a_signal_handler_sends_while_nothing_else_happens(server_kind: type[Any], patience: float) -> None:
     """The loop may just be about to sleep: it must not sleep over what was queued."""
     code = textwrap.dedent(PROGRAM)
-    with Program(*PYTHON, "-c", code, patience=patience) as program:
+    with Program(*PYTHON, "-c", code, patience=patience, KIND=server_kind.__name__) as program:
         address = ("127.0.0.1", int(program.line()))
         with RawClient(address) as peer:
             peer.open("/signal")

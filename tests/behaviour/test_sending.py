@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import BINARY, CONTINUATION, DEADLINE_S, TEXT, close_frame, echo, frame, until
+from drivers import BINARY, CONTINUATION, DEADLINE_S, TEXT, close_frame, echo, frame, only, until
 from turns import faults
 
 import wspy
@@ -260,7 +260,7 @@ def test_onping_tells_of_pings_that_are_sent(serve: Servers) -> None:
 
 def test_onping_and_onsent_come_in_the_order_of_what_is_sent(serve: Servers) -> None:
     """And only when the kernel has it: what waits for a slow peer was not sent yet."""
-    server = serve(onping=lambda client, payload: None, onsent=lambda client, message: None)
+    server = serve(onping=lambda client, payload: None, onsent=lambda client, message: None, queues=True)
     peer = server.open(receive_buffer=4096)
     client = server.client(peer)
     client.send("first")
@@ -308,6 +308,7 @@ def test_a_ping_that_another_thread_sends_while_a_connection_ends_is_not_heard_o
         story.check()
 
 
+@only("epoll", because="a Server makes what is kept of a client with the client")
 def test_a_note_of_another_thread_and_what_the_server_keeps_of_a_client_are_in_one_place(
     serve: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,7 +451,7 @@ def test_onsent_waits_for_the_kernel(serve: Servers) -> None:
             client.send(bytes([number]) * size)
         client.send("all queued")
 
-    server = serve(onmessage=onmessage, onsent=lambda client, message: None)
+    server = serve(onmessage=onmessage, onsent=lambda client, message: None, queues=True)
     peer = server.open(receive_buffer=4096)
     peer.text("go")
     server.wait(lambda: server.story(peer).messages, "called")

@@ -141,7 +141,7 @@ def test_h5_a_flood_of_pongs(serve: Servers) -> None:
 
 def test_h6_other_clients_are_not_affected_by_a_slow_reader(serve: Servers) -> None:
     """The application keeps sending: the soft signal is buffered_amount, the hard limit ends that client."""
-    server = serve(max_backlog=MIB, onmessage=echo)
+    server = serve(max_backlog=MIB, onmessage=echo, queues=True)
     slow, other = server.open(receive_buffer=4096), server.open()
     client = server.client(slow)
     amounts = []
