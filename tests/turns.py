@@ -237,7 +237,7 @@ class Turns:
             size = ffi.new("uint64_t *")
             data = lib.wspy_loop_detached(self.loop, start, size)
             return ffi.buffer(data, size[0])[:] if size[0] else b""
-        if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED}:
+        if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED, DRAINED, ENDING}:
             return b""
         if kind & lib.WSPY_EVENT_APART:
             return ffi.buffer(lib.wspy_loop_arena(self.loop) + start, length)[:]

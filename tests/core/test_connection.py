@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 from measures import measures_memory, resident
@@ -22,6 +22,9 @@ from turns import (
     CLOSE,
     CLOSE_RECEIVED,
     CLOSED,
+    DRAINED,
+    ENDING,
+    FINISH,
     FOREVER,
     GRANT,
     HEAD,
@@ -1294,3 +1297,164 @@ def test_h13_a_connection_without_memory_for_its_queue_ends(pair: Pair) -> None:
                 events = turns.until(CLOSED, handle)
             assert events[-1].error == lib.WSPY_ERROR_NO_MEMORY
             assert turns.stats()["connections"] == 0
+
+
+# ---- room to write again ----
+
+
+def test_who_waits_to_send_is_told_when_there_is_room(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_DRAINED, write_limit=50_000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle)
+        assert turns.settle() == []
+        assert turns.backlog(handle) > 50_000
+        events = []
+        left = len(message)
+        while not events:
+            left -= len(received(peer))
+            events = turns.turn(10)
+        assert [(event.handle, event.kind, event.payload) for event in events] == [(handle, DRAINED, b"")]
+        assert turns.backlog(handle) <= 50_000
+        while left:
+            left -= len(received(peer))
+            assert turns.turn() == [], "once is enough"
+
+
+@pytest.mark.parametrize("changes", [{}, {"wants": lib.WSPY_WANT_DRAINED, "write_limit": 1 << 30}])
+def test_room_is_not_told_of_unless_somebody_could_wait(pair: Pair, changes: dict[str, int]) -> None:
+    with Turns(**changes) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        left = len(fill(turns, handle))
+        while left:
+            left -= len(received(peer))
+            assert turns.turn() == []
+        assert turns.backlog(handle) == 0
+
+
+def test_of_what_is_lost_no_room_comes(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_DRAINED, write_limit=1000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        reset(peer)
+        assert kinds(turns.until(CLOSED, handle)) == [CLOSED]
+
+
+# ---- ends that wait for answers ----
+
+ENDS: Final[dict[str, tuple[bytes, int, bytes]]] = {
+    "a Close": (frame(CLOSE_FRAME, NORMAL), lib.WSPY_OK, frame(CLOSE_FRAME, NORMAL, key=None)),
+    "a violation": (b"\xff\xff", lib.WSPY_ERROR_OPCODE, frame(CLOSE_FRAME, PROTOCOL_ERROR, key=None)),
+    "the end of TCP": (b"", lib.WSPY_ERROR_EOF, b""),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_e9_an_end_waits_for_what_came_before_to_be_answered(pair: Pair, name: str) -> None:
+    last, error, said = ENDS[name]
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(1, b"question") + last)
+        if not last:
+            peer.shutdown(socket.SHUT_WR)
+        events = turns.until(ENDING, handle)
+        assert kinds(events) == [TEXT, *([CLOSE_RECEIVED] if name == "a Close" else []), ENDING]
+        assert turns.settle() == []
+        assert received(peer) == b""
+        for answer in (b"answer", b"another"):
+            turns.push(SEND, handle, text(answer))
+            assert turns.settle() == []
+        turns.push(FINISH, handle)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert events[0].error == error
+        assert to_the_end(peer, turns) == text(b"answer") + text(b"another") + said
+
+
+def test_e9_an_end_that_waits_finishes_by_a_submit(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        turns.push(SEND, handle, text(b"answer"))
+        turns.push(FINISH, handle)
+        turns.submit()
+        turns.until(CLOSED, handle)
+        assert to_the_end(peer, turns) == text(b"answer") + frame(CLOSE_FRAME, NORMAL, key=None)
+
+
+def test_an_end_that_waits_goes_on_writing_and_is_not_over_when_all_is_written(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = fill(turns, handle)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        data = b""
+        while len(data) < len(message):
+            assert turns.turn() == []
+            data += received(peer)
+        turns.push(SEND, handle, text(b"answer"))
+        assert turns.settle() == []
+        turns.push(FINISH, handle)
+        assert to_the_end(peer, turns) == text(b"answer") + frame(CLOSE_FRAME, NORMAL, key=None)
+
+
+def test_e11_an_end_waits_no_longer_than_close_timeout(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING, close_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        began = time.monotonic()
+        events = turns.until(CLOSED, handle)
+        assert time.monotonic() - began >= 0.03
+        assert events[0].error == lib.WSPY_OK
+        assert turns.stats()["timeouts"] == 0
+        turns.push(FINISH, handle)
+        assert to_the_end(peer, turns) == frame(CLOSE_FRAME, NORMAL, key=None)
+
+
+def test_an_end_does_not_wait_once_nothing_can_be_sent(pair: Pair) -> None:
+    """RFC 6455 §5.5.1: after our own Close there is no answer."""
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(CLOSE, handle, NORMAL)
+        turns.turn()
+        peer.sendall(frame(1, b"last") + frame(CLOSE_FRAME, NORMAL))
+        assert kinds(turns.until(CLOSED, handle)) == [TEXT, CLOSE_RECEIVED, CLOSED]
+
+
+def test_an_end_that_waits_can_be_aborted(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        turns.push(ABORT, handle)
+        assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_ABORTED
+        assert turns.stats()["connections"] == 0
+        turns.push(FINISH, handle)
+        assert turns.settle() == []
+
+
+def test_an_end_that_waits_loses_its_peer(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns:
+        handle = turns.opened(pair)
+        pair[1].sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        reset(pair[1])
+        assert turns.settle() == []
+        for _ in range(3):
+            turns.push(SEND, handle, text(b"to nobody"))
+            turns.settle()
+        turns.push(FINISH, handle)
+        assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_RESET
+        assert turns.stats()["connections"] == 0
+
+
+def test_a_finish_of_what_is_not_ending_is_nothing(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(FINISH, handle)
+        turns.push(ACCEPT, handle, accept())
+        turns.until(OPENED, handle)
+        turns.push(FINISH, handle)
+        peer.sendall(frame(1, b"x"))
+        assert kinds(turns.settle()) == [TEXT]
