@@ -54,6 +54,7 @@ typedef struct {
     int heads;
     int is_bad, is_due; /* the head; its answer was not asked for yet */
     int opened;
+    int awaits_finish;
     int paused_from, aborted_from, refused_from; /* turns */
     uint32_t credit;
     int close_count; /* CLOSE commands that were applied */
@@ -727,6 +728,12 @@ static void take_of_guest(guest *g, const wspy_event *event, uint32_t kind, cons
         require(g->opened && run.settings.wants & WSPY_WANT_PINGED);
         g->pinged++;
         return;
+    case WSPY_EVENT_ENDING:
+        require(g->opened && run.settings.wants & WSPY_WANT_ENDING && !g->awaits_finish);
+        g->awaits_finish = 1;
+        if (run.turn & 3 || run.is_ending) /* sometimes it is forgotten */
+            push(g->handle, WSPY_COMMAND_FINISH, "", 0);
+        return;
     case WSPY_EVENT_DRAINED:
         require(g->opened && run.settings.wants & WSPY_WANT_DRAINED);
         return;
@@ -867,8 +874,8 @@ static void check_open(guest *g, const fake_peer *peer, uint32_t backlog)
     if (g->paused_from <= run.turn + 1 || g->credit == 0)
         return;
     require(!next_expected(g));
-    require(runs || backlog);
-    if (!runs)
+    require(runs || backlog || g->awaits_finish);
+    if (!runs || g->awaits_finish)
         return;
     require(!has_unread(peer) && (!saw_end(peer) || backlog)); /* the other half may still take it */
     if (is_quiet)
@@ -1452,6 +1459,7 @@ static void end_by_reset(void)
             fake.peers[i].reset = RESET_PENDING;
     push_to_all(WSPY_COMMAND_RESUME, "", 0);
     push_to_all(WSPY_COMMAND_GRANT, forever, sizeof forever);
+    push_to_all(WSPY_COMMAND_FINISH, "", 0);
     settle(0);
     for (int i = 0; i < fake.peer_count; i++)
         require(run.guests[i].state != ACCEPTED);
@@ -1506,6 +1514,7 @@ static void end_by_close(void)
     push_to_all(WSPY_COMMAND_CLOSE, "\x03\xe9", 2);
     push_to_all(WSPY_COMMAND_RESUME, "", 0);
     push_to_all(WSPY_COMMAND_GRANT, "\xff\xff\xff\xff", 4);
+    push_to_all(WSPY_COMMAND_FINISH, "", 0);
     settle(0);
     for (int i = 0; i < fake.peer_count; i++) {
         require(run.guests[i].state != ACCEPTED || run.guests[i].wire_closed);
@@ -1588,7 +1597,8 @@ static void read_settings(void)
         .idle_request_ms = idles[times >> 6],
         .ping_interval_ms = intervals[pings & 3],
         .ping_timeout_ms = timeouts[pings >> 2 & 3],
-        .wants = (pings >> 4 & 7) | (pings & 128 ? WSPY_WANT_DRAINED : 0),
+        .wants = (pings >> 4 & 7) | (pings & 128 ? WSPY_WANT_DRAINED : 0) |
+                 ((limits & 7) == 1 ? WSPY_WANT_ENDING : 0),
         .write_limit = 5000,
     };
     if (limits & 128)
