@@ -62,7 +62,8 @@ class Server(BaseServer[Client]):
         address: as for ``AsyncServer``, with all of its other arguments.
         max_queue: messages of a client that are read ahead of its handlers, with Pings and Pongs if there are handlers
             for them; beyond that nothing of it is read and the peer has to wait. None for any number.
-        write_limit: unsent bytes of a client above which ``client.send`` waits; None to queue as ``AsyncServer`` does.
+        write_limit: unsent bytes of a client above which ``client.send`` waits, or ``max_backlog`` if that is less; None
+            to queue as ``AsyncServer`` does.
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
             ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
         options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
@@ -94,7 +95,11 @@ class Server(BaseServer[Client]):
         super().__init__(address, **options)
 
     def _begin(self, settings: Settings) -> None:
-        limit = 0 if self._write_limit == NO_SIZE_LIMIT else self._write_limit
+        limit = 0
+        if self._write_limit != NO_SIZE_LIMIT:
+            # else a send that need not wait would be one too many
+            backlog = checked_limit("max_backlog", settings.max_backlog, 1, NO_SIZE_LIMIT)
+            limit = self._write_limit = min(self._write_limit, backlog)
         super()._begin(settings._replace(write_limit=limit, wants_endings=True))
         self._threads = Threads()
         self._may_block = self._answers or self._asks_extra_headers
@@ -147,8 +152,11 @@ class Server(BaseServer[Client]):
         except RuntimeError as error:
             log.error("%s is turned away: %s", client, error)  # noqa: TRY400 -- where it came from says nothing
             client._mode = DROP
+            client._outcome = (CloseCode.TRY_AGAIN_LATER, "")
+            client._thread_id = ENDED
             client.close(CloseCode.TRY_AGAIN_LATER)
             self._read_to_the_end(client)
+            self._finish(client)
 
     def _on_ending(self, slot: int, _start: int, _length: int) -> None:
         client = self.clients._find(slot)

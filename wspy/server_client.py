@@ -6,8 +6,9 @@ Names with an underscore are shared with the servers, and with nothing else.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Lock, get_ident
+from threading import TIMEOUT_MAX, Lock, get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -115,21 +116,26 @@ class Client(AsyncClient):
         server = self.server
         seconds = server._send_timeout if timeout is ... else checked_seconds("timeout", timeout)
         end = None if seconds is None else monotonic() + seconds
-        while server._backlogs[self._slot] > server._write_limit:
-            self._check_open()
-            if get_ident() == server._thread or server.loop.closed:
+        while self._is_full():
+            if get_ident() == server._thread:
                 return
             room = Lock()
             room.acquire()
             self._waiting.append(room)
             # it may have come, and nobody was told, before this one was in the queue
-            if server._backlogs[self._slot] <= server._write_limit or self._state is not None:
-                continue
-            if not room.acquire(timeout=-1 if end is None else max(end - monotonic(), 0)):
+            if self._is_full() and not room.acquire(timeout=_left(end)):
+                with suppress(ValueError):
+                    self._waiting.remove(room)
                 raise TimeoutError(
-                    f"more than {server._write_limit} bytes are unsent, and the peer has taken none for {seconds} s: "
-                    "close the connection, or try again later"
+                    f"more than {server._write_limit} bytes are unsent after {seconds} seconds of waiting: try again "
+                    "later, or close the connection"
                 )
+
+    def _is_full(self) -> bool:
+        """Whether a send has to wait, of a connection that is open."""
+        self._check_open()
+        server = self.server
+        return server._backlogs[self._slot] > server._write_limit and not server.loop.closed
 
     def _wake_senders(self) -> None:
         """Let those who wait to send look again. Thread-safe."""
@@ -196,7 +202,7 @@ class Client(AsyncClient):
         if end is None:
             return self._inbox.get()
         try:
-            return self._inbox.get(timeout=max(end - monotonic(), 0))
+            return self._inbox.get(timeout=_left(end))
         except Empty:
             raise TimeoutError("no message came in time") from None
 
@@ -248,7 +254,7 @@ class Client(AsyncClient):
         self._takers.append(taker)
         if self._outcome is not None:
             self._give_up_takers()
-        if not taker.ready.acquire(timeout=-1 if end is None else max(end - monotonic(), 0)):
+        if not taker.ready.acquire(timeout=_left(end)):
             try:
                 self._takers.remove(taker)
             except ValueError:  # it is being handed over
@@ -305,6 +311,11 @@ class MarkingThreadClient(MarkingClient, Client):
         if server._backlogs[self._slot] > server._write_limit:
             self._wait_for_room(timeout)
         MarkingClient.send(self, message, fragment_size)
+
+
+def _left(end: float | None) -> float:
+    """Return the seconds to an end, as a lock wants them."""
+    return -1 if end is None else max(min(end - monotonic(), TIMEOUT_MAX), 0)
 
 
 class _Taker:

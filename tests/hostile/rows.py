@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CLIENT: Final = "about clients, which this front end is not"
 BODIES: Final = "bodies of plain HTTP are refused with 413 (B24)"
 ELSEWHERE: Final = "the same for all front ends: tested with the module that decides it"
+ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
 TLS: Final = "no TLS yet"
 EXTENSIONS: Final = "no extensions yet"
@@ -214,15 +215,15 @@ ROWS: Final[dict[str, Row]] = {
     "I18": Row("a clock that jumps"),
     "I19": Row("the end of the interpreter"),
     "I20": Row("an abandoned server"),
-    "I21": Row("a cancelled task", {"epoll": ASYNCIO}),
-    "I22": Row("two concurrent recv", {"epoll": ASYNCIO}),
+    "I21": Row("a cancelled task", {"epoll": ASYNCIO, "threads": ASYNCIO}),
+    "I22": Row("two concurrent recv", {"epoll": ASYNCIO, "threads": ITS_OWN}),
     "I23": Row("free threading and sub-interpreters", {"*": ELSEWHERE}),
     "I24": Row("a partial message at the end"),
     **later("J", 13, TLS),
     **later("K", 19, AUTHENTICATION),
     # injection
     "L1": Row("headers that can't be sent"),
-    "L2": Row("a reason phrase that can't be sent"),
+    "L2": Row("a reason phrase that can't be sent", {"threads": ELSEWHERE}),
     "L3": Row("a subprotocol that can't be sent"),
     "L4": Row("a request that can't be sent", {"*": CLIENT}),
     "L5": Row("control characters in the log"),
