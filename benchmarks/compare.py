@@ -112,7 +112,10 @@ ECHO = {
     "websockets": "websockets_echo.py {port}",
     "socketify": "socketify_echo.py {port}",
 }
+# Handlers in threads, where nobody would mind as many threads as there are connections.
+THREADS = {"wspy-threads": "wspy_threads_echo.py {port}", "websockets-threads": "websockets_threads_echo.py {port}"}
 LINE_UPS = dict.fromkeys(SCENARIOS, ECHO) | {
+    **dict.fromkeys(("c1", "c10", "d1", "d16", "text", "64k", "handshake"), ECHO | THREADS),
     "broadcast": {"wspy": "wspy_broadcast.py {port}", "websockets": "websockets_broadcast.py {port}"},
     "slope": {"wspy": ECHO["wspy"], "wspy-drop-request": "wspy_echo.py {port} drop-request"} | ECHO,
     # The others have no keepalive, unless they are told to.

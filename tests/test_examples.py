@@ -135,6 +135,24 @@ def test_benchmark_echo(start: Callable[..., tuple[Program, str]]) -> None:
         assert_ends(program, client)
 
 
+def test_threaded_server(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("threaded_server.py")
+    with join(url) as nameless, join(url) as client:
+        for one in (nameless, client):
+            assert one.recv(timeout=20) == "What is your name?"
+        assert [program.line().split()[2:] for _ in range(2)] == [["connected"]] * 2
+        client.send("Anna")
+        for message in ("text", b"binary"):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+            assert program.line() == f"Received message {message!r} from 'Anna'"
+        who = "{}:{}".format(*client.local_address)
+        client.close()
+        assert program.line() == f"Client {who} disconnected: 1000"
+        who = "{}:{}".format(*nameless.local_address)
+        assert program.interrupt() == (0, f"Client {who} disconnected: 1001\n", "")
+
+
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
@@ -382,6 +400,14 @@ def test_the_readme_echoes_on_a_connection() -> None:
             assert client.recv(timeout=20) == "hello"
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def test_the_readme_blocks_in_threads(serve: Serve) -> None:
+    with join(url_of(serve("Interview"))) as silent, join(url_of(serve("Interview"))) as client:
+        assert silent.recv(timeout=20) == client.recv(timeout=20) == "What is your name?"
+        client.send("Anna")
+        client.send("hello")
+        assert client.recv(timeout=20) == "Anna says: hello"
 
 
 def test_the_readme_keeps_its_paragraphs_short() -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,8 @@ PUBLIC = {
     "http11": ["Request", "Response"],
     "messages": ["BinaryMessage", "Message", "TextMessage"],
     "protocol": ["Protocol"],
+    "server": ["Server"],
+    "server_client": ["Client"],
     "version": ["__version__"],
     "websocket": ["websocket"],
 }
@@ -100,12 +103,20 @@ ATTRIBUTES = {
     "stop",
     wspy.AsyncClient: "abort buffered_amount close closed data path pause_reading remote_address request "
     "resume_reading send send_ping server subprotocol",
+    wspy.Server: "address broadcast call_later call_soon client_threads clients close handshake join loop onclose "
+    "onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent quit_gracefully remove_client run "
+    "start stats stop",
+    wspy.Client: "abort buffered_amount close closed data path pause_reading recv remote_address request "
+    "resume_reading send send_ping server subprotocol",
 }
 
 
-def test_a_server_and_its_clients_show_their_public_attributes_alone() -> None:
-    with wspy.AsyncServer(("127.0.0.1", 0)) as server:
-        client = wspy.AsyncClient(server, 0, None, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("server_kind", "client_kind"), [(wspy.AsyncServer, wspy.AsyncClient), (wspy.Server, wspy.Client)]
+)
+def test_a_server_and_its_clients_show_their_public_attributes_alone(server_kind: Any, client_kind: Any) -> None:
+    with server_kind(("127.0.0.1", 0)) as server:
+        client = client_kind(server, 0, None, None)
         for instance in (server, client):
             names = [name for name in dir(instance) if not name.startswith("_")]
             assert names == ATTRIBUTES[type(instance)].split()

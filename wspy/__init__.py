@@ -11,6 +11,8 @@ every argument and handler; those of ``AsyncClient`` say what a handler can do w
 
     Echo(("127.0.0.1", 8000)).run()
 
+``Server`` does the same with a thread for each client, so that handlers may wait.
+
 What else there is:
 
 - ``TextMessage`` and ``BinaryMessage``: what arrives. A str or bytes can be sent as it is.

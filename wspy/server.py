@@ -62,8 +62,8 @@ class Server(BaseServer[Client]):
         address: as for ``AsyncServer``, with all of its other arguments.
         max_queue: messages of a client that are read ahead of its handlers, with Pings and Pongs if there are handlers
             for them; beyond that nothing of it is read and the peer has to wait. None for any number.
-        write_limit: unsent bytes of a client above which ``client.send`` waits, or ``max_backlog`` if that is less; None
-            to queue as ``AsyncServer`` does.
+        write_limit: unsent bytes of a client above which ``client.send`` waits, or ``max_backlog`` if that is less;
+            None to queue as ``AsyncServer`` does.
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
             ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
         options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
