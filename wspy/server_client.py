@@ -171,11 +171,12 @@ class Client(AsyncClient):
 
     def __iter__(self) -> Iterator[Message]:
         """Yield messages to the end of the connection."""
-        try:
-            while True:
-                yield self.recv()
-        except SocketClosed:
-            return
+        while True:
+            try:
+                message = self.recv()
+            except SocketClosed:
+                return
+            yield message
 
     def _take(self, end: float | None) -> Message | None:
         """Return the next message, None if there will be none any more; handle what else happens. In its own thread."""

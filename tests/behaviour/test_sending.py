@@ -456,6 +456,7 @@ def test_onsent_waits_for_the_kernel(serve: Servers) -> None:
     peer.text("go")
     server.wait(lambda: server.story(peer).messages, "called")
     client = server.client(peer)
+    until(lambda: client.buffered_amount > size, "the handler has queued more than the kernel takes")
     server.call(int)  # and a turn later
     server.call(int)
     reported = len(server.story(peer).named("onsent"))
