@@ -874,7 +874,7 @@ class BaseServer(Generic[AnyClient]):
         self.clients._remove(slot)
         self._rares.pop(client._key, None)
         rare.peer = self.loop.peer(client._handle)
-        reason = error_text(error & 0xFF, error >> 8)
+        reason = "" if rare.close_code is not None else error_text(error & 0xFF, error >> 8)
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
         self._event(client, core.EVENT_CLOSED, (start, reason))
