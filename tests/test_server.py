@@ -335,6 +335,7 @@ def test_who_can_not_have_a_thread_is_turned_away(
     server = serve(onmessage=echo, **({"onrequest": lambda request: None} if request_too else {}))
     other = server.open()
     server.story(other)
+    began = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(server.server._threads, "run", fails)
         for _ in range(3):
@@ -350,7 +351,8 @@ def test_who_can_not_have_a_thread_is_turned_away(
         other.text("fine")
         assert other.message() == "fine"
     until(lambda: len(server.server.clients) == 1, "they are gone")
-    assert request_too or "can't start new thread" in caplog.text
+    assert set(caplog.messages) == {"clients are turned away: can't start new thread"}
+    assert len(caplog.messages) <= 1 + time.monotonic() - began, "once a second is enough"
     assert len(server.stories) == 1
     server.open().close()
 
@@ -537,6 +539,23 @@ def test_after_an_exception_nothing_is_kept_of_what_still_comes(serve: Servers, 
     assert client._inbox.qsize() <= 4
     peer.send(close_frame(1011))
     server.outcome(peer)
+
+
+def test_an_exception_between_handlers_is_handled_like_one_in_a_handler(serve: Servers) -> None:
+    """Memory can be short anywhere: onclose comes all the same, and the thread goes on with others."""
+
+    def fails() -> None:
+        raise MemoryError
+
+    server = serve(onerror=lambda *_: None)
+    peer = server.open()
+    client = server.client(peer)
+    server.server._in_its_thread(client, fails)
+    peer.closes(1011)
+    peer.send(frame(TEXT, b"x") + close_frame(1011))
+    assert server.outcome(peer)[0] == 1011
+    assert [type(error) for error in server.story(peer).named("onerror")] == [MemoryError]
+    assert server.story(peer).messages == []
 
 
 # ---- names of the original ----

@@ -6,19 +6,35 @@ What it has in common with other clients is tested in behaviour/.
 from __future__ import annotations
 
 import math
+import signal
+import textwrap
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import DEADLINE_S, PATIENCE, PING, PONG, TEXT, Servers, close_frame, echo, frame, head, until
+from drivers import (
+    BINARY,
+    DEADLINE_S,
+    PATIENCE,
+    PING,
+    PONG,
+    TEXT,
+    RawClient,
+    Servers,
+    close_frame,
+    echo,
+    frame,
+    head,
+    until,
+)
+from programs import PYTHON, Program
 
 import wspy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from drivers import RawClient
 
 LIMIT = 50_000
 
@@ -444,6 +460,64 @@ def test_a_message_is_not_lost_between_a_timeout_and_its_delivery(serve: Servers
     assert all(receiver.ended() for receiver in receivers)
     there = server.story(peer).messages
     assert sorted(map(int, here + there)) == list(range(500))
+
+
+INTERRUPTED = """
+    import signal
+    import wspy
+
+    class Echo(wspy.Server):
+        def onmessage(self, client, message):
+            client.send(message)
+
+    server = Echo(("127.0.0.1", 0)).start()
+    print(server.address[1], flush=True)
+    while not server.clients:
+        pass
+    client, = server.clients
+    print("waits", flush=True)
+    for wait in (client.recv, lambda: [client.send(bytes(100_000)) for _ in range(100)]):
+        try:
+            wait()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    client.close()
+    server.stop()
+    server.join()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_thread_that_waits_loses_nothing(patience: float) -> None:
+    with Program(*PYTHON, "-c", textwrap.dedent(INTERRUPTED), patience=patience) as program:
+        with RawClient(("127.0.0.1", int(program.line())), receive_buffer=4096) as peer:
+            peer.open()
+            assert program.line() == "waits"
+            until(lambda: is_asleep(program), "it waits for a message")
+            program.process.send_signal(signal.SIGINT)
+            assert program.line() == "interrupted"
+            peer.text("for the handler")
+            count = 0
+            while (message := peer.message()) != "for the handler":
+                assert message == bytes(100_000)
+                count += 1
+            until(lambda: is_asleep(program), "it waits for the peer")
+            program.process.send_signal(signal.SIGINT)
+            assert program.line() == "interrupted"
+            while (received := peer.frame()).opcode == BINARY:
+                assert received.payload == bytes(100_000)
+            peer.send(close_frame(1000))
+        assert program.ended() == (0, "", "")
+
+
+def is_asleep(program: Program) -> bool:
+    """Whether the main thread of a program sleeps, at three looks."""
+    stat = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/stat")
+    looks = []
+    for _ in range(3):
+        looks.append(stat.read_text(encoding="ascii").rpartition(")")[2].split()[0])
+        time.sleep(0.02)
+    return looks == ["S"] * 3
 
 
 def test_recv_in_a_pause_waits_for_its_end(serve: Servers) -> None:

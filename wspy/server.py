@@ -43,7 +43,6 @@ MOMENT: Final = 0.2
 # Commands in the queue that are not left to another thread.
 MANY: Final = 512
 
-
 _OF_THE_END: Final = frozenset((core.EVENT_CLOSE, core.EVENT_ENDING))
 
 
@@ -60,8 +59,9 @@ class Server(BaseServer[Client]):
 
     Args:
         address: as for ``AsyncServer``, with all of its other arguments.
-        max_queue: messages of a client that are read ahead of its handlers, with Pings and Pongs if there are handlers
-            for them; beyond that nothing of it is read and the peer has to wait. None for any number.
+        max_queue: messages of a client, or frames with ``onframe``, that are read ahead of its handlers, with Pings and
+            Pongs if there are handlers for them; beyond that nothing of it is read and the peer has to wait. None for
+            any number.
         write_limit: unsent bytes of a client above which ``client.send`` waits, or ``max_backlog`` if that is less;
             None to queue as ``AsyncServer`` does.
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
@@ -150,13 +150,21 @@ class Server(BaseServer[Client]):
         try:
             client._thread = self._threads.run(f"wspy {client}", self._attend, client)
         except RuntimeError as error:
-            log.error("%s is turned away: %s", client, error)  # noqa: TRY400 -- where it came from says nothing
+            self._warn_of(error)
             client._mode = DROP
             client._outcome = (CloseCode.TRY_AGAIN_LATER, "")
             client._thread_id = ENDED
             client.close(CloseCode.TRY_AGAIN_LATER)
             self._read_to_the_end(client)
             self._finish(client)
+
+    def _warn_of(self, error: RuntimeError) -> None:
+        now = monotonic()
+        if now - self._threads_warned >= 1:
+            self._threads_warned = now
+            log.warning("clients are turned away: %s", error)
+
+    _threads_warned = -inf
 
     def _on_ending(self, slot: int, _start: int, _length: int) -> None:
         client = self.clients._find(slot)
@@ -179,14 +187,19 @@ class Server(BaseServer[Client]):
         """Call the handlers of a client, from the first to the last."""
         client._thread_id = threading.get_ident()
         self._handle(client, core.EVENT_OPENED, None)
-        while (message := client._take(None)) is not None:
-            if not client._hand_over(message):
-                self._guarded(client, self.onmessage, client, message)
+        held = client._its_rare().held
+        while client._outcome is None or held:
+            self._guarded(client, self._handle_next, client)
         client._give_up_takers()
         self._at_work.discard(client)
         self._handle(client, core.EVENT_CLOSED, client._outcome)
         client._thread_id = ENDED
         client._calls.clear()
+
+    def _handle_next(self, client: Client) -> None:
+        message = client._take(None)
+        if message is not None and not client._hand_over(message):
+            self.onmessage(client, message)
 
     def _finish(self, client: Client) -> None:
         """Let the connection end: all that came before was handled."""
@@ -238,6 +251,7 @@ class Server(BaseServer[Client]):
             self._threads.run(f"wspy request of {self._name(handle)}", self._ask, handle, head, request)
         except RuntimeError as error:
             self._deciding.discard(handle)
+            self._warn_of(error)
             raise HandshakeError(503, str(error)) from error
 
     def _ask(self, handle: int, head: bytes, request: Request) -> None:
@@ -291,10 +305,11 @@ class Server(BaseServer[Client]):
 
     def _stop(self) -> None:
         super()._stop()
-        self._call(HANDLER_SECONDS, self._dismiss_all)
         self._threads.end(self.loop.wake)
-        if self._shutdown_timeout is not None:
-            self._call(self._shutdown_timeout + GRACE, int)
+        limit = self._shutdown_timeout
+        self._call(HANDLER_SECONDS if limit is None else min(HANDLER_SECONDS, limit / 2), self._dismiss_all)
+        if limit is not None:
+            self._call(limit + GRACE, int)
 
     def _dismiss(self, client: Client) -> None:
         """Close a connection when the handler that runs has returned: it may have an answer to send."""

@@ -255,14 +255,24 @@ class Client(AsyncClient):
         self._takers.append(taker)
         if self._outcome is not None:
             self._give_up_takers()
-        if not taker.ready.acquire(timeout=_left(end)):
-            try:
-                self._takers.remove(taker)
-            except ValueError:  # it is being handed over
-                taker.ready.acquire()
-            else:
+        try:
+            is_ready = taker.ready.acquire(timeout=_left(end))
+        except BaseException:  # Ctrl-C in the main thread
+            self._withdraw(taker)
+            raise
+        if not is_ready:
+            if self._withdraw(taker):
                 raise TimeoutError("no message came in time")
+            taker.ready.acquire()
         return taker.message
+
+    def _withdraw(self, taker: _Taker) -> bool:
+        """Take back that a thread waits, unless a message is being handed over to it."""
+        try:
+            self._takers.remove(taker)
+        except ValueError:
+            return False
+        return True
 
     def _hand_over(self, message: Message) -> bool:
         """Give a message to another thread that waits for one, if there is one."""

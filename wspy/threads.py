@@ -23,7 +23,8 @@ class Threads:
     """Threads for any number of calls at a time. They are daemons: who never returns holds up no interpreter."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # a signal handler may end what it has interrupted
+        self._lock = threading.RLock()
         self._busy: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._leaving: deque[_Worker] = deque()
