@@ -666,6 +666,7 @@ class websocket:
 
     def _fail_sending(self, error: OSError) -> SocketClosed:
         """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
+        self._held.check()  # which may be the cause
         self._lost = SocketClosed(message=f"the connection is lost: {error.strerror}")
         return self._lost
 
