@@ -7,7 +7,7 @@ import copy
 import gc
 import os
 import pickle
-import re
+import select
 import selectors
 import signal
 import socket
@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from drivers import DEADLINE_S, RawClient, bytewise, close_frame, deliveries, frame, head, masked, until
@@ -127,7 +127,7 @@ def test_i14_a_frame_may_be_changed_when_send_returns() -> None:
     ids=lambda vector: vector.name,
 )
 def test_m6_d_e_f_a_stream(vector: Vector) -> None:
-    """All rules of frames, in both roles, with the code on the wire; in one segment with the handshake and behind it."""
+    """All rules of frames, in both roles, with the code on the wire; in one segment with the handshake, and behind it."""
     for behind in (b"", vector.data):
         with contextlib.ExitStack() as stack:
             peer: RawClient | RawServer
@@ -160,7 +160,7 @@ def test_m6_d_e_f_a_stream(vector: Vector) -> None:
 
 @pytest.mark.parametrize(
     "vector",
-    [vector for vector in VECTORS if vector.name.startswith(("D14", "E7", "F2", "D5"))],
+    [vector for vector in VECTORS if vector.name.startswith(("D14", "E7", "F2 a", "D5 5 "))],
     ids=lambda vector: vector.name,
 )
 def test_d17_a_stream_however_it_is_cut(vector: Vector) -> None:
@@ -175,23 +175,16 @@ def test_d17_a_stream_however_it_is_cut(vector: Vector) -> None:
             with contextlib.suppress(ProtocolError, SocketClosed):
                 for piece in pieces:
                     peer.send(piece)
-                    for _ in range(len(piece)):
+                    for _ in piece:
+                        until(lambda own=own: _readable(own), "it has arrived")
                         own.do_async_recv(1)
-                        until(lambda: True, "")
-                    while sum(map(len, pieces)) > 0 and _readable(own):
-                        own.do_async_recv()
-            while _readable(own):
-                with contextlib.suppress(ProtocolError, SocketClosed):
-                    own.do_async_recv()
-                    continue
-                break
             assert [(one.opcode, one.payload, one.final) for one in received] == [one[:3] for one in vector.frames]
 
 
 def _readable(own: websocket) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(own, selectors.EVENT_READ)
-        return bool(selector.select(0.05))
+    poll = select.poll()
+    poll.register(own, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 # ---- a server ----
@@ -473,7 +466,7 @@ def test_l4_what_can_not_be_asked_for_is_known_before_there_is_a_connection(
 
 def test_a_non_blocking_client_is_told_to_connect_first() -> None:
     with websocket() as client:
-        client.setblocking(False)
+        client.setblocking(flag=False)
         with pytest.raises(ValueError, match="setblocking"):
             client.connect(("127.0.0.1", 1))
 
@@ -515,7 +508,7 @@ class Script:
     def url(self) -> str:
         return "ws://{}:{}/start".format(*self.listener.getsockname())
 
-    def __enter__(self) -> Script:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -585,11 +578,10 @@ def test_m7_a_redirect_that_is_not_followed(location: str) -> None:
 
 
 def test_m7_a_socket_that_was_passed_in_is_not_exchanged() -> None:
-    with Script(moved("/x")) as server:
-        with websocket(socket.create_connection(server.listener.getsockname())) as client:
-            with pytest.raises(ResponseError) as caught:
-                client.connect(server.url)
-            assert caught.value.headers["location"] == "/x"
+    with Script(moved("/x")) as server, websocket(socket.create_connection(server.listener.getsockname())) as client:
+        with pytest.raises(ResponseError) as caught:
+            client.connect(server.url)
+        assert caught.value.headers["location"] == "/x"
 
 
 def test_a_refusal_has_status_headers_and_body() -> None:
@@ -727,9 +719,9 @@ def test_members_of_the_socket() -> None:
         assert own.gettimeout() == 3
         own.settimeout(None)
         assert own.gettimeout() is None
-        own.setblocking(False)
+        own.setblocking(flag=False)
         assert own.gettimeout() == 0
-        own.setblocking(True)
+        own.setblocking(flag=True)
         assert own.gettimeout() is None
         for wrong, error in ((-1, ValueError), ("1", TypeError)):
             bad: Any = wrong
@@ -837,7 +829,7 @@ def test_a_timeout_keeps_what_has_arrived() -> None:
             peer.send(data[:cut])
             with pytest.raises(TimeoutError):
                 server.recvn(2)
-            server.setblocking(False)
+            server.setblocking(flag=False)
             with pytest.raises(BlockingIOError):
                 server.recvn(2)
             server.settimeout(DEADLINE_S)
@@ -977,7 +969,7 @@ def test_closing_wakes_who_receives_and_who_sends() -> None:
         receiving = Running(server.recv)
         sending = Running(lambda: client.send(Frame(OPCODE_BINARY, b"x" * 4_000_000)))
         until(lambda: server._held._users, "it receives")
-        until(lambda: client.can_send(), "it sends")
+        until(client.can_send, "it sends")
         number = client.fileno()
         client.close()
         with pytest.raises(SocketClosed) as caught:
@@ -1030,7 +1022,7 @@ def test_whose_frames_are_sent_does_not_wait_for_those_of_others() -> None:
     with connected({"max_size": None}, max_size=None) as (client, server):
         small(client)
         with pytest.raises(BlockingIOError):
-            client.setblocking(False)
+            client.setblocking(flag=False)
             client.send(Frame(OPCODE_BINARY, b"x" * 4_000_000))
         client.settimeout(DEADLINE_S)
         receiving = Running(lambda: server.recvn(2))
@@ -1175,7 +1167,7 @@ def loop() -> Iterator[Loop]:
 
 def test_several_clients_in_one_loop(loop: Loop) -> None:
     with listening() as listener, contextlib.ExitStack() as stack:
-        listener.setblocking(False)
+        listener.setblocking(flag=False)
         with pytest.raises(BlockingIOError):
             listener.accept()
         peers = [RawClient(listener.getsockname()) for _ in range(5)]
@@ -1210,7 +1202,7 @@ def test_several_clients_in_one_loop(loop: Loop) -> None:
 
 def test_a_handshake_in_a_loop_byte_by_byte(loop: Loop) -> None:
     with accepted() as (peer, server):
-        server.setblocking(False)
+        server.setblocking(flag=False)
         server.do_handshake()
         received: list[Frame] = []
         server.recv_callback = received.append
@@ -1225,7 +1217,7 @@ def test_a_handshake_in_a_loop_byte_by_byte(loop: Loop) -> None:
 
 def test_a_refusal_in_a_loop(loop: Loop) -> None:
     with accepted() as (peer, server):
-        server.setblocking(False)
+        server.setblocking(flag=False)
         server.do_handshake()
         peer.send(head(without=["Host"]))
         loop.until(lambda: server in loop.failed, server)
@@ -1243,7 +1235,7 @@ def test_a_refusal_in_a_loop(loop: Loop) -> None:
 
 def test_a_kernel_that_takes_little(loop: Loop) -> None:
     with connected(max_size=None) as (client, server):
-        server.setblocking(False)
+        server.setblocking(flag=False)
         small(server)
         told: list[int] = []
         client.max_size = None
@@ -1273,7 +1265,7 @@ def test_receiving_byte_by_byte() -> None:
         assert counts[-1] == 4
         assert counts[len(frame(1, b"h\xc3")) - 1] == 1
         assert [one.payload for one in server.recvn(4)] == [b"h\xc3", b"p", b"\xb6", b"x" * 200]
-        server.setblocking(False)
+        server.setblocking(flag=False)
         server.do_async_recv()
         for wrong in (0, -1):
             with pytest.raises(ValueError, match="bufsize"):
@@ -1295,7 +1287,7 @@ def test_an_exception_of_recv_callback_costs_that_frame_only() -> None:
                 server.recv_callback = None
 
         server.recv_callback = fail
-        server.setblocking(False)
+        server.setblocking(flag=False)
         with pytest.raises(KeyError):
             server.do_async_recv()
         server.do_async_recv()
@@ -1337,13 +1329,14 @@ def test_queue_send_may_set_who_receives() -> None:
 # ---- nothing is left ----
 
 
+@pytest.mark.slow
 @measures_memory
 def test_h2_frames_that_are_shown_cost_bounded_memory() -> None:
     with listening(strict=False) as listener, raw_client(listener) as (peer, server):
-        sending = Running(lambda: [peer.send(frame(2, b"") * 10_000) for _ in range(50)])
+        sending = Running(lambda: [peer.send(frame(2, b"") * 10_000) for _ in range(20)])
         before = resident()
         most = 0
-        for _ in range(500_000):
+        for _ in range(200_000):
             server.recv()
             most = max(most, len(server._received))
         sending.result()

@@ -259,6 +259,8 @@ class Connection:
             _NoMessageError: there is none.
             Exception: of a handler.
         """
+        if self.closed:
+            raise _NoMessageError(self._why())
         deadline = Deadline(self.sock.gettimeout())
         try:
             self._receiving.enter(deadline)

@@ -20,14 +20,18 @@ _MAX_WAIT: Final = 1e6
 class Deadline:
     """The end of a call that waits several times.
 
+    The first time it looks at least, even if there are 0 seconds. Later nobody prolongs the call by always having
+    something ready.
+
     Args:
         seconds: from now; None for never.
     """
 
-    __slots__ = ("_end",)
+    __slots__ = ("_end", "_has_waited")
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else monotonic() + seconds
+        self._has_waited = False
 
     @property
     def remaining(self) -> float | None:
@@ -74,6 +78,9 @@ class Deadline:
     def _poll(self, poll: select.poll) -> list[tuple[int, int]]:
         if self._end is None:
             return poll.poll()
+        if self._has_waited and self.is_over:
+            return []
+        self._has_waited = True
         while True:
             remaining = max(self._end - monotonic(), 0.0)
             found = poll.poll(min(remaining, _MAX_WAIT) * 1000)
