@@ -9,6 +9,7 @@ import time
 import pytest
 
 from wspy.deadline import Deadline
+from wspy.errors import SocketClosed
 
 
 def test_never() -> None:
@@ -44,3 +45,36 @@ def test_waiting_ends_with_an_event_or_the_time() -> None:
         assert time.monotonic() - start >= 0.05
         other.send(b"x")
         assert Deadline(1000).wait(one, select.POLLIN | select.POLLOUT) == select.POLLIN | select.POLLOUT
+
+
+def test_who_is_always_ready_gets_one_look_when_the_time_is_up() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        deadline = Deadline(0)
+        assert deadline.wait(one, select.POLLOUT) == select.POLLOUT
+        assert deadline.is_over
+        with pytest.raises(TimeoutError):
+            deadline.wait(one, select.POLLOUT)
+        assert not Deadline(None).is_over
+
+
+def test_more_milliseconds_than_an_int_holds() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert Deadline(1e18).wait(one, select.POLLOUT) == select.POLLOUT
+
+
+def test_several_sockets() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        wanted = {one.fileno(): select.POLLIN, other.fileno(): select.POLLOUT}
+        assert Deadline(10).wait_for_any(wanted) == [(other.fileno(), select.POLLOUT)]
+        assert Deadline(0).wait_for_any({one.fileno(): select.POLLIN}) == []
+
+
+def test_a_socket_that_is_closed_is_not_waited_for() -> None:
+    with socket.socket() as sock:
+        pass
+    with pytest.raises(SocketClosed) as caught:
+        Deadline(10).wait(sock, select.POLLIN)
+    assert caught.value.initialized

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from .client_handshake import REDIRECTS
 from .errors import ResponseError
 from .headers import Headers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .deadline import Deadline
     from .uri import URI
 
-__all__ = ["MAX_REDIRECTS", "connect_tcp", "is_connected", "redirected", "without_credentials"]
+__all__ = ["MAX_REDIRECTS", "connect_tcp", "connect_unix", "is_connected", "redirected", "without_credentials"]
 
 MAX_REDIRECTS: Final = 10
 # What was meant for one origin, another one must not see.
 _CREDENTIALS: Final = frozenset(["authorization", "cookie", "host", "proxy-authorization"])
 _LEAST_SECONDS: Final = 1e-3  # a timeout of 0 would be none
+_LONGEST_PAUSE: Final = 0.05
 
 
 def is_connected(sock: socket.socket) -> bool:
@@ -32,40 +36,74 @@ def is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def connect_tcp(sock: socket.socket, uri: URI, deadline: Deadline, *, is_replaceable: bool) -> socket.socket:
-    """Connect a socket to the first address of a host that takes it, and return it.
+def connect_tcp(
+    sock: socket.socket, uri: URI, deadline: Deadline, replacement: Callable[[int], socket.socket] | None
+) -> socket.socket:
+    """Connect a socket to the first address of a host that takes it, and return it, non-blocking.
+
+    Looking up the name takes as long as it takes: the system knows no deadline for that.
 
     Args:
-        sock: one that is not connected; closed if another one takes its place.
+        sock: one that is not connected.
         uri: with host and port.
-        deadline: for all addresses together.
-        is_replaceable: whether another socket may be returned: for an address of another family, or a second one.
+        deadline: for all addresses together; each gets a fair share of what is left.
+        replacement: closes the last socket, and returns a new one of a family: for an address of another family, and
+            for a second address. None if the socket has to be this one.
 
     Raises:
         TimeoutError: the time is up.
         OSError: no address can be connected to.
     """
-    found = socket.getaddrinfo(uri.host, uri.port, 0 if is_replaceable else sock.family, socket.SOCK_STREAM)
+    found = socket.getaddrinfo(uri.host, uri.port, sock.family if replacement is None else 0, socket.SOCK_STREAM)
     found.sort(key=lambda entry: entry[0] != sock.family)
-    failure = OSError("the host has no address")
-    for family, _, _, _, address in found if is_replaceable else found[:1]:
-        if is_replaceable and (sock.fileno() < 0 or sock.family != family):
-            sock.close()
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        remaining = deadline.remaining
-        sock.settimeout(remaining if remaining is None else max(remaining, _LEAST_SECONDS))
+    if replacement is None:
+        del found[1:]
+    failure: OSError = TimeoutError("timed out")
+    is_used = False
+    for number, (family, _, _, _, address) in enumerate(found):
+        if deadline.is_over:
+            break
+        if replacement is not None and (is_used or sock.family != family):
+            sock = replacement(family)
+        is_used = True
         try:
-            sock.connect(address)
+            _connect(sock, address, deadline, len(found) - number)
         except OSError as error:
             failure = error
-            if is_replaceable:
-                sock.close()
-            if isinstance(error, TimeoutError):
-                break
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
     raise failure
+
+
+def _connect(sock: socket.socket, address: Any, deadline: Deadline, share: int) -> None:
+    remaining = deadline.remaining
+    sock.settimeout(None if remaining is None else max(remaining / share, _LEAST_SECONDS))
+    try:
+        sock.connect(address)
+    finally:
+        sock.settimeout(0)
+
+
+def connect_unix(sock: socket.socket, path: str, deadline: Deadline) -> None:
+    """Connect a Unix socket.
+
+    Raises:
+        TimeoutError: the time is up, while the queue of the server is full.
+        OSError: nobody is there.
+    """
+    pause = _LEAST_SECONDS
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:  # connect(2): the queue is full, and nothing tells when it isn't any more
+            remaining = deadline.remaining
+            if remaining == 0:
+                raise TimeoutError("timed out") from None
+            time.sleep(pause if remaining is None else min(pause, remaining))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
 
 
 def redirected(uri: URI, answer: ResponseError) -> URI:
@@ -78,10 +116,13 @@ def redirected(uri: URI, answer: ResponseError) -> URI:
     if answer.status not in REDIRECTS or location is None:
         raise answer
     try:
-        return uri.redirected(location)
+        target = uri.redirected(location)
+        if target.secure:
+            raise ValueError("it leads to wss, which needs TLS, which is not there yet")  # noqa: TRY301 -- like others
     except ValueError as reason:
         message = f"a redirect can't be followed: {reason}"
         raise ResponseError(message, answer.status, answer.reason, answer.headers) from None
+    return target
 
 
 def without_credentials(headers: Headers) -> Headers:

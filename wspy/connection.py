@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from threading import TIMEOUT_MAX, Event, Lock, get_ident
-from typing import TYPE_CHECKING, Any, Self
+from threading import Event, RLock
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .codes import CloseCode, Opcode, Role
 from .deadline import Deadline
 from .errors import PingError, ProtocolError, SocketClosed
+from .exclusive import Exclusive
 from .frames import Frame, create_close_frame, received_frame
+from .limits import checked_seconds
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .reception import LINGER_SECONDS
 from .websocket import websocket
 
 if TYPE_CHECKING:
@@ -26,6 +29,15 @@ __all__ = ["Connection"]
 log = logging.getLogger("wspy.connection")
 
 _MAX_CONTROL = 125
+# Fragments that are joined before all are there: a frame takes more memory than its few bytes (RFC 6455 §10.4).
+_JOINED = 256
+
+
+class _NoMessageError(Exception):
+    """Receiving has raised this, and not a handler that it has called."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 class Connection:
@@ -35,7 +47,8 @@ class Connection:
     should always be somebody who does, by ``recv``, iteration or ``receive_forever``. Subclass it and override
     handlers, or use it as it is. Any thread may send, and close; one at a time receives, others wait for it.
 
-    Calls last no longer than the timeout of the socket says, see ``websocket.settimeout``.
+    Calls last no longer than the timeout of the socket says, see ``websocket.settimeout``; what they were about is
+    done by the next call. It can't be copied or pickled.
 
     Args:
         sock: the ``websocket``, which belongs to the connection from now on.
@@ -49,20 +62,35 @@ class Connection:
 
     Raises:
         SocketClosed: the websocket had no opening handshake.
+        TypeError: this is no ``websocket``.
+        ValueError: ``close_timeout`` is below 0, or the websocket is not ``strict``.
+        Exception: of ``onopen``; the connection was closed with 1011.
     """
 
     def __init__(self, sock: websocket, *, close_timeout: float | None = 10.0) -> None:
+        if not isinstance(sock, websocket):
+            raise TypeError(f"a Connection is made of a websocket, not of type {type(sock).__name__}")
+        if not sock.strict:
+            raise ValueError("a Connection relies on the rules: its websocket must be strict")
         self.sock = sock
-        self.close_timeout = close_timeout
+        self.close_timeout = checked_seconds("close_timeout", close_timeout)
         self.close_code: int | None = None
         self.close_reason = ""
         self._role = sock._opened().role
         self._fragments: list[Frame] = []
-        self._reading = Lock()
-        self._reader = 0  # the thread that holds it
-        self._ending = Lock()
+        self._receiving = Exclusive("recv")
+        self._last: SocketClosed | ProtocolError | None = None  # why there are no more frames
+        self._closing: Deadline | None = None  # once a Close was sent or received
+        self._ending = RLock()
         self._ended = Event()
-        self.onopen()
+        try:
+            self.onopen()
+        except BaseException as error:
+            self._close_because_of(error)
+            raise
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} can't be copied or pickled")
 
     @classmethod
     def connect(cls, address: tuple[str, int] | str, *, close_timeout: float | None = 10.0, **options: Any) -> Self:
@@ -117,7 +145,11 @@ class Connection:
         """
 
     def onerror(self, e: Exception) -> None:
-        """Do something about an exception of ``onmessage`` in ``receive_forever``; the default logs it."""
+        """Do something about an exception of a handler; the default logs it.
+
+        That is any handler in ``receive_forever``; elsewhere ``onclose``, and what is called while ``close`` waits. The
+        others raise theirs from ``recv``, ``send_ping`` and ``Connection()``.
+        """
         log.error("exception in a handler of %r", self, exc_info=e)
 
     # ---- sending ----
@@ -137,7 +169,7 @@ class Connection:
             ValueError: ``fragment_size`` is below 1, a text has a lone surrogate (RFC 3629 §3), or ``mask`` is against
                 the rules.
         """
-        if mask is None:
+        if mask is None and type(self).message_to_frames is Connection.message_to_frames:
             self.sock._send_message(message, fragment_size)
         else:
             self.sock.send(*self.message_to_frames(message, fragment_size, mask))
@@ -171,18 +203,31 @@ class Connection:
         self.sock.send(received_frame(Opcode.PONG, data))
 
     def send_close_frame(self, code: int | None = 1000, reason: str = "") -> None:
-        """Begin the closing handshake, and return: whoever receives goes on with it. Thread-safe; see ``close``."""
-        self.sock.send(create_close_frame(code, reason))
+        """Send a Close, and return: whoever receives goes on with the closing handshake. Thread-safe; see ``close``.
+
+        Raises:
+            SocketClosed: the connection is closed or closing.
+            TimeoutError: see ``send``.
+            TypeError: see ``close``.
+            ValueError: see ``close``.
+        """
+        frame = create_close_frame(code, reason)
+        self._begin_closing()
+        self.sock.send(frame)
 
     @staticmethod
     def message_to_frames(message: Sendable, fragment_size: int | None = None, mask: bool | None = None) -> list[Frame]:
-        """Return the frames of a message; see ``send``."""
+        """Return the frames of a message, for ``send``; subclasses may make others."""
         whole = create_message(message)
         return [whole.frame(mask)] if fragment_size is None else whole.fragment(fragment_size, mask)
 
     @staticmethod
     def concat_fragments(fragments: list[Frame]) -> Message:
-        """Return the message of which these are all frames, in order; their payloads were checked already."""
+        """Return the message of these frames, whose payloads were checked already; subclasses may make another one.
+
+        Args:
+            fragments: in order. Of a message in very many of them, some come joined.
+        """
         payload = fragments[0].payload if len(fragments) == 1 else b"".join([frame.payload for frame in fragments])
         opcode = fragments[0].opcode
         if opcode == Opcode.TEXT:
@@ -198,37 +243,99 @@ class Connection:
             SocketClosed: the connection has ended; ``onclose`` was called.
             ProtocolError: the peer broke a rule, and was told so; ``onclose`` was called.
             TimeoutError: there was no message within the socket's timeout. Nothing that has arrived is lost.
+            BlockingIOError: the socket is non-blocking, and there is no whole message.
+            RuntimeError: this was called by a handler that ``recv`` has called.
+            Exception: of a handler. Nothing but the frame that it was called for is lost.
         """
-        if self._reader == get_ident():
-            raise RuntimeError("recv was called by a handler that recv has called")
-        with self._reading:
-            self._reader = get_ident()
-            try:
-                return self._recv()
-            finally:
-                self._reader = 0
+        try:
+            return self._next()
+        except _NoMessageError as stop:
+            raise stop.error from None
 
-    def _recv(self) -> Message:
-        if self._ended.is_set():
-            raise SocketClosed(message="the connection is closed", code=self.close_code, reason=self.close_reason)
-        deadline = None
-        while True:
-            try:
-                if deadline is None:
-                    deadline = Deadline(self.sock.gettimeout())
-                    frame = self.sock.recv()
+    def _next(self) -> Message:
+        """Receive a message.
+
+        Raises:
+            _NoMessageError: there is none.
+            Exception: of a handler.
+        """
+        if self.closed:
+            raise _NoMessageError(self._why())
+        deadline = Deadline(self.sock.gettimeout())
+        try:
+            self._receiving.enter(deadline)
+        except TimeoutError:
+            raise _NoMessageError(self.sock._too_late()) from None
+        try:
+            while True:
+                frame = self._frame(deadline)
+                if frame.opcode >= Opcode.CLOSE:
+                    self.handle_control_frame(frame)
+                elif frame.final:
+                    fragments, self._fragments = [*self._fragments, frame], []
+                    return self.concat_fragments(fragments)
                 else:
-                    frame = self.sock._recv_before(deadline)
+                    self._keep(frame)
+        finally:
+            self._receiving.leave()
+
+    def _keep(self, frame: Frame) -> None:
+        """Keep a fragment, in the end joined with those before it."""
+        kept = self._fragments
+        kept.append(frame)
+        if len(kept) % _JOINED == 0:
+            recent = kept[-_JOINED:]
+            payload = b"".join([part.payload for part in recent])
+            kept[-_JOINED:] = [received_frame(recent[0].opcode, payload, final=False)]
+
+    def _frame(self, deadline: Deadline) -> Frame:
+        """Receive a frame.
+
+        Raises:
+            _NoMessageError: there is none.
+        """
+        if self._last is None:
+            try:
+                return self.sock._recv_before(self._in_time(deadline))[0]
+            except TimeoutError:
+                self._check_time()
             except (SocketClosed, ProtocolError) as error:
-                self._end_by(error)
-                raise
-            if frame.opcode >= Opcode.CLOSE:
-                self.handle_control_frame(frame)
-                continue
-            self._fragments.append(frame)
-            if frame.final:
-                fragments, self._fragments = self._fragments, []
-                return self.concat_fragments(fragments)
+                self._last = error.with_traceback(None)
+                self._begin_closing()
+        if self._last is not None and not self.closed:
+            self._finish(self._last, deadline)
+        raise _NoMessageError(self._why())
+
+    def _in_time(self, deadline: Deadline) -> Deadline:
+        return deadline if self._closing is None else deadline.earlier(self._closing)
+
+    def _begin_closing(self) -> Deadline:
+        """Begin to count ``close_timeout``, once."""
+        if self._closing is None:
+            self._closing = Deadline(self.close_timeout)
+        return self._closing
+
+    def _check_time(self) -> None:
+        """End the connection if the closing handshake takes too long; else only a call does.
+
+        Raises:
+            _NoMessageError: it is the call.
+        """
+        if self._closing is None or not self._closing.is_over:
+            raise _NoMessageError(self.sock._too_late())
+        self._end(CloseCode.ABNORMAL, "the closing handshake took longer than close_timeout")
+
+    def _why(self) -> SocketClosed | ProtocolError:
+        """Return what is raised when the connection has ended."""
+        if isinstance(self._last, ProtocolError) or (self._last is not None and self._last.rcvd is not None):
+            return self._last
+        return SocketClosed(
+            message=f"the connection is closed: {self.close_reason}"
+            if self.close_reason
+            else "the connection is closed",
+            code=self.close_code,
+            reason=self.close_reason,
+        )
 
     def handle_control_frame(self, frame: Frame) -> None:
         """Answer a control frame that arrived; for subclasses, which may claim more of them."""
@@ -248,48 +355,54 @@ class Connection:
         """
         while True:
             try:
-                message = self.recv()
-            except SocketClosed:
-                return
+                message = self._next()
+            except _NoMessageError as stop:
+                if isinstance(stop.error, SocketClosed):
+                    return
+                raise stop.error from None
             yield message
 
     def receive_forever(self) -> None:
         """Call ``onmessage`` with each message, until the connection has ended.
 
-        An exception of it goes to ``onerror``, and ends the connection with 1011. ``KeyboardInterrupt`` and
-        ``SystemExit`` are raised again after the connection was closed with 1001.
+        An exception of a handler goes to ``onerror``, and ends the connection with 1011; but not ``SocketClosed`` while
+        it is closing anyway. After ``KeyboardInterrupt``, ``SystemExit`` and the like the connection is closed with
+        1001, and they are raised again.
 
         Raises:
             TimeoutError: see ``recv``; may be called again.
+            BlockingIOError: see ``recv``; may be called again.
         """
         try:
             while self._handle_next():
                 pass
-        except (KeyboardInterrupt, SystemExit):
-            self.close(CloseCode.GOING_AWAY)
+        except (TimeoutError, BlockingIOError):
+            raise
+        except BaseException as error:
+            self._close_because_of(error)
             raise
 
     def _handle_next(self) -> bool:
         """Receive a message and hand it over; return whether there may be another one."""
         try:
-            message = self.recv()
-        except (SocketClosed, ProtocolError):
-            return False
-        except TimeoutError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- of a handler that was called meanwhile
-            return self._handler_failed(error)
-        try:
-            self.onmessage(message)
+            self.onmessage(self._next())
+        except _NoMessageError as stop:
+            if isinstance(stop.error, SocketClosed | ProtocolError):
+                return False
+            raise stop.error from None
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
             if not (isinstance(error, SocketClosed) and self.sock._is_closing()):
-                return self._handler_failed(error)
+                self._handler_failed(error)
         return True
 
-    def _handler_failed(self, error: Exception) -> bool:
-        self.onerror(error)
-        self.close(CloseCode.INTERNAL_ERROR)
-        return False
+    def _handler_failed(self, error: Exception) -> None:
+        try:
+            self.onerror(error)
+        finally:
+            self.close(CloseCode.INTERNAL_ERROR)
+
+    def _close_because_of(self, error: BaseException) -> None:
+        self.close(CloseCode.INTERNAL_ERROR if isinstance(error, Exception) else CloseCode.GOING_AWAY)
 
     # ---- ending ----
 
@@ -309,55 +422,79 @@ class Connection:
             ValueError: the code may not be sent (RFC 6455 §7.4), or the reason is too long.
         """
         frame = create_close_frame(code, reason)
-        if self._ended.is_set():
+        if self.closed:
             return
-        deadline = Deadline(self.close_timeout)
-        with contextlib.suppress(SocketClosed, TimeoutError):
-            self.sock._send_before(deadline, frame)
-        if self._reader == get_ident():
+        closing = self._begin_closing()
+        with contextlib.suppress(SocketClosed):
+            self.sock._queue((frame,))
+            self.sock.do_async_send()
+        if self._receiving.is_mine:
             return
         try:
-            self._await_end(deadline)
+            self._await_end(closing)
         finally:
             self._end(CloseCode.ABNORMAL, "the closing handshake took longer than close_timeout")
 
-    def _await_end(self, deadline: Deadline) -> None:
-        """Read until the peer's Close, or wait for the thread that does."""
-        remaining = deadline.remaining
-        if not self._reading.acquire(timeout=-1 if remaining is None else min(remaining, TIMEOUT_MAX)):
-            return
-        self._reader = get_ident()
+    def _await_end(self, closing: Deadline) -> None:
+        """Read until the connection has ended, or wait for the thread that does."""
         try:
-            while not self._ended.is_set():
-                frame = self.sock._recv_before(deadline)
-                if frame.opcode >= Opcode.CLOSE:
-                    self.handle_control_frame(frame)
-        except (SocketClosed, ProtocolError) as error:
-            self._end_by(error)
+            if not self._receiving.try_enter():
+                with contextlib.suppress(SocketClosed):
+                    self.sock._flush_all(closing)
+                self._receiving.enter(closing)
         except TimeoutError:
             return
+        try:
+            while True:
+                frame = self._frame(closing)
+                if frame.opcode >= Opcode.CLOSE:
+                    self._handle_while_closing(frame)
+        except _NoMessageError:
+            return
         finally:
-            self._reader = 0
-            self._reading.release()
+            self._receiving.leave()
 
-    def _end_by(self, error: SocketClosed | ProtocolError) -> None:
-        """End the connection because nothing more will be received."""
-        if isinstance(error, SocketClosed) and error.rcvd is not None:
-            self._finish_handshake(error.rcvd)
-            self._end(*error.rcvd)
+    def _handle_while_closing(self, frame: Frame) -> None:
+        try:
+            self.handle_control_frame(frame)
+        except Exception as error:  # noqa: BLE001 -- onerror decides what it means
+            self.onerror(error)
+
+    def _finish(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
+        """End the connection because nothing more is received.
+
+        Raises:
+            _NoMessageError: it takes longer than the call may.
+        """
+        try:
+            self._finish_handshake(last, self._in_time(deadline))
+        except TimeoutError:
+            if self._closing is not None and not self._closing.is_over:
+                raise _NoMessageError(self.sock._too_late()) from None
+        except OSError:
+            pass  # there is nobody any more whom to tell
+        if isinstance(last, SocketClosed):
+            self._end(last.code, last.reason or ("" if last.rcvd else last.message))
         else:
-            self._end(error.code, error.message)
+            self._end(last.code, last.message)
 
-    def _finish_handshake(self, rcvd: tuple[int, str]) -> None:
-        """Echo the peer's Close if it began, and let the server end TCP first (RFC 6455 §5.5.1, §7.1.1)."""
-        deadline = Deadline(self.close_timeout)
-        code = None if rcvd[0] == CloseCode.NO_STATUS else rcvd[0]
-        with contextlib.suppress(SocketClosed, TimeoutError, OSError):
-            self.sock._send_before(deadline, create_close_frame(code))
-        with contextlib.suppress(OSError):
-            if self._role is Role.SERVER:
-                self.shutdown_write()
-            self.sock._await_eof(deadline)
+    def _finish_handshake(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
+        """Send what is still to be sent, and let the server be the first to end TCP (RFC 6455 §5.5.1, §7.1.1).
+
+        Raises:
+            OSError: the peer is gone, or takes too long.
+        """
+        rcvd = last.rcvd if isinstance(last, SocketClosed) else None
+        if rcvd is not None:
+            with contextlib.suppress(SocketClosed):  # it is sent
+                self.sock._queue((create_close_frame(None if rcvd[0] == CloseCode.NO_STATUS else rcvd[0]),))
+        self.sock._flush_all(deadline)
+        if rcvd is not None and self._role is Role.CLIENT:
+            self.sock._drain(deadline)
+        elif rcvd is not None or isinstance(last, ProtocolError):
+            if self._closing is not None:
+                self._closing = self._closing.earlier(LINGER_SECONDS)
+            self.sock._hang_up(self._in_time(deadline))
 
     def shutdown_write(self) -> None:
         """End the sending direction of TCP."""
@@ -369,10 +506,11 @@ class Connection:
                 return
             self.close_code, self.close_reason = code, reason
             self._ended.set()
-        with contextlib.suppress(OSError):  # wakes who waits in another thread, which close alone doesn't
-            self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
-        self.onclose(code, reason)
+            self.sock.close()
+        try:
+            self.onclose(code, reason)
+        except Exception as error:  # noqa: BLE001 -- onerror decides what it means
+            self.onerror(error)
 
     @property
     def closed(self) -> bool:
@@ -382,8 +520,11 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._close_because_of(error)
 
     def __str__(self) -> str:
         return repr(self.sock)

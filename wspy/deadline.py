@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .errors import SocketClosed
 
@@ -13,27 +13,40 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadline"]
 
+# poll takes milliseconds in a C int
+_MAX_WAIT: Final = 1e6
+
 
 class Deadline:
     """The end of a call that waits several times.
+
+    The first time it looks at least, even if there are 0 seconds. Later nobody prolongs the call by always having
+    something ready.
 
     Args:
         seconds: from now; None for never.
     """
 
-    __slots__ = ("_end",)
+    __slots__ = ("_end", "_has_waited")
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else monotonic() + seconds
+        self._has_waited = False
 
     @property
     def remaining(self) -> float | None:
         """Seconds that are left, at least 0; None if there is no end."""
         return None if self._end is None else max(self._end - monotonic(), 0.0)
 
-    def earlier(self, seconds: float | None) -> Deadline:
-        """Return the deadline that ends first: this one, or one in so many seconds."""
-        other = Deadline(seconds)
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return self._end is not None and self._end <= monotonic()
+
+    def earlier(self, other: Deadline | float | None) -> Deadline:
+        """Return the deadline that ends first: this one or the other, which may be in so many seconds from now."""
+        if not isinstance(other, Deadline):
+            other = Deadline(other)
         if self._end is None or (other._end is not None and other._end < self._end):
             return other
         return self
@@ -45,12 +58,31 @@ class Deadline:
             SocketClosed: this side has closed the socket.
             TimeoutError: the time is up.
         """
-        if sock.fileno() < 0:
+        fd = sock.fileno()
+        if fd < 0:
             raise SocketClosed(initialized=True, message="this side has closed the socket")
         poll = select.poll()
-        poll.register(sock, events)
-        remaining = self.remaining
-        found = poll.poll(None if remaining is None else remaining * 1000)
+        poll.register(fd, events)
+        found = self._poll(poll)
         if not found:
             raise TimeoutError("timed out")
         return found[0][1]
+
+    def wait_for_any(self, descriptors: dict[int, int]) -> list[tuple[int, int]]:
+        """Wait for events of several descriptors, and return those that have some; none when the time is up."""
+        poll = select.poll()
+        for fd, events in descriptors.items():
+            poll.register(fd, events)
+        return self._poll(poll)
+
+    def _poll(self, poll: select.poll) -> list[tuple[int, int]]:
+        if self._end is None:
+            return poll.poll()
+        if self._has_waited and self.is_over:
+            return []
+        self._has_waited = True
+        while True:
+            remaining = max(self._end - monotonic(), 0.0)
+            found = poll.poll(min(remaining, _MAX_WAIT) * 1000)
+            if found or remaining <= _MAX_WAIT:
+                return found

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import socket
 from collections import deque
 from copy import copy
-from threading import TIMEOUT_MAX, Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from .client_handshake import ClientHandshake
-from .codes import CloseCode, Opcode, Role
-from .connecting import MAX_REDIRECTS, connect_tcp, is_connected, redirected, without_credentials
+from .codes import Opcode, Role
+from .connecting import MAX_REDIRECTS, connect_tcp, connect_unix, is_connected, redirected, without_credentials
 from .deadline import Deadline
 from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
-from .frames import Frame, contains_frame, pop_frame, received_frame, split_close
+from .exclusive import Exclusive
+from .frames import Frame, received_frame, split_close
 from .handshake import Fields, ServerHandshake
 from .headers import Headers
 from .heads import HeadReader
+from .held import HeldSocket
+from .lenient import LenientReader
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
+from .outbox import Outbox, Unsent
 from .protocol import Protocol
+from .reception import LINGER_BYTES, LINGER_SECONDS, Reception
 from .uri import URI, parse_uri
 from .version import __version__
 
@@ -38,16 +45,7 @@ log = logging.getLogger("wspy.websocket")
 # Bytes in one read; more is asked for once so much was there.
 _READ: Final = 16_384
 _LARGE_READ: Final = 262_144
-# Answers to pings that wait for the kernel.
-_MAX_REPLIES: Final = 64
 _ENDED: Final = "the peer has ended the connection without a Close frame"
-
-
-class _Unsent(NamedTuple):
-    """What the kernel has not taken yet, and whom to tell when it has."""
-
-    data: bytes | memoryview
-    callback: Callable[[], object] | None
 
 
 class websocket:
@@ -57,30 +55,35 @@ class websocket:
     sends and receives single ``Frame`` objects: nothing is answered or put together by itself, which is what
     ``Connection`` does. What arrives was checked by the rules of RFC 6455 §5, and so is what is sent.
 
-    One thread may receive while others send. Calls last no longer than the socket's timeout says, which holds for a
-    call as a whole; a call that was cut short by it has lost nothing. On a non-blocking socket, or beside other ones
-    in an event loop, use ``queue_send``, ``do_async_send`` and ``do_async_recv``.
+    Any thread may call any method, ``close`` too. One at a time receives, while others send. Calls last no longer than
+    ``settimeout`` says, which holds for a call as a whole; a call that was cut short by it has lost nothing. On a
+    non-blocking socket, or beside other ones in an event loop, use ``queue_send``, ``do_async_send`` and
+    ``do_async_recv``. It can't be copied or pickled.
 
     Args:
         sock: a stream socket to wrap; None for a new one. It may listen, or be connected already: ``connect`` and
-            ``do_handshake`` make a WebSocket of it then.
+            ``do_handshake`` make a WebSocket of it then. Its timeout becomes that of this object, and it is made
+            non-blocking itself.
         origin: the value of ``Origin`` that a client sends, or None.
         protocols: the subprotocols that this end speaks, a client's preferred one first.
         location: the path, with a query, that a client asks for if ``connect`` isn't given a URI.
-        trusted_origins: the origins of pages that a server lets in; see ``AsyncServer``.
-        locations: the paths that a server serves; empty for all.
+        trusted_origins: the origins of pages that a server lets in; empty for all. See ``AsyncServer``.
+        locations: the paths that a server serves, without a query; empty for all.
         extra_headers: header fields of a client's request, or of a server's 101.
         recv_callback: called by ``do_async_recv`` with each frame; None to keep them for ``recv``.
         sfamily: of a new socket: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
         sproto: of a new socket.
         strict: fail if the peer breaks a rule. False shows the frames as they are, ``frame.unchecked`` being True for
-            those that break one by themselves.
-        max_size: of a message over all its frames, in bytes; None for no limit. Over it 1009.
+            those that break one by themselves, whatever an extension might allow.
+        max_size: of a message over all its frames, in bytes; None for no limit. Over it 1009. With ``strict=False`` of
+            each frame.
         max_fragments: frames of a message; None for no limit. Over it 1008.
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
 
     Attributes:
-        sock: the wrapped socket.
+        origin, protocols, trusted_origins, locations, extra_headers, strict, max_size, max_fragments, open_timeout: as
+            given. What is changed counts for the opening handshakes that begin later.
+        recv_callback: as given; may be changed at any time.
         protocol: the subprotocol that was agreed upon, or None.
         request: a server's: the ``Request`` that it accepted. None before, and for a client.
         request_headers: of that request; None without one.
@@ -113,41 +116,58 @@ class websocket:
         open_timeout: float | None = 10.0,
     ) -> None:
         self.origin = origin
-        self.protocols = list(protocols)
+        self.protocols = list(protocols) if not isinstance(protocols, str) else protocols
         self.location = location
-        self.trusted_origins = trusted_origins
-        self.locations = locations
+        self.trusted_origins = trusted_origins if isinstance(trusted_origins, str) else tuple(trusted_origins)
+        self.locations = locations if isinstance(locations, str) else tuple(locations)
         self.extra_headers = Headers(extra_headers)
         self.recv_callback = recv_callback
         self.strict = strict
         self.max_size = max_size
         self.max_fragments = max_fragments
-        self.open_timeout = open_timeout
+        self.open_timeout = checked_seconds("open_timeout", open_timeout)
         self.secure = False
         self.protocol: str | None = None
         self.request: Request | None = None
         self.response_headers: Headers | None = None
-        self._handshake = ServerHandshake(
+        checked_limit("max_size", max_size, 0, NO_SIZE_LIMIT)
+        checked_limit("max_fragments", max_fragments, 0, NO_COUNT_LIMIT)
+        self._handshake = self._server_handshake()
+        self._head: HeadReader | None = None  # of a server's handshake under way
+        self._protocol: Protocol | None = None
+        self._lenient: LenientReader | None = None
+        self._speaking = RLock()  # the protocol, and the end of the outbox; a signal handler may come in between
+        self._outbox = Outbox()
+        self._receiving = Exclusive("recv")
+        self._accepting = Exclusive("accept")
+        self._reception: Reception[Any] | None = None
+        self._received: deque[Frame] = deque()
+        self._failure: Exception | None = None  # why nothing more is received
+        self._lost: SocketClosed | None = None  # why nothing more is sent
+        self._read_size = _READ
+        self._owns_sock = sock is None
+        if sock is None:
+            sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto)
+        elif sock.type != socket.SOCK_STREAM:
+            raise ValueError("a websocket needs a stream socket")
+        self._timeout = sock.gettimeout()
+        self._held = HeldSocket(sock)
+
+    def _server_handshake(self) -> ServerHandshake:
+        return ServerHandshake(
             protocols=self.protocols,
-            trusted_origins=trusted_origins,
-            locations=locations,
+            trusted_origins=self.trusted_origins,
+            locations=self.locations,
             extra_headers=self.extra_headers,
             server_header=f"wspy/{__version__}",
         )
-        self._head: HeadReader | None = None  # of a server's handshake under way
-        self._protocol: Protocol | None = None
-        # both for a moment only, never while the kernel makes somebody wait
-        self._speaking = Lock()  # the protocol, and the end of _unsent
-        self._writing = Lock()  # the front of _unsent: whoever holds it writes for all
-        self._unsent: deque[_Unsent] = deque()
-        self._received: deque[Frame] = deque()
-        self._kept = b""  # of an incomplete frame, if nothing is checked
-        self._failure: Exception | None = None
-        self._read_size = _READ
-        self._owns_sock = sock is None
-        self.sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto) if sock is None else sock
 
     # ---- the wrapped socket ----
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket; another one after a redirect. It is non-blocking, whatever ``gettimeout`` says."""
+        return self._held.sock
 
     @property
     def family(self) -> int:
@@ -174,7 +194,7 @@ class websocket:
 
     def fileno(self) -> int:
         """Return the descriptor of the socket, -1 once it is closed."""
-        return self.sock.fileno()
+        return -1 if self._held.closed else self.sock.fileno()
 
     def getpeername(self) -> Any:
         """Return the address of the peer."""
@@ -194,23 +214,37 @@ class websocket:
 
     def setblocking(self, flag: bool) -> None:
         """Make calls wait, or not, see ``socket.setblocking``."""
-        self.sock.setblocking(flag)
+        self._timeout = None if flag else 0.0
 
     def settimeout(self, seconds: float | None) -> None:
-        """Let calls wait for so many seconds, see ``socket.settimeout``."""
-        self.sock.settimeout(seconds)
+        """Let calls that begin from now on wait for so many seconds; None for ever, 0 not at all.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it is below 0.
+        """
+        self._timeout = checked_seconds("the timeout", seconds)
 
     def gettimeout(self) -> float | None:
         """Return the timeout in seconds; None for ever."""
-        return self.sock.gettimeout()
+        return self._timeout
 
     def shutdown(self, how: int) -> None:
         """End one direction of TCP or both, see ``socket.shutdown``."""
         self.sock.shutdown(how)
 
     def close(self) -> None:
-        """Close the socket, without a closing handshake: send a Close frame before, or use ``Connection``."""
-        self.sock.close()
+        """Close the socket, without a closing handshake: send a Close frame before, or use ``Connection``.
+
+        Calls of other threads that are waiting end with ``SocketClosed``: if there are any, both directions of TCP are
+        shut down, for other processes that have the socket too.
+        """
+        self._held.close()
+        if self._reception is not None and self._accepting.try_enter():  # else whoever is there does it
+            try:
+                self._reception.close()
+            finally:
+                self._accepting.leave()
 
     def __enter__(self) -> Self:
         return self
@@ -218,39 +252,54 @@ class websocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is a connection, and can't be copied or pickled")
+
     # ---- opening as a server ----
 
     def accept(self) -> tuple[Self, Any]:
         """Accept a client, and return its ``websocket`` after the opening handshake, and its address.
 
-        Who isn't let in, or isn't done within ``open_timeout``, gets an answer, and the next client is waited for: the
-        log tells. So a silent client holds the others for that long; a ``Server`` doesn't let it. If this socket is
-        non-blocking, so is the one that is returned, and its handshake is left to ``do_async_recv``.
+        Who isn't let in, or isn't done within ``open_timeout``, gets an answer, and the log tells; other clients are
+        let in meanwhile. Handshakes go on only while somebody calls this. If this socket is non-blocking, so is the one
+        that is returned, and its handshake is left to ``do_async_recv``, as is its time.
 
         Raises:
             BlockingIOError: the socket is non-blocking, and nobody has connected.
-            TimeoutError: nobody came within the socket's timeout.
+            TimeoutError: nobody came, or was done, within the socket's timeout; the next call goes on with them.
+            SocketClosed: this side has closed the socket.
             OSError: see ``socket.accept``.
         """
-        timeout = self.sock.gettimeout()
-        deadline = Deadline(timeout)
-        while True:
-            sock, address = self.sock.accept()
+        if self._timeout == 0:
+            return self._accept_now()
+        deadline = Deadline(self._timeout)
+        self._accepting.enter(deadline)
+        if self._reception is None:
+            self._reception = Reception(websocket._refuse_late)
+        try:
+            with self._held as sock:
+                client, address = self._reception.receive(sock, self._serving, self.open_timeout, deadline)
+        except OSError:
+            self._held.check()  # which woke the call, whatever it saw then
+            raise
+        finally:
+            if self._held.closed:
+                self._reception.close()
+            self._accepting.leave()
+        client.recv_callback = self.recv_callback
+        return client, address
+
+    def _accept_now(self) -> tuple[Self, Any]:
+        with self._held as listener:
+            sock, address = listener.accept()
+        try:
             client = self._serving(sock)
-            if timeout == 0:
-                sock.settimeout(0)
-                return client, address
-            try:
-                client._open_as_server(deadline.earlier(self.open_timeout))  # noqa: SLF001 -- of this class
-            except (HandshakeError, OSError) as error:
-                log.info("refused a client at %r: %s", address, error)
-                client.close()
-            except BaseException:
-                client.close()
-                raise
-            else:
-                return client, address
-            deadline.wait(self.sock, select.POLLIN)
+        except BaseException:
+            sock.close()
+            raise
+        client.recv_callback = self.recv_callback
+        client.settimeout(0)
+        return client, address
 
     def _serving(self, sock: socket.socket) -> Self:
         """Return a new one of this kind for a client; what a subclass adds to ``__init__`` needs defaults."""
@@ -262,38 +311,52 @@ class websocket:
             trusted_origins=self.trusted_origins,
             locations=self.locations,
             extra_headers=self.extra_headers,
-            recv_callback=self.recv_callback,
             strict=self.strict,
             max_size=self.max_size,
             max_fragments=self.max_fragments,
             open_timeout=self.open_timeout,
         )
         client._head = HeadReader()  # noqa: SLF001 -- of this class
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
     def do_handshake(self) -> None:
         """Answer the opening handshake of a client on a socket that was accepted elsewhere.
 
+        On a non-blocking socket this only says that there is one: ``do_async_recv`` performs it.
+
         Raises:
             HandshakeError: the client isn't let in; it was told why. Close the socket.
             SocketClosed: the client went away.
-            TimeoutError: it took longer than ``open_timeout``, or than the socket's timeout.
+            TimeoutError: it took longer than ``open_timeout``, or than the socket's timeout. Close the socket.
+            ValueError: the opening handshake is complete already.
         """
+        self._check_unopened()
+        self._handshake = self._server_handshake()
         self._head = HeadReader()
-        self._open_as_server(Deadline(self.sock.gettimeout()).earlier(self.open_timeout))
+        if self._timeout != 0:
+            self._receiving.enter(Deadline(self._timeout))
+            try:
+                with self._held:
+                    self._open_as_server(Deadline(self._timeout).earlier(self.open_timeout))
+            finally:
+                self._receiving.leave()
 
     def _open_as_server(self, deadline: Deadline) -> None:
         try:
             while self._head is not None:
-                deadline.wait(self.sock, select.POLLIN)
-                self._take_head(self._some(_READ))
-        except TimeoutError:
-            if self._head is not None and self._head.has_line:
-                self._refuse(HandshakeError(408, "the request head was not complete in open_timeout"), b"")
-            raise
-        finally:
+                self._wait(deadline, select.POLLIN)
+                data = self._read(_READ)
+                if data is not None:
+                    self._take_head(data)
+            self._flush_all(deadline)
+        except (HandshakeError, TimeoutError):
+            self._refuse_late()
             with contextlib.suppress(OSError):
-                self._flush(deadline)
+                self._hang_up(Deadline(LINGER_SECONDS))
+            raise
 
     def _take_head(self, data: bytes) -> None:
         """Go on with the handshake of a server, whose answer is queued once the head is complete."""
@@ -301,7 +364,7 @@ class websocket:
         if reader is None:
             return
         if not data:
-            self._lost("the client has ended the connection before its request was complete")
+            self._fail_receiving("the client has ended the connection before its request was complete")
         head = b""
         try:
             found = reader.feed(data)
@@ -309,20 +372,31 @@ class websocket:
                 return
             head = found
             request = self._handshake.read(head)
-            request.remote_address = self.sock.getpeername()
+            request.remote_address = self._peer()
             accepted = self._handshake.accept(request)
         except HandshakeError as error:
             self._refuse(error, head)
             raise
         self._head = None
         self.request, self.protocol, self.location = request, accepted.subprotocol, request.path
-        self._unsent.append(_Unsent(accepted.response, None))
+        self._outbox.add(Unsent(accepted.response))
         self._open(Role.SERVER, reader.rest)
+
+    def _peer(self) -> Any:
+        try:
+            return self.sock.getpeername()
+        except OSError as error:  # a reset that nobody has read yet
+            self._fail_receiving("the connection is lost", error)
 
     def _refuse(self, error: HandshakeError, head: bytes) -> None:
         self._head = None
-        self._failure = error
-        self._unsent.append(_Unsent(self._handshake.refuse(error, head), None))
+        self._failure = copy(error)  # without its traceback, which would keep this object
+        self._outbox.add(Unsent(self._handshake.refuse(error, head)))
+
+    def _refuse_late(self) -> None:
+        """Answer a client whose request is not complete in time, RFC 9110 §15.5.9, if there is something to answer."""
+        if self._head is not None and self._head.has_line:
+            self._refuse(HandshakeError(408, "the request head was not complete in time"), b"")
 
     @property
     def request_headers(self) -> Headers | None:
@@ -348,76 +422,106 @@ class websocket:
             OSError: there is no connection.
             ValueError: the URI is wrong, or the socket non-blocking: set it so afterwards.
         """
-        timeout = self.sock.gettimeout()
-        if timeout == 0:
+        if self._timeout == 0:
             raise ValueError("connect needs a socket that may wait: call setblocking(False) afterwards")
-        deadline = Deadline(timeout).earlier(self.open_timeout)
+        self._check_unopened()
+        deadline = Deadline(self._timeout).earlier(self.open_timeout)
         uri, headers = self._uri(address), self.extra_headers
-        path = address if isinstance(address, str) and self.sock.family == socket.AF_UNIX else None
-        for _ in range(MAX_REDIRECTS + 1):
+        path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
+        self._receiving.enter(deadline)
+        try:
+            with self._held:
+                self._open_redirected(uri, headers, path, deadline)
+        except ValueError:
+            raise  # before there was a connection
+        except BaseException:
+            self.sock.close()
+            self._held.check()  # which woke the call, whatever it saw then
+            raise
+        finally:
+            self._receiving.leave()
+
+    def _open_redirected(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
+        """Perform the opening handshake wherever redirects lead."""
+        for count in range(MAX_REDIRECTS + 1):
             try:
-                self._connect_tcp(uri, path, deadline)
-                self._open_as_client(uri, headers, deadline)
-                self.sock.settimeout(timeout)
+                self._open_as_client(uri, headers, path, deadline)
             except ResponseError as error:
-                self.sock.close()
                 if not self._owns_sock or path is not None:
                     raise
                 other = redirected(uri, error)
-                _check_plain(other)
+                if count == MAX_REDIRECTS:
+                    message = f"the server redirects more than {MAX_REDIRECTS} times"
+                    raise ResponseError(message, error.status, error.reason, error.headers) from None
+                self.sock.close()
                 if other.origin_key != uri.origin_key:
                     headers = without_credentials(headers)
                 uri = other
-            except BaseException:
-                self.sock.close()
-                raise
             else:
                 return
-        raise ResponseError(f"the server redirects more than {MAX_REDIRECTS} times")
 
     def _uri(self, address: tuple[str, int] | str) -> URI:
         if not isinstance(address, str):
             host, port = address[:2]
             return URI(secure=False, host=host or "localhost", port=port, resource=self.location)
-        if self.sock.family == socket.AF_UNIX and "://" not in address:
+        if self.family == socket.AF_UNIX and "://" not in address:
             return URI(secure=False, host="localhost", port=80, resource=self.location)
         uri = parse_uri(address)
-        _check_plain(uri)
+        if uri.secure:
+            raise ValueError("wss needs TLS, which is not there yet")
+        if uri.username is not None:
+            raise ValueError("credentials in a URI are not supported yet: pass Authorization in extra_headers")
         return uri
 
-    def _connect_tcp(self, uri: URI, path: str | None, deadline: Deadline) -> None:
-        if is_connected(self.sock):
-            return
-        if path is None:
-            self.sock = connect_tcp(self.sock, uri, deadline, is_replaceable=self._owns_sock)
-            return
-        self.sock.settimeout(deadline.remaining)
-        self.sock.connect(path)
-
-    def _open_as_client(self, uri: URI, headers: Headers, deadline: Deadline) -> None:
+    def _open_as_client(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
         handshake = ClientHandshake(uri, origin=self.origin, protocols=self.protocols, extra_headers=headers)
-        self._unsent.append(_Unsent(handshake.request, None))
-        self._flush(deadline)
-        while True:
+        self._start_again()
+        if path is not None:
+            connect_unix(self._fresh_socket(), path, deadline)
+        elif not is_connected(self.sock):
+            connect_tcp(self._fresh_socket(), uri, deadline, self._replacement if self._owns_sock else None)
+        self._outbox.add(Unsent(handshake.request))
+        self._flush_all(deadline)
+        self._await_answer(handshake, deadline)
+        self.response_headers = handshake.response.headers if handshake.response else None
+        self.protocol, self.location = handshake.subprotocol, uri.resource
+        self._open(Role.CLIENT, handshake.rest)
+
+    def _start_again(self) -> None:
+        """Forget what became of an earlier attempt."""
+        self._outbox.clear()
+        self._failure = self._lost = None
+
+    def _fresh_socket(self) -> socket.socket:
+        """Return the socket; a new one like it if an attempt has failed."""
+        if self._owns_sock and self.sock.fileno() < 0:
+            return self._replacement(self.sock.family)
+        return self.sock
+
+    def _replacement(self, family: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        self._held.replace(sock)
+        return sock
+
+    def _await_answer(self, handshake: ClientHandshake, deadline: Deadline) -> None:
+        is_complete = False
+        while not is_complete:
             try:
-                deadline.wait(self.sock, select.POLLIN)
+                self._wait(deadline, select.POLLIN)
             except TimeoutError:
                 if handshake.awaits_body:
                     handshake.feed_eof()
                 raise
-            data = self._some(_READ)
-            if not data:
+            data = self._read(_READ)
+            if data == b"":
                 handshake.feed_eof()
-            if handshake.feed(data):
-                break
-        self.response_headers = handshake.response.headers if handshake.response else None
-        self.protocol, self.location = handshake.subprotocol, uri.resource
-        self._open(Role.CLIENT, handshake.rest)
+            is_complete = bool(data) and handshake.feed(data or b"")
 
     # ---- after the handshake ----
 
     def _open(self, role: Role, data: bytes) -> None:
         self._protocol = Protocol(role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments)
+        self._lenient = None if self.strict else LenientReader(self.max_size)
         if data:
             self._take(data)
 
@@ -431,9 +535,14 @@ class websocket:
             raise SocketClosed(message="there was no opening handshake yet: connect, accept or do_handshake first")
         return self._protocol
 
+    def _check_unopened(self) -> None:
+        self._held.check()
+        if self._protocol is not None or self._head is not None:
+            raise ValueError("the opening handshake was done already: make another websocket")
+
     def _is_closing(self) -> bool:
         """Whether nothing can be sent any more."""
-        return self._failure is not None or self._protocol is None or self._protocol.close_sent
+        return self._held.closed or self._lost is not None or self._opened().close_sent
 
     # ---- sending ----
 
@@ -445,12 +554,13 @@ class websocket:
 
         Raises:
             SocketClosed: a Close was sent, which nothing may follow (RFC 6455 §5.5.1), or the connection is lost.
-            TimeoutError: the kernel didn't take them within the socket's timeout, or at once if that is 0.
+            TimeoutError: the kernel didn't take them within the socket's timeout.
+            BlockingIOError: the socket is non-blocking, and the kernel didn't take all; see ``can_send``.
             TypeError: this is no frame.
             ValueError: a frame breaks a rule, and none of them was sent; see ``Frame.unchecked``.
         """
-        self._queue(frames, None)
-        self._flush(Deadline(self.sock.gettimeout()))
+        if frames:
+            self._flush(self._queue(frames), Deadline(self._timeout))
 
     def queue_send(
         self,
@@ -458,11 +568,12 @@ class websocket:
         callback: Callable[[], object] | None = None,
         recv_callback: Callable[[Frame], object] | None = None,
     ) -> None:
-        """Queue a frame for ``do_async_send``. Thread-safe.
+        """Queue a frame for ``do_async_send``. Thread-safe. How much is queued is up to the caller.
 
         Args:
             frame: the frame, which may be changed afterwards.
-            callback: called without arguments when the kernel has the whole frame.
+            callback: called without arguments when the kernel has the whole frame, by who has sent the last byte; never
+                if the connection is lost before. Callbacks are called in the order of the frames.
             recv_callback: becomes ``self.recv_callback``.
 
         Raises:
@@ -470,87 +581,98 @@ class websocket:
             TypeError: see ``send``.
             ValueError: see ``send``.
         """
+        self._queue((frame,), callback)
         if recv_callback is not None:
             self.recv_callback = recv_callback
-        self._queue((frame,), callback)
 
-    def _queue(self, frames: tuple[Frame, ...], callback: Callable[[], object] | None) -> None:
+    def _queue(self, frames: tuple[Frame, ...], callback: Callable[[], object] | None = None) -> Unsent:
         for frame in frames:
             if not isinstance(frame, Frame):
                 raise TypeError(
                     f"a websocket sends Frame objects, not {type(frame).__name__}: Connection sends messages"
                 )
-        protocol = self._opened()
+        protocol = self._sendable()
         with self._speaking:
-            self._unsent.append(_Unsent(protocol.frames(*frames), callback))
-
-    def _send_before(self, deadline: Deadline, *frames: Frame) -> None:
-        self._queue(frames, None)
-        self._flush(deadline)
+            unsent = Unsent(protocol.frames(*frames), callback)
+            self._outbox.add(unsent)
+        return unsent
 
     def _send_message(self, message: Sendable, fragment_size: int | None) -> None:
-        protocol = self._opened()
+        protocol = self._sendable()
         with self._speaking:
-            self._unsent.append(_Unsent(protocol.message(message, fragment_size), None))
-        self._flush(Deadline(self.sock.gettimeout()))
+            unsent = Unsent(protocol.message(message, fragment_size))
+            self._outbox.add(unsent)
+        self._flush(unsent, Deadline(self._timeout))
 
     def _reply(self, frame: Frame) -> None:
-        """Queue an answer, for who receives must not wait for a peer that doesn't; a few such answers, then it must."""
-        self._queue((frame,), None)
-        if len(self._unsent) > _MAX_REPLIES:
-            self._flush(Deadline(self.sock.gettimeout()))
-        else:
-            self.do_async_send()
+        """Answer a Ping without waiting: who receives must go on with that, also if the peer reads nothing."""
+        protocol = self._sendable()
+        with self._speaking:
+            self._outbox.add_pong(protocol.frames(frame))
+        self.do_async_send()
 
-    def _flush(self, deadline: Deadline) -> None:
-        """Write what is queued. Whoever writes does so for all who come meanwhile, who wait until it is done."""
-        while self._unsent:
-            remaining = deadline.remaining
-            if not self._writing.acquire(timeout=-1 if remaining is None else min(remaining, TIMEOUT_MAX)):
-                raise TimeoutError("timed out")
-            written: list[_Unsent] = []
-            try:
-                while self._write(written):
-                    deadline.wait(self.sock, select.POLLOUT)
-            finally:
-                self._writing.release()
-                _tell(written)
+    def _sendable(self) -> Protocol:
+        protocol = self._opened()
+        self._held.check()
+        if self._lost is not None:
+            raise copy(self._lost)
+        return protocol
+
+    def _flush(self, unsent: Unsent, deadline: Deadline) -> None:
+        """Write until the kernel has this, by whichever thread."""
+        with self._held as sock:
+            while True:
+                self._write(sock)
+                if unsent.is_sent():
+                    return
+                try:
+                    self._wait(deadline, select.POLLOUT)
+                except TimeoutError:
+                    if unsent.is_sent():
+                        return
+                    raise self._too_late() from None
+
+    def _flush_all(self, deadline: Deadline) -> None:
+        """Write what is queued."""
+        with self._held as sock:
+            while True:
+                self._write(sock)
+                if not self._outbox:
+                    return
+                self._wait(deadline, select.POLLOUT)
 
     def do_async_send(self) -> None:
         """Write of what is queued as much as the kernel takes now; for when the socket is writable. Thread-safe.
 
-        Raises:
-            SocketClosed: the connection is lost.
-        """
-        if not self._writing.acquire(blocking=False):
-            return  # another thread writes, and for this one as well
-        written: list[_Unsent] = []
-        try:
-            self._write(written)
-        finally:
-            self._writing.release()
-            _tell(written)
+        An exception of a callback is raised here; the next call goes on with the other callbacks.
 
-    def _write(self, written: list[_Unsent]) -> bool:
-        """Write of what is queued as much as the kernel takes now; return whether there is more."""
-        unsent = self._unsent
-        while unsent:
-            data, callback = unsent[0]
+        Raises:
+            SocketClosed: the connection is lost, or this side has closed the socket.
+        """
+        with self._held as sock:
+            self._write(sock)
+
+    def _write(self, sock: socket.socket) -> None:
+        failure = self._lost
+        if failure is None:
             try:
-                size = self.sock.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True
+                self._outbox.write(sock)
             except OSError as error:
-                self._lost("the connection is lost", error)
-            if size < len(data):
-                unsent[0] = _Unsent(memoryview(data)[size:], callback)
-                return True
-            written.append(unsent.popleft())
-        return False
+                failure = self._fail_sending(error)
+        self._outbox.tell()
+        if failure is not None:
+            self._outbox.clear()  # of what was queued since
+            raise copy(failure)
+
+    def _fail_sending(self, error: OSError) -> SocketClosed:
+        """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
+        self._held.check()  # which may be the cause
+        self._lost = SocketClosed(message=f"the connection is lost: {error.strerror}")
+        return self._lost
 
     def can_send(self) -> bool:
         """Whether something is queued: whether to watch for the socket to become writable."""
-        return bool(self._unsent)
+        return bool(self._outbox)
 
     # ---- receiving ----
 
@@ -562,15 +684,9 @@ class websocket:
             ProtocolError: the peer broke a rule, and was sent a Close that says so (RFC 6455 §7.1.7).
             TimeoutError: there was no whole frame within the socket's timeout; what has arrived of it is kept.
             BlockingIOError: the socket is non-blocking, and there is no whole frame.
+            RuntimeError: a signal handler calls this while its thread does.
         """
-        if not self._received:
-            self._receive(Deadline(self.sock.gettimeout()))
-        return self._received.popleft()
-
-    def _recv_before(self, deadline: Deadline) -> Frame:
-        if not self._received:
-            self._receive(deadline, is_first=False)
-        return self._received.popleft()
+        return self.recvn(1)[0]
 
     def recvn(self, n: int) -> list[Frame]:
         """Receive so many frames, and return them together; see ``recv``.
@@ -580,155 +696,186 @@ class websocket:
             ProtocolError: see ``recv``.
             TimeoutError: see ``recv``.
             BlockingIOError: see ``recv``.
-        """
-        deadline = Deadline(self.sock.gettimeout())
-        is_first = True
-        while len(self._received) < n:
-            self._receive(deadline, is_first=is_first)
-            is_first = False
-        return [self._received.popleft() for _ in range(n)]
-
-    def _receive(self, deadline: Deadline, *, is_first: bool = True) -> None:
-        """Receive until there is one more frame."""
-        self._opened()
-        count = len(self._received)
-        while len(self._received) == count:
-            if self._failure is not None:
-                raise copy(self._failure)
-            if self._unsent or not is_first:
-                self._await_input(deadline)
-            is_first = False
-            self._take(self._some(self._read_size))
-
-    def _await_input(self, deadline: Deadline) -> None:
-        """Wait for something to read, and write meanwhile what is left of answers and of calls that have timed out."""
-        while self._unsent and not self._writing.locked():
-            self.do_async_send()
-            if self._unsent and deadline.wait(self.sock, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-                return
-        deadline.wait(self.sock, select.POLLIN)
-
-    def _await_eof(self, deadline: Deadline) -> None:
-        """Read and forget, until the peer ends TCP.
-
-        Raises:
-            SocketClosed: it was reset.
-            TimeoutError: the time is up.
-        """
-        while True:
-            deadline.wait(self.sock, select.POLLIN)
-            if not self._some(_READ):
-                return
-
-    def do_async_recv(self, bufsize: int = _READ) -> None:
-        """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
-
-        Goes on with the opening handshake of a server, too, whose answer ``do_async_send`` sends.
-
-        Args:
-            bufsize: bytes to read at most.
-
-        Raises:
-            HandshakeError: the client isn't let in; call ``do_async_send`` until ``can_send`` is False, then ``close``.
-            SocketClosed: see ``recv``.
-            ProtocolError: see ``recv``; the Close that says so is queued.
+            RuntimeError: see ``recv``.
         """
         try:
-            data = self.sock.recv(bufsize, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except ConnectionError as error:
-            self._lost("the connection is lost", error)
-        if self._head is not None:
-            self._take_head(data)
-        else:
-            self._opened()
-            self._take(data)
-        while self._received and self.recv_callback is not None:
-            self.recv_callback(self._received.popleft())
-        if self._failure is not None and not self._received:
+            return self._recv_before(Deadline(self._timeout), n)
+        except TimeoutError:
+            raise self._too_late() from None
+
+    def _too_late(self) -> OSError:
+        if self._timeout == 0:
+            return BlockingIOError(errno.EAGAIN, "the socket is non-blocking, and not all is done")
+        return TimeoutError("timed out")
+
+    def _recv_before(self, deadline: Deadline, n: int = 1) -> list[Frame]:
+        self._opened()
+        self._receiving.enter(deadline)
+        try:
+            with self._held:
+                while len(self._received) < n:
+                    self._receive(deadline)
+                return [self._received.popleft() for _ in range(n)]
+        finally:
+            self._receiving.leave()
+
+    def _receive(self, deadline: Deadline) -> None:
+        """Wait for something to read, and read it."""
+        if self._failure is not None:
             raise copy(self._failure)
+        while self._outbox and self._lost is None:  # answers, and what calls have left that have timed out
+            with contextlib.suppress(SocketClosed):
+                self.do_async_send()
+            if self._outbox and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+                break
+        else:
+            self._wait(deadline, select.POLLIN)
+        data = self._read(self._read_size)
+        if data is not None:
+            self._take(data)
 
-    def can_recv(self) -> bool:
-        """Whether somebody wants frames: whether to watch for the socket to become readable."""
-        return self.recv_callback is not None or self._head is not None
+    def _wait(self, deadline: Deadline, events: int) -> int:
+        found = deadline.wait(self.sock, events)
+        self._held.check()  # which wakes who waits
+        return found
 
-    def _some(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytes | None:
+        """Read what there is, without waiting: nothing at the end, None if there is none yet."""
         try:
             data = self.sock.recv(size)
-        except (TimeoutError, BlockingIOError):
-            raise
-        except OSError as error:  # also that another thread has closed the socket
-            self._lost("the connection is lost", error)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno is None:  # somebody has set a timeout of the socket itself, and it is over
+                return None
+            self._fail_receiving("the connection is lost", error)
         if len(data) == size:
             self._read_size = _LARGE_READ
         elif len(data) < _READ:
             self._read_size = _READ
         return data
 
+    def do_async_recv(self, bufsize: int = _READ) -> None:
+        """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
+
+        Goes on with the opening handshake of a server, too, whose answer ``do_async_send`` sends. After ``connect`` and
+        ``accept`` call this once without waiting: frames may have come right behind the opening handshake.
+
+        Args:
+            bufsize: bytes to read at most, at least 1.
+
+        Raises:
+            HandshakeError: the client isn't let in; call ``do_async_send`` until ``can_send`` is False, then ``close``.
+            SocketClosed: see ``recv``.
+            ProtocolError: see ``recv``; the Close that says so is queued.
+            BlockingIOError: another thread receives.
+            ValueError: ``bufsize`` is below 1.
+        """
+        if bufsize < 1:
+            raise ValueError(f"bufsize must be at least 1, not {bufsize}")
+        try:
+            self._receiving.enter(Deadline(self._timeout))
+        except TimeoutError:
+            raise self._too_late() from None
+        try:
+            with self._held:
+                self._read_once(bufsize)
+        finally:
+            self._receiving.leave()
+        while self._received and self.recv_callback is not None:
+            self.recv_callback(self._received.popleft())
+        if self._failure is not None and not self._received:
+            raise copy(self._failure)
+
+    def _read_once(self, bufsize: int) -> None:
+        if self._head is None:
+            self._opened()
+        data = self._read(bufsize)
+        if data is None:
+            return
+        if self._head is not None:
+            self._take_head(data)
+        else:
+            self._take(data)
+
+    def can_recv(self) -> bool:
+        """Whether somebody wants frames: whether to watch for the socket to become readable."""
+        return self.recv_callback is not None or self._head is not None
+
     def _take(self, data: bytes) -> None:
         """Take bytes from the peer, none at the end, and make frames of them."""
         protocol = self._opened()
         if not data:
             self._failure = self._failure or SocketClosed(message=_ENDED)
-            return
-        if not self.strict:
-            self._take_unchecked(data)
-            return
+        elif self._lenient is not None:
+            self._take_unchecked(self._lenient, data)
+        else:
+            self._take_checked(protocol, data)
+
+    def _take_checked(self, protocol: Protocol, data: bytes) -> None:
         with self._speaking:
             events = protocol.feed(data)
             error = protocol.error
-            if error is not None:
-                self._unsent.append(_Unsent(protocol.owed_close(), None))
-            if any(event.opcode == Opcode.PING for event in events):
-                protocol.replies()  # whoever receives it answers it
+            close = b"" if error is None else protocol.owed_close()
+            if close:
+                self._outbox.add(Unsent(close))
         for opcode, payload, final, rsv in events:
             self._received.append(received_frame(opcode, payload, final=final, rsv=rsv))
             if opcode == Opcode.CLOSE:
-                self._failure = self._closed_by_peer(payload)
+                self._failure = self._closed_by_peer(protocol, payload)
+            elif opcode == Opcode.PING:
+                with self._speaking:
+                    protocol.replies()  # whoever receives it answers it
         if error is not None and self._failure is None:
-            self._fail(error)
+            self._failure = error  # RFC 6455 §7.1.7
+            with contextlib.suppress(SocketClosed):
+                self.do_async_send()
 
-    def _take_unchecked(self, data: bytes) -> None:
-        data = self._kept + data
+    def _take_unchecked(self, lenient: LenientReader, data: bytes) -> None:
+        frames: list[Frame] = []
         try:
-            while contains_frame(data):
-                frame, data = pop_frame(data, strict=False)
-                self._received.append(frame)
+            lenient.feed(data, frames)
         except ProtocolError as error:
-            self._failure = error
-        if self.max_size is not None and len(data) > self.max_size + 14:
-            self._failure = ProtocolError(CloseCode.MESSAGE_TOO_BIG, "a frame is longer than max_size")
-        self._kept = data
+            self._failure = copy(error)
+        self._received.extend(frames)
 
-    def _fail(self, error: ProtocolError) -> None:
-        """Fail the connection, RFC 6455 §7.1.7: its Close is queued, and sent if the kernel takes it now."""
-        self._failure = error
-        with contextlib.suppress(OSError):
-            self.do_async_send()
-
-    def _closed_by_peer(self, payload: bytes) -> SocketClosed:
-        began = self._opened().close_sent
+    @staticmethod
+    def _closed_by_peer(protocol: Protocol, payload: bytes) -> SocketClosed:
+        began = protocol.close_sent
         message = "the peer has answered the Close" if began else "the peer has closed the connection"
         return SocketClosed(began, message, rcvd=split_close(payload))
 
-    def _lost(self, message: str, cause: OSError | None = None) -> NoReturn:
+    def _fail_receiving(self, message: str, cause: OSError | None = None) -> NoReturn:
+        self._held.check()  # which may be the cause
         self._failure = SocketClosed(message=message if cause is None else f"{message}: {cause.strerror}")
         raise copy(self._failure) from cause
 
+    # ---- ending ----
+
+    def _hang_up(self, deadline: Deadline) -> None:
+        """Write what is queued, end the sending direction, and read on until the peer has ended the other one.
+
+        If there was something unread when the socket is closed, a RST could destroy what was sent. Listening ends after
+        a moment, or a while of a peer that goes on and on.
+
+        Raises:
+            OSError: this didn't succeed in time.
+        """
+        self._flush_all(deadline)
+        with self._held as sock:
+            sock.shutdown(socket.SHUT_WR)
+        self._drain(deadline.earlier(LINGER_SECONDS))
+
+    def _drain(self, deadline: Deadline) -> None:
+        """Read and forget, until the peer ends TCP."""
+        with self._held:
+            left = LINGER_BYTES
+            while left > 0:
+                self._wait(deadline, select.POLLIN)
+                data = self._read(min(left, _LARGE_READ))
+                if data == b"":
+                    return
+                left -= len(data or b"")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.sock!r}>"
-
-
-def _check_plain(uri: URI) -> None:
-    if uri.secure:
-        raise ValueError("wss needs TLS, which is not there yet")
-    if uri.username is not None:
-        raise ValueError("credentials in a URI are not supported yet: pass Authorization in extra_headers")
-
-
-def _tell(written: list[_Unsent]) -> None:
-    """Call the callbacks of what was written, when others may write again."""
-    for _, callback in written:
-        if callback is not None:
-            callback()

@@ -1,0 +1,153 @@
+"""What waits for the kernel, in which order, and who is told when the kernel has it?"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from threading import RLock, get_ident
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Outbox", "Unsent"]
+
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Unsent:
+    """Frames that leave together.
+
+    Args:
+        data: the bytes.
+        callback: called when the kernel has all of them.
+    """
+
+    __slots__ = ("callback", "data", "sizes")
+
+    def __init__(self, data: bytes, callback: Callable[[], object] | None = None) -> None:
+        self.data = data
+        self.callback = callback
+        self.sizes: list[int] = []  # of what the kernel has taken
+
+    def left(self) -> bytes | memoryview:
+        """Return what the kernel has not taken yet."""
+        if not self.sizes:
+            return self.data
+        size = sum(self.sizes)
+        self.sizes[:] = (size,)
+        return memoryview(self.data)[size:]
+
+    def is_sent(self) -> bool:
+        """Whether the kernel has all of it."""
+        return sum(self.sizes) >= len(self.data)
+
+
+class Outbox:
+    """Bytes in the order in which they leave. Thread-safe.
+
+    No byte is sent twice and none is left out, whatever exception a signal handler raises in between, and at whichever
+    bytecode: what the kernel has taken is noted in the same step of the interpreter that calls it.
+    """
+
+    __slots__ = ("_due", "_pong", "_state", "_teller", "_unsent", "_writer", "_writing")
+
+    def __init__(self) -> None:
+        self._unsent: deque[Unsent] = deque()
+        self._due: deque[Unsent] = deque()  # sent, and nobody was told
+        self._pong: Unsent | None = None  # the last one
+        self._writing = RLock()  # never held while somebody waits for the kernel
+        self._writer = 0  # the thread that holds it
+        self._teller: object = None  # who calls callbacks
+        self._state = RLock()  # of _due and _teller
+
+    def __bool__(self) -> bool:
+        """Whether ``write`` or ``tell`` has something to do."""
+        return bool(self._unsent) or bool(self._due)
+
+    def add(self, unsent: Unsent) -> None:
+        """Add something to the end."""
+        self._unsent.append(unsent)
+
+    def add_pong(self, data: bytes) -> None:
+        """Add a Pong, in the place of one that nothing was sent of yet.
+
+        RFC 6455 §5.5.2 lets the most recent Ping alone be answered: so a peer that sends many, and reads nothing, costs
+        the memory of one.
+        """
+        if self._writer == get_ident():
+            self._unsent.append(Unsent(data))
+            return
+        with self._writing:
+            if self._pong is not None and not self._pong.sizes and self._unsent:
+                self._pong.data = data
+                return
+            self._pong = Unsent(data)
+            self._unsent.append(self._pong)
+
+    def write(self, sock: socket.socket) -> None:
+        """Send as much as the kernel takes now; call ``tell`` afterwards.
+
+        Raises:
+            OSError: the kernel takes nothing any more.
+        """
+        if self._writer == get_ident():
+            return  # it was interrupted by a signal handler, and goes on afterwards
+        with self._writing:
+            self._writer = get_ident()
+            try:
+                self._write(sock)
+            finally:
+                self._writer = 0
+
+    def _write(self, sock: socket.socket) -> None:
+        while self._unsent:
+            unsent = self._unsent[0]
+            left = unsent.left()
+            if left:
+                try:
+                    unsent.sizes.extend(map(sock.send, (left,), (_FLAGS,)))
+                except BlockingIOError:
+                    return
+                except TimeoutError as error:
+                    if error.errno is None:  # somebody has set a timeout of the socket itself
+                        return
+                    raise
+                if not unsent.is_sent():
+                    return  # the kernel is full
+            if unsent.callback is None:
+                self._unsent.popleft()
+            else:
+                self._due.extend(map(deque.popleft, (self._unsent,)))
+
+    def tell(self) -> None:
+        """Call the callbacks of what was sent, in order: one thread does it for all, and none inside another.
+
+        An exception of a callback is raised; the next call goes on behind it.
+        """
+        if not self._due:
+            return
+        me = object()
+        try:
+            with self._state:
+                self._teller = self._teller or me
+            while self._teller is me:
+                unsent = self._take_due()
+                if unsent is not None and unsent.callback is not None:
+                    unsent.callback()
+        finally:
+            if self._teller is me:
+                self._teller = None
+
+    def _take_due(self) -> Unsent | None:
+        """Take the next one whom to tell of; if there is none, somebody else may come."""
+        with self._state:
+            if self._due:
+                return self._due.popleft()
+            self._teller = None
+            return None
+
+    def clear(self) -> None:
+        """Forget what was not sent; its callbacks are never called."""
+        with self._writing:
+            self._unsent.clear()

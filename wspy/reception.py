@@ -1,0 +1,258 @@
+"""Which clients of a listener are in their opening handshake, and who of them comes next?"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import typing
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from .deadline import Deadline
+from .errors import HandshakeError, ProtocolError, SocketClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Guest", "Reception"]
+
+log = logging.getLogger("wspy.websocket")
+
+# While so many are in their handshake, others wait in the kernel's queue.
+_MAX_OPENING: Final = 128
+# How long a peer is listened to that was sent away: if nobody read what it still sends, a RST would destroy the answer.
+LINGER_SECONDS: Final = 1.0
+LINGER_BYTES: Final = 1 << 20
+_READ: Final = 16_384
+
+# accept(2): errors of the connection that was waiting, or of the network; not of this socket.
+_PASSING: Final = frozenset(
+    [
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+    ]
+)
+
+
+class Guest(typing.Protocol):
+    """What a ``websocket`` that is being opened can do, without waiting."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket."""
+
+    @property
+    def handshake_sent(self) -> bool:
+        """Whether the opening handshake is complete."""
+
+    def do_async_recv(self) -> None:
+        """Read once."""
+
+    def do_async_send(self) -> None:
+        """Write what the kernel takes."""
+
+    def can_send(self) -> bool:
+        """Whether there is something to write."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+_GuestT = TypeVar("_GuestT", bound=Guest)
+
+
+class _Opening(Generic[_GuestT]):
+    """A client in its opening handshake."""
+
+    def __init__(self, client: _GuestT, address: Any, deadline: Deadline) -> None:
+        self.client = client
+        self.address = address
+        self.deadline = deadline
+        self.is_refused = False
+        self._left: int | None = None  # of what is still read from one who was refused, once the answer is sent
+
+    @property
+    def events(self) -> int:
+        """What to wait for."""
+        return select.POLLOUT if self.client.can_send() else select.POLLIN
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is complete, and its answer sent."""
+        return self.client.handshake_sent and not self.client.can_send()
+
+    def go_on(self) -> None:
+        """Read or write once.
+
+        Raises:
+            OSError: the client is gone, or was listened to for long enough.
+        """
+        if self._left is not None:
+            self._drain(self._left)
+            return
+        try:
+            if not self.client.can_send():
+                self.client.do_async_recv()
+        except HandshakeError as error:
+            self.refused(error)
+        except ProtocolError:
+            pass  # of a frame behind the request head: the next recv raises it again
+        self._send_answer()
+
+    def _send_answer(self) -> None:
+        self.client.do_async_send()
+        if self.is_refused and not self.client.can_send():
+            self.client.sock.shutdown(socket.SHUT_WR)
+            self._left = LINGER_BYTES
+
+    def _drain(self, left: int) -> None:
+        size = len(self.client.sock.recv(_READ, socket.MSG_DONTWAIT))
+        self._left = left - size
+        if not size or self._left <= 0:
+            raise SocketClosed
+
+    def refused(self, reason: object) -> None:
+        """Give the client a moment to read why it isn't let in."""
+        log.info("refused a client at %r: %s", self.address, reason)
+        self.is_refused = True
+        self.deadline = Deadline(LINGER_SECONDS)
+
+    def time_is_up(self, refuse_late: Callable[[_GuestT], None]) -> bool:
+        """Answer that it took too long, if there is something to answer; tell whether it ends now."""
+        if self.is_refused or self.client.handshake_sent:
+            return True
+        self.refused("the opening handshake took longer than open_timeout")
+        refuse_late(self.client)
+        if not self.client.can_send():
+            return True
+        self._send_answer()
+        return False
+
+
+class Accepted(NamedTuple, Generic[_GuestT]):
+    """A client that is let in, and its address."""
+
+    client: _GuestT
+    address: Any
+
+
+class Reception(Generic[_GuestT]):
+    """Performs the opening handshakes of a listener's clients side by side, so that none waits for a silent one.
+
+    Not thread-safe.
+
+    Args:
+        refuse_late: queues the answer for a client whose time is up, RFC 9110 §15.5.9, if it is due one.
+    """
+
+    def __init__(self, refuse_late: Callable[[_GuestT], None]) -> None:
+        self._refuse_late = refuse_late
+        self._opening: dict[int, _Opening[_GuestT]] = {}
+        self._ready: deque[Accepted[_GuestT]] = deque()
+
+    def receive(
+        self,
+        listener: socket.socket,
+        serving: Callable[[socket.socket], _GuestT],
+        seconds: float | None,
+        deadline: Deadline,
+    ) -> Accepted[_GuestT]:
+        """Return the next client whose handshake is complete.
+
+        Args:
+            listener: where clients come from.
+            serving: makes a client of a socket that was accepted.
+            seconds: that each of them has for its handshake; None for ever.
+            deadline: of this call. It ends no handshake: they go on in the next call.
+
+        Raises:
+            TimeoutError: the time is up.
+            OSError: nothing can be accepted.
+        """
+        while not self._ready:
+            if self._wait(listener, deadline):
+                self._admit(listener, serving, seconds)
+        return self._ready.popleft()
+
+    def _wait(self, listener: socket.socket, deadline: Deadline) -> bool:
+        """Wait for somebody to send something, to come, or to have no time left; tell whether somebody has come."""
+        first, newcomers = deadline, listener.fileno()
+        descriptors = {fd: opening.events for fd, opening in self._opening.items()}
+        for opening in self._opening.values():
+            first = first.earlier(opening.deadline)
+        if len(descriptors) < _MAX_OPENING:
+            descriptors[newcomers] = select.POLLIN
+        found = [fd for fd, _ in first.wait_for_any(descriptors)]
+        for fd in found:
+            if fd != newcomers:
+                self._go_on(fd)
+        for fd in [fd for fd, opening in self._opening.items() if opening.deadline.is_over]:
+            self._check_time(fd)
+        if not found and not self._ready and deadline.is_over:
+            raise TimeoutError("timed out")
+        return newcomers in found
+
+    def _admit(
+        self, listener: socket.socket, serving: Callable[[socket.socket], _GuestT], seconds: float | None
+    ) -> None:
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:  # it was there for another process
+            return
+        except OSError as error:
+            if error.errno in _PASSING:
+                return
+            raise
+        try:
+            client = serving(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._opening[sock.fileno()] = _Opening(client, address, Deadline(seconds))
+        self._go_on(sock.fileno())
+
+    def _go_on(self, fd: int) -> None:
+        opening = self._opening[fd]
+        try:
+            opening.go_on()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if not opening.is_refused:
+                log.info("lost a client at %r: %s", opening.address, error)
+            self._dismiss(fd)
+            return
+        if opening.is_open:
+            del self._opening[fd]
+            self._ready.append(Accepted(opening.client, opening.address))
+
+    def _check_time(self, fd: int) -> None:
+        try:
+            is_over = self._opening[fd].time_is_up(self._refuse_late)
+        except OSError:
+            is_over = True
+        if is_over:
+            self._dismiss(fd)
+
+    def _dismiss(self, fd: int) -> None:
+        self._opening.pop(fd).client.close()
+
+    def close(self) -> None:
+        """Close all clients that nobody has got yet."""
+        for fd in list(self._opening):
+            self._dismiss(fd)
+        while self._ready:
+            self._ready.popleft().client.close()
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._opening or self._ready)
