@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -771,8 +772,7 @@ class Conversation(wspy.Connection):
         if threading.get_ident() in self.front_end.threads:
             super().close(code, reason)
         else:
-            close = super().close
-            self.front_end.run(lambda: close(code, reason), self.sock._is_closing)
+            self.front_end.run(partial(super().close, code, reason), self.sock._is_closing)
 
     def onopen(self) -> None:
         self.front_end.handle("onopen", self)
@@ -889,7 +889,7 @@ class Connections(Server):
         with self._listener, contextlib.suppress(OSError):  # close() shuts it down
             while True:
                 sock, _ = self._listener.accept()
-                self._start(lambda sock=sock: self._converse(sock))
+                self._start(partial(self._converse, sock))
 
     def _converse(self, sock: wspy.websocket) -> None:
         try:
