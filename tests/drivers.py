@@ -664,10 +664,10 @@ class Epoll(Server):
         return int(self.server.stats()["bytes_received"])
 
     def connections(self) -> int:
-        return self.server.stats()["connections"]
+        return int(self.server.stats()["connections"])
 
     def handshakes(self) -> int:
-        return self.server.stats()["handshakes"]
+        return int(self.server.stats()["handshakes"])
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the server's thread, and return what it returns."""
