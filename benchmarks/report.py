@@ -83,7 +83,7 @@ def versions(scenarios: list[dict[str, Any]], servers: list[str]) -> str:
     for scenario in scenarios:
         for name in filter(scenario["servers"].__contains__, servers):
             installed = scenario["servers"][name]["versions"]
-            wanted = {name.partition("-")[0], "python", "uvloop"}
+            wanted = {name, name.partition("-")[0], "python", "uvloop"}
             found |= {f"{package} {number}" for package, number in installed.items() if package in wanted}
     return ", ".join(sorted(found))
 

@@ -38,6 +38,22 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000
 hypothesis.settings.load_profile("explore" if os.environ.get("WSPY_EXPLORE") else "repeatable")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the markers of the shared scenarios."""
+    config.addinivalue_line("markers", "needs(*capabilities): not for front ends that lack one of them (drivers.py)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a front end has not got."""
+    if not any("front_end" in getattr(item, "fixturenames", ()) for item in items):
+        return
+    from drivers import is_out_of_reach  # noqa: PLC0415 -- its asserts are rewritten by now
+
+    left_out = [item for item in items if is_out_of_reach(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_report_header() -> str:
     """Say which wspy is tested."""
     try:

@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -496,6 +497,10 @@ class Server(ABC):
     secure = False
     queueing: Mapping[str, Any] = {}
     """Arguments with which a send queues whatever the peer does; where it does so anyway, none."""
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """What it has not got, of what a scenario may need, and why: see ``needs``.
+
+    Those that take the class of a server, by the fixture ``server_kind``, need "kind" without saying so."""
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         self._handlers = handlers
@@ -548,7 +553,23 @@ class Server(ABC):
     def bytes_read(self) -> int:
         """Return how many bytes it has read from all peers."""
 
+    @abstractmethod
+    def connections(self) -> int:
+        """Return how many connections there are, also those without an opening handshake."""
+
+    @abstractmethod
+    def handshakes(self) -> int:
+        """Return how many of them have no opening handshake yet."""
+
+    @abstractmethod
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that it has used, without that of the test."""
+
     # ---- for tests ----
+
+    def has(self, capability: str) -> bool:
+        """Return whether a part of a scenario can be asked for; a whole one says what it ``needs``."""
+        return capability not in self.lacks
 
     def wait(self, predicate: Callable[[], object], what: str = "") -> None:
         """Wait until something holds that a call of a handler brings about."""
@@ -642,6 +663,12 @@ class Epoll(Server):
     def bytes_read(self) -> int:
         return int(self.server.stats()["bytes_received"])
 
+    def connections(self) -> int:
+        return int(self.server.stats()["connections"])
+
+    def handshakes(self) -> int:
+        return int(self.server.stats()["handshakes"])
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the server's thread, and return what it returns."""
         result: Future[Any] = Future()
@@ -696,13 +723,248 @@ class Threaded(Epoll):
         until(lambda: is_away() or done.is_set(), "handled")
 
 
-FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded}
+class Traffic:
+    """What the sockets of a listener have received, and which of them are open."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.received = 0
+        self.open: set[WatchedSocket] = set()
+
+
+class WatchedSocket(socket.socket):
+    """A socket whose traffic is counted, with that of those that it accepts."""
+
+    traffic: Traffic
+
+    def accept(self) -> tuple[WatchedSocket, Any]:
+        plain, address = super().accept()
+        sock = WatchedSocket(fileno=plain.detach())
+        sock.traffic = self.traffic
+        with self.traffic.lock:
+            self.traffic.open.add(sock)
+        return sock, address
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data = super().recv(size, flags)
+        with self.traffic.lock:
+            self.traffic.received += len(data)
+        return data
+
+    def close(self) -> None:
+        with self.traffic.lock:
+            self.traffic.open.discard(self)
+        super().close()
+
+
+class Conversation(wspy.Connection):
+    """A ``Connection`` that tells its front end, with the names that clients of a server have."""
+
+    def __init__(self, sock: wspy.websocket, front_end: Connections, close_timeout: float | None) -> None:
+        self.front_end = front_end
+        self.data: Any = None
+        self.request, self.path, self.subprotocol = sock.request, sock.location, sock.protocol
+        self.remote_address = sock.request.remote_address if sock.request else None
+        super().__init__(sock, close_timeout=close_timeout)
+
+    def close(self, code: int | None = 1000, reason: str = "") -> None:
+        """Close, without waiting for a peer that the calling thread may be, too."""
+        if threading.get_ident() in self.front_end.threads:
+            super().close(code, reason)
+        else:
+            self.front_end.run(partial(super().close, code, reason), self.sock._is_closing)
+
+    def onopen(self) -> None:
+        self.front_end.handle("onopen", self)
+
+    def onmessage(self, message: wspy.Message) -> None:
+        self.front_end.handle("onmessage", self, message)
+
+    def onping(self, payload: bytes) -> None:
+        self._optional("onping", payload)
+
+    def onpingreceived(self, payload: bytes) -> None:
+        self._optional("onpingreceived", payload)
+
+    def onpong(self, payload: bytes) -> None:
+        self._optional("onpong", payload)
+
+    def _optional(self, name: str, payload: bytes) -> None:
+        if self.front_end.wants(name):
+            self.front_end.handle(name, self, payload)
+
+    def onclose(self, code: int, reason: str) -> None:
+        self.front_end.handle("onclose", self, code, reason)
+
+    def onerror(self, e: Exception) -> None:
+        self.front_end.handle("onerror", self, e)
+
+
+class Connections(Server):
+    """A ``websocket`` that listens, and a thread with a ``Connection`` for each client."""
+
+    lacks: ClassVar = {
+        "abort": "a Connection ends by a closing handshake",
+        "BaseException": "receive_forever raises what is no Exception",
+        "broadcast": "a Connection knows no others",
+        "calls": "no thread of its own calls anything later",
+        "clients": "a Connection knows no others, and no server",
+        "http": "a websocket takes opening handshakes and nothing else, and its user is asked about none",
+        "keepalive": "it sends no pings of its own",
+        "kind": "a Connection is no server, and what is about the class of one isn't about it",
+        "log": "it writes other lines",
+        "onframe": "websocket has frames",
+        "onopen": "Connection() raises what its onopen raises",
+        "onsent": "send() returns when the kernel has it",
+        "pause": "who wants no messages doesn't receive",
+        "policies": "it has not got that argument",
+        "queue": "send() waits for a peer that doesn't read",
+        "seam": "it reads and writes by Python's sockets, whose system calls can't be made to fail",
+        "stats": "it counts nothing",
+        "stop": "there is no server to stop",
+    }
+
+    def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
+        super().__init__(address, handlers, options)
+        policies = dict(options)
+        self._close_timeout = policies.pop("close_timeout", 10.0)
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        listener = WatchedSocket(family, socket.SOCK_STREAM)
+        self._traffic = listener.traffic = Traffic()
+        try:
+            self._listener = wspy.websocket(listener, **policies)
+            self._listener.bind(address)
+            self._listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        self.address = self._listener.getsockname()
+        self.threads: dict[int, threading.Thread] = {}
+        self._running = threading.Lock()  # these threads, whose CPU time can be asked for
+        self._used_seconds = 0.0
+
+    def wants(self, name: str) -> bool:
+        """Return whether the test has such a handler."""
+        return name in self._handlers
+
+    def start(self) -> None:
+        self._start(self._accept)
+
+    def _start(self, function: Callable[[], object]) -> threading.Thread:
+        is_listed = threading.Event()
+
+        def run() -> None:
+            ident = threading.get_ident()
+            with self._running:
+                self.threads[ident] = threading.current_thread()
+            is_listed.set()
+            try:
+                function()
+            finally:
+                with self._running:
+                    self._used_seconds += time.thread_time()
+                    del self.threads[ident]
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        is_listed.wait(DEADLINE_S)
+        return thread
+
+    def run(self, function: Callable[[], object], is_done: Callable[[], bool]) -> None:
+        """Call a function in a thread of its own, and return when it does what it is called for, or raise."""
+        raised: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001 -- raised again below
+                raised.append(error)
+
+        thread = self._start(call)
+        until(lambda: is_done() or not thread.is_alive(), "called")
+        if raised:
+            raise raised[0]
+
+    def _accept(self) -> None:
+        with self._listener, contextlib.suppress(OSError):  # close() shuts it down
+            while True:
+                sock, _ = self._listener.accept()
+                self._start(partial(self._converse, sock))
+
+    def _converse(self, sock: wspy.websocket) -> None:
+        try:
+            with sock:
+                Conversation(sock, self, self._close_timeout).receive_forever()
+        except BaseException as error:  # noqa: BLE001 -- finish() raises an assertion about it
+            self.errors.append(error)
+
+    def stop(self) -> None:
+        raise NotImplementedError(self.lacks["stop"])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + DEADLINE_S
+        while not self.ended(0.01) and time.monotonic() < end:
+            with self._traffic.lock:
+                for sock in self._traffic.open:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+        assert self.ended(), "it does not end"
+
+    def ended(self, timeout: float = DEADLINE_S) -> bool:
+        end = time.monotonic() + timeout
+        while self.threads and time.monotonic() < end:
+            with self._running:
+                threads = list(self.threads.values())
+            for thread in threads:
+                thread.join(max(end - time.monotonic(), 0))
+        return not self.threads
+
+    def bytes_read(self) -> int:
+        time.sleep(1e-5)  # who asks in a loop lets others have the interpreter, without which nothing is read
+        return self._traffic.received
+
+    def connections(self) -> int:
+        return len(self._traffic.open)
+
+    def handshakes(self) -> int:
+        return len(self._traffic.open) - sum(story.closed is None for story in self.stories)
+
+    def cpu_seconds(self) -> float:
+        with self._running:
+            clocks = map(time.pthread_getcpuclockid, self.threads)
+            return self._used_seconds + sum(time.clock_gettime(clock) for clock in clocks)
+
+
+FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded, "connection": Connections}
 
 
 def only(*front_ends: str, because: str) -> pytest.MarkDecorator:
     """Run a scenario on some front ends alone; ``because`` says what the others don't promise, or haven't got."""
     assert because
     return pytest.mark.parametrize("front_end", front_ends, indirect=True)
+
+
+def needs(*capabilities: str) -> pytest.MarkDecorator:
+    """Leave a scenario, or a parameter of it, out on front ends that ``lack`` one of these; they say why."""
+    return pytest.mark.needs(*capabilities)
+
+
+def marked(names: Iterable[str], needed: Mapping[str, str]) -> list[Any]:
+    """Return parameters, each with what it needs, if anything."""
+    return [pytest.param(name, marks=needs(needed[name])) if name in needed else name for name in names]
+
+
+def is_out_of_reach(item: pytest.Item) -> bool:
+    """Return whether a test needs what its front end has not got."""
+    front_end = item.callspec.params.get("front_end") if hasattr(item, "callspec") else None
+    if front_end is None:
+        return False
+    needed = {name for marker in item.iter_markers("needs") for name in marker.args}
+    if "server_kind" in getattr(item, "fixturenames", ()):
+        needed.add("kind")
+    return not needed.isdisjoint(FRONT_ENDS[front_end].lacks)
 
 
 class Servers:
@@ -714,6 +976,10 @@ class Servers:
     def __init__(self, front_end: str) -> None:
         self.front_end = front_end
         self._servers: list[Server] = []
+
+    def has(self, capability: str) -> bool:
+        """Return whether servers have it, see ``Server.has``."""
+        return capability not in FRONT_ENDS[self.front_end].lacks
 
     def __call__(self, address: Any = ("127.0.0.1", 0), *, queues: bool = False, **arguments: Any) -> Any:
         kind = FRONT_ENDS[self.front_end]

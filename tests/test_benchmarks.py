@@ -570,3 +570,61 @@ def test_every_scenario_has_servers_and_is_described(compare: ModuleType) -> Non
     assert set(compare.LINE_UPS) == set(compare.SCENARIOS)
     assert all(f"`{name}`" in readme for name in compare.SCENARIOS)
     assert all(next(iter(line_up)) == "wspy" for line_up in compare.LINE_UPS.values())
+
+
+# ---- clients.py ----
+
+
+def test_clients_stores_what_it_prints_and_report_renders_it(tmp_path: Path, patience: float) -> None:
+    pytest.importorskip("websockets")
+    stored = tmp_path / "figures.json"
+    cpus = sorted(os.sched_getaffinity(0))
+    options = ("--rounds=2", "--seconds=0.1", f"--cpus={cpus[0]},{cpus[-1]}", f"--json={stored}")
+    result = run_script("clients.py", *options, "--only=wspy,websockets,socket", patience=patience)
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = json.loads(stored.read_text(encoding="utf-8"))
+    assert list(figures["scenarios"]) == ["rt1", "rt16"]
+    ours = figures["scenarios"]["rt16"]["servers"]["wspy"]
+    assert len(ours["runs"]) == 2
+    assert ours["versions"]["wspy"] == wspy.__version__
+    assert ours["command"].startswith(f"{Path(sys.executable).name} benchmarks/client_load.py wspy {{port}} 16 ")
+    least = min(run["client_cpu_us"] for run in ours["runs"])
+    assert f"{least:,.2f}" in result.stdout
+
+    page = run_script("report.py", stored, "--servers=wspy,websockets", patience=patience)
+    assert (page.returncode, page.stderr) == (0, "")
+    assert "| `rt1`: a blocking client, 32 bytes, 1 in flight | CPU µs of the client per message |" in page.stdout
+    assert f"wspy {wspy.__version__}" in page.stdout
+
+
+def test_clients_passes_over_what_is_not_installed(patience: float) -> None:
+    """The peers' interpreter has none of them: /bin/true is none at all."""
+    cpus = sorted(os.sched_getaffinity(0))
+    options = ("--rounds=1", "--seconds=0.1", "--scenario=rt1", f"--cpus={cpus[0]},{cpus[-1]}", "--peers=/bin/true")
+    result = run_script("clients.py", *options, patience=patience)
+    assert result.returncode == 0
+    assert result.stderr.split() == ["websocket-client:", "not", "installed", "websockets:", "not", "installed"]
+    assert " wspy " in result.stdout
+
+
+@pytest.mark.parametrize("library", ["wspy", "websockets", "websocket-client", "socket"])
+def test_a_wrong_answer_is_no_figure_of_a_client(library: str, patience: float) -> None:
+    module = {"websocket-client": "websocket"}.get(library, library)
+    pytest.importorskip(module)
+
+    class Wrong(wspy.AsyncServer):
+        def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+            client.send(bytes(len(message.bytes)))
+
+    with Wrong(("127.0.0.1", 0)) as server:
+        server.start()
+        result = run_script("client_load.py", library, str(server.address[1]), "1", "0.1", patience=patience)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "differs" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", ["--scenario=rt2", "--only=nobody"])
+def test_clients_refuses_misuse(arguments: str, patience: float) -> None:
+    result = run_script("clients.py", arguments, patience=patience)
+    assert result.returncode == 2
+    assert "usage" in result.stderr

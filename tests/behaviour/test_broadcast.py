@@ -7,12 +7,25 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import BINARY, CONTINUATION, DEADLINE_S, PATIENCE, TEXT, Received, close_frame, echo, frame
+from drivers import (
+    BINARY,
+    CONTINUATION,
+    DEADLINE_S,
+    PATIENCE,
+    TEXT,
+    Received,
+    close_frame,
+    echo,
+    frame,
+    needs,
+)
 
 import wspy
 
 if TYPE_CHECKING:
     from drivers import Servers
+
+pytestmark = needs("broadcast")
 
 MARKS = pytest.mark.parametrize("handlers", [{}, {"onsent": lambda client, message: None}], ids=["", "with onsent"])
 SIZES = [0, 125, 126, 8193, 65536, 1 << 20]

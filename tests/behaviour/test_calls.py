@@ -9,10 +9,19 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import PATIENCE, echo, only, until
+from drivers import (
+    PATIENCE,
+    echo,
+    needs,
+    only,
+    until,
+)
 
 if TYPE_CHECKING:
     from drivers import Servers
+
+
+pytestmark = needs("calls")
 
 
 def test_a_call_runs_in_the_thread_of_the_server(serve: Servers) -> None:

@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import CLOSE, PING, PONG, RawClient, close_frame, echo, frame, head, until
+from drivers import CLOSE, PING, PONG, RawClient, close_frame, echo, frame, head, marked, needs, until
 from programs import PYTHON, Program
 
 import wspy
@@ -45,7 +45,7 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize("name", marked(FAILURES, {name: name for name in ("onopen", "onsent", "onframe")}))
 def test_i7_the_client_is_closed_with_1011_and_others_are_not_affected(serve: Servers, name: str) -> None:
     trigger, others = FAILURES[name]
     server = serve(**{"onmessage": echo, **others, name: raises}, onerror=lambda *_: None)
@@ -71,7 +71,7 @@ def test_i7_the_client_is_closed_with_1011_and_others_are_not_affected(serve: Se
     server.open("/other").close()
 
 
-@pytest.mark.parametrize("name", ["onopen", "onmessage"])
+@pytest.mark.parametrize("name", marked(["onopen", "onmessage"], {"onopen": "onopen"}))
 def test_i7_onclose_gets_the_code_that_the_client_was_told(serve: Servers, name: str) -> None:
     server = serve(**{name: raises}, onerror=lambda *_: None)
     peer = server.open("/fail")
@@ -123,6 +123,7 @@ def test_i7_the_default_onerror_logs_with_traceback(server_kind: type[Any], capl
     assert records[0].exc_info[0] is DefectError
 
 
+@needs("http")
 def test_c23_an_exception_in_onrequest_is_answered_with_500(serve: Servers) -> None:
     def onrequest(request: wspy.Request) -> None:
         if request.path == "/fail":
@@ -141,6 +142,7 @@ def test_c23_an_exception_in_onrequest_is_answered_with_500(serve: Servers) -> N
     server.open().close()
 
 
+@needs("http")
 @pytest.mark.parametrize("wrong", ["text", 404, b"bytes", object()], ids=repr)
 def test_c23_what_onrequest_may_not_return_is_answered_with_500(serve: Servers, wrong: Any) -> None:
     server = serve(onrequest=lambda _: wrong, onerror=lambda *_: None)
@@ -164,6 +166,7 @@ def changed(**attributes: Any) -> wspy.HandshakeError:
     return error
 
 
+@needs("http")
 @pytest.mark.parametrize(
     ("make", "status"),
     [
@@ -197,6 +200,7 @@ def test_c23_a_handshake_error_is_answered_with_its_status(serve: Servers, make:
     assert other.message() == "fine"
 
 
+@needs("policies")
 @pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"a b": "c"}, {"X": "\0"}, {"Upgrade": "h2c"}, 7], ids=repr)
 def test_c23_extra_headers_that_can_not_be_sent_are_answered_with_500(serve: Servers, headers: Any) -> None:
     server = serve(extra_headers=lambda _: headers, onerror=lambda *_: None)
@@ -232,6 +236,7 @@ def test_what_was_sent_before_the_exception_is_delivered(serve: Servers) -> None
     peer.closes(1011)
 
 
+@needs("calls")
 def test_an_exception_in_a_call_goes_to_onerror_without_a_client(serve: Servers) -> None:
     server = serve(onmessage=echo, onerror=lambda *_: None)
     peer = server.open()
@@ -258,6 +263,7 @@ def test_h13_memory_error_in_a_handler_is_an_exception_like_others(serve: Server
     assert [type(error) for error in server.story(peer).named("onerror")] == [MemoryError]
 
 
+@needs("BaseException")
 @pytest.mark.parametrize(
     "error", [asyncio.CancelledError, GeneratorExit, BaseException], ids=lambda kind: kind.__name__
 )

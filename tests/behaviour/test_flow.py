@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from drivers import DEADLINE_S, PATIENCE, PING, PONG, TEXT, close_frame, echo, frame, until
+from drivers import DEADLINE_S, PATIENCE, PING, PONG, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
 from wspy import async_client
@@ -29,6 +29,7 @@ def is_idle(server: Any) -> bool:
 # ---- pause_reading and resume_reading ----
 
 
+@needs("pause")
 def test_a_paused_client_gets_no_messages_and_all_of_them_later(serve: Servers) -> None:
     def onmessage(client: Any, message: Any) -> None:
         if message.payload == "pause":
@@ -50,6 +51,7 @@ def test_a_paused_client_gets_no_messages_and_all_of_them_later(serve: Servers) 
     assert server.story(peer).messages == everything
 
 
+@needs("pause")
 def test_backpressure_reaches_the_peer(serve: Servers) -> None:
     """A paused connection is not read: the peer's kernel stops taking bytes."""
     server = serve()
@@ -65,13 +67,14 @@ def test_backpressure_reaches_the_peer(serve: Servers) -> None:
             peer.socket.sendall(data)
             sent += len(data)
     assert sent < 16 << 20
-    assert server.server.stats()["bytes_received"] < 1 << 20
+    assert server.bytes_read() < 1 << 20
     assert is_idle(server)
     assert server.story(peer).messages == []
     client.resume_reading()
     server.wait(lambda: len(server.story(peer).messages) >= sent // len(data), "all that was sent")
 
 
+@needs("pause")
 @pytest.mark.parametrize("state", ["nothing comes", "data waits", "the peer has gone", "the peer has reset"])
 def test_a_paused_connection_costs_no_cpu(serve: Servers, state: str) -> None:
     server = serve()
@@ -94,6 +97,7 @@ def test_a_paused_connection_costs_no_cpu(serve: Servers, state: str) -> None:
         assert server.story(peer).messages == ["x"]
 
 
+@needs("pause")
 def test_a_resumed_client_may_be_paused_again_by_a_held_message(serve: Servers) -> None:
     def onmessage(client: Any, message: Any) -> None:
         client.pause_reading()
@@ -108,6 +112,7 @@ def test_a_resumed_client_may_be_paused_again_by_a_held_message(serve: Servers) 
         server.client(peer).resume_reading()
 
 
+@needs("pause")
 def test_pause_and_resume_from_another_thread_while_messages_come(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -132,6 +137,7 @@ def test_pause_and_resume_from_another_thread_while_messages_come(serve: Servers
     assert server.story(peer).messages == [str(number) for number in range(500)]
 
 
+@needs("pause")
 def test_held_messages_are_delivered_before_onclose(serve: Servers) -> None:
     def onmessage(client: Any, message: Any) -> None:
         if message.payload == "pause":
@@ -146,6 +152,7 @@ def test_held_messages_are_delivered_before_onclose(serve: Servers) -> None:
     assert server.story(peer).messages == ["pause", "held"]
 
 
+@needs("pause")
 def test_a_paused_client_can_be_sent_to_and_closed(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -160,6 +167,7 @@ def test_a_paused_client_can_be_sent_to_and_closed(serve: Servers) -> None:
     assert server.outcome(peer)[0] == 1000
 
 
+@needs("pause")
 def test_a_paused_client_can_be_aborted(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -172,6 +180,7 @@ def test_a_paused_client_can_be_aborted(serve: Servers) -> None:
     assert server.story(peer).messages == []
 
 
+@needs("pause")
 def test_a_pause_holds_pings_and_pongs_for_handlers_too(serve: Servers) -> None:
     def onmessage(client: Any, message: Any) -> None:
         client.pause_reading()
@@ -204,6 +213,7 @@ def overflow(peer: RawClient) -> int:
     raise AssertionError("everything was taken")
 
 
+@needs("pause")
 def test_a_pause_of_another_thread_outlasts_a_resume_that_is_under_way(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -225,9 +235,10 @@ def test_a_pause_of_another_thread_outlasts_a_resume_that_is_under_way(serve: Se
         server.call(int)
     assert server.server._push is push
     overflow(peer)
-    assert server.server.stats()["bytes_received"] < 1 << 20
+    assert server.bytes_read() < 1 << 20
 
 
+@needs("pause")
 def test_a_pause_is_a_pause_however_threads_have_paused_and_resumed_before(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -247,12 +258,13 @@ def test_a_pause_is_a_pause_however_threads_have_paused_and_resumed_before(serve
     for _ in range(3):
         server.call(int)
     overflow(peer)
-    assert server.server.stats()["bytes_received"] < 1 << 20
+    assert server.bytes_read() < 1 << 20
     assert server.story(peer).messages == []
     client.resume_reading()
     server.wait(lambda: server.story(peer).messages, "delivered again")
 
 
+@needs("pause")
 def test_a_pause_in_onframe_holds_the_message_of_that_frame(serve: Servers) -> None:
     def onframe(client: Any, frame: Any) -> None:
         if not frame.is_control:
@@ -277,6 +289,7 @@ def test_a_pause_in_onframe_holds_the_message_of_that_frame(serve: Servers) -> N
     assert server.story(peer).messages == ["1", "23"]
 
 
+@needs("pause")
 def test_what_onframe_holds_is_delivered_once_when_the_connection_ends(serve: Servers) -> None:
     server = serve(onframe=lambda client, frame: client.pause_reading())
     peer = server.open()
@@ -307,6 +320,7 @@ def pausing(client: Any, message: Any) -> None:
         raise ArithmeticError
 
 
+@needs("pause")
 @pytest.mark.parametrize("by", ["the handler", "another thread", "a call"])
 def test_a_close_ends_a_pause(serve: Servers, by: str) -> None:
     """What is held is delivered, in order, and then what comes before the peer's Close."""
@@ -326,6 +340,7 @@ def test_a_close_ends_a_pause(serve: Servers, by: str) -> None:
     assert server.story(peer).messages == [first, "held 1", "pause again", "under way"]
 
 
+@needs("pause")
 def test_a_close_and_a_pause_of_several_threads(serve: Servers) -> None:
     server = serve(**PATIENT)
     peers = [server.open() for _ in range(30)]
@@ -350,6 +365,7 @@ def test_a_close_and_a_pause_of_several_threads(serve: Servers) -> None:
         assert server.story(peer).messages == ["under way"]
 
 
+@needs("pause")
 def test_a_pause_of_a_client_that_is_closing_does_nothing(serve: Servers) -> None:
     server = serve(**PATIENT)
     peer = server.open()
@@ -363,6 +379,7 @@ def test_a_pause_of_a_client_that_is_closing_does_nothing(serve: Servers) -> Non
     assert server.story(peer).messages == ["under way"]
 
 
+@needs("pause")
 def test_i7_of_a_client_whose_handler_fails_in_a_pause_only_the_close_is_read(serve: Servers) -> None:
     server = serve(onmessage=pausing, onerror=lambda *_: None, **PATIENT)
     peer = server.open()
@@ -374,6 +391,7 @@ def test_i7_of_a_client_whose_handler_fails_in_a_pause_only_the_close_is_read(se
     assert server.story(peer).messages == ["pause and fail"]
 
 
+@needs("pause")
 def test_a_stop_ends_pauses(serve: Servers) -> None:
     server = serve(onmessage=pausing, **PATIENT)
     peer = server.open()
@@ -388,6 +406,7 @@ def test_a_stop_ends_pauses(serve: Servers) -> None:
     assert server.ended()
 
 
+@needs("pause")
 def test_an_abort_of_another_thread_is_never_undone(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -407,6 +426,7 @@ def flood(client: Any, message: Any) -> None:
         client.send(bytes(100_000))
 
 
+@needs("queue")
 def test_h6_max_backlog_ends_a_client_that_does_not_read(serve: Servers) -> None:
     server = serve(onmessage=flood, max_backlog=1 << 20, onsent=lambda client, message: None, queues=True)
     other = server.open()
@@ -419,6 +439,7 @@ def test_h6_max_backlog_ends_a_client_that_does_not_read(serve: Servers) -> None
     assert other.message() == "not affected"
 
 
+@needs("queue")
 def test_h6_max_backlog_holds_for_broadcasts(serve: Servers) -> None:
     server = serve(max_backlog=1 << 20)
     slow, live = server.open(receive_buffer=4096), server.open()
@@ -430,6 +451,7 @@ def test_h6_max_backlog_holds_for_broadcasts(serve: Servers) -> None:
     assert server.outcome(slow)[0] == 1008
 
 
+@needs("queue")
 def test_a_backlog_up_to_the_limit_is_delivered(serve: Servers) -> None:
     """The limit is looked at before each send: one message alone may be larger."""
     server = serve(onopen=lambda client: client.send(bytes(8 << 20)), max_backlog=1 << 20)
@@ -439,6 +461,7 @@ def test_a_backlog_up_to_the_limit_is_delivered(serve: Servers) -> None:
     peer.close()
 
 
+@needs("queue")
 def test_buffered_amount(serve: Servers) -> None:
     server = serve(queues=True)
     peer = server.open(receive_buffer=4096)
@@ -454,6 +477,7 @@ def test_buffered_amount(serve: Servers) -> None:
     until(lambda: client.buffered_amount == 0, "all is taken")
 
 
+@needs("queue")
 def test_buffered_amount_in_a_handler_counts_what_was_just_sent(serve: Servers) -> None:
     amounts: list[int] = []
 
@@ -471,6 +495,7 @@ def test_buffered_amount_in_a_handler_counts_what_was_just_sent(serve: Servers) 
     assert amounts[1] == amounts[0] + 7
 
 
+@needs("queue")
 def test_other_clients_are_served_while_one_does_not_read(serve: Servers) -> None:
     server = serve(onmessage=echo)
     slow = server.open(receive_buffer=4096)
@@ -484,6 +509,7 @@ def test_other_clients_are_served_while_one_does_not_read(serve: Servers) -> Non
         assert slow.message() == bytes(500_000)
 
 
+@needs("queue")
 def test_h4_pings_to_a_peer_that_reads_nothing_do_not_pile_up(serve: Servers) -> None:
     """One Pong waits, the newest."""
     server = serve(onopen=lambda client: client.send(bytes(4_000_000)), ping_interval=None)
@@ -492,7 +518,7 @@ def test_h4_pings_to_a_peer_that_reads_nothing_do_not_pile_up(serve: Servers) ->
     before = client.buffered_amount
     for number in range(20_000):
         peer.send(frame(PING, str(number).encode()))
-    until(lambda: server.server.stats()["bytes_received"] > 20_000 * 7, "read")
+    until(lambda: server.bytes_read() > 20_000 * 7, "read")
     assert client.buffered_amount <= before + 139
     pongs = []
     while not pongs or pongs[-1] != b"19999":
@@ -549,6 +575,7 @@ def test_max_fragments_is_inclusive(serve: Servers, limit: int) -> None:
     assert server.outcome(peer)[0] == 1008
 
 
+@needs("policies")
 def test_c18_max_connections(serve: Servers) -> None:
     server = serve(max_connections=3)
     peers = [server.open() for _ in range(3)]
@@ -565,6 +592,7 @@ def test_c18_max_connections(serve: Servers) -> None:
     server.open().close()
 
 
+@needs("queue")
 def test_notsent_lowat_is_set(serve: Servers) -> None:
     """The kernel holds back little of what a peer does not read: the limits of this side can work."""
     amounts = []
@@ -575,6 +603,7 @@ def test_notsent_lowat_is_set(serve: Servers) -> None:
     assert amounts[0] > amounts[1]
 
 
+@needs("queue")
 def test_a_large_receive_buffer_of_the_peer_takes_all(serve: Servers) -> None:
     server = serve(onopen=lambda client: client.send(bytes(100_000)))
     peer = server.open()
@@ -595,6 +624,7 @@ def silent(peer: RawClient) -> bool:
     return False
 
 
+@needs("calls")
 def test_nothing_is_sent_that_nobody_asked_for(serve: Servers) -> None:
     server = serve()
     peer = server.open()

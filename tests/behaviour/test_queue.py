@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import DEADLINE_S, RawClient, close_frame, head, until
+from drivers import DEADLINE_S, RawClient, close_frame, head, needs, until
 from programs import PYTHON, Program
 
 import wspy
@@ -108,6 +108,7 @@ def interrupted(function: Callable[[], object], nth: int) -> bool:
     return False
 
 
+@needs("queue")
 @pytest.mark.slow
 @pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
 @pytest.mark.parametrize("size", [None, 3000], ids=["whole", "in fragments"])
@@ -169,6 +170,7 @@ def test_send_is_interrupted_everywhere(serve: Servers, where: str, size: int | 
             assert server.story(peer).named("onsent") == [*messages, "end"]
 
 
+@needs("queue")
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["close", "abort", "broadcast", "send_ping", "pause", "call_soon"])
 def test_other_calls_are_interrupted_everywhere(serve: Servers, action: str) -> None:
@@ -272,6 +274,7 @@ def test_somebody_else_sends_at_every_point_of_a_turn(kind: type[Echo], size: in
 # ---- asynchronous exceptions ----
 
 
+@needs("queue")
 @pytest.mark.slow
 def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
     """PyThreadState_SetAsyncExc, as debuggers and supervisors of threads use it."""
@@ -336,6 +339,7 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
 # ---- whoever else runs in between ----
 
 
+@needs("queue")
 @pytest.mark.slow
 @pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
 def test_garbage_collection_sends(serve: Servers, marks: bool) -> None:
@@ -476,6 +480,7 @@ def test_a_signal_handler_sends_while_nothing_else_happens(server_kind: type[Any
                 assert peer.message() == label("/signal", number)  # type: ignore[arg-type]
 
 
+@needs("queue")
 def test_a_server_counts_what_it_sends(serve: Servers) -> None:
     """The queue does not grow: what was applied is taken off."""
     server = serve()

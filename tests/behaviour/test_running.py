@@ -14,7 +14,16 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import DEADLINE_S, RawClient, close_frame, echo, head, only, until
+from drivers import (
+    DEADLINE_S,
+    RawClient,
+    close_frame,
+    echo,
+    head,
+    needs,
+    only,
+    until,
+)
 
 import wspy
 
@@ -145,6 +154,7 @@ def test_an_idle_server_without_any_timer_ends_at_once(echo_kind: type[Any]) -> 
     assert server.join(5)
 
 
+@needs("stop")
 def test_stop_tells_everybody_1001_and_calls_onclose(serve: Servers) -> None:
     server = serve(onmessage=echo)
     peers = [server.open() for _ in range(5)]
@@ -161,6 +171,7 @@ def test_stop_tells_everybody_1001_and_calls_onclose(serve: Servers) -> None:
     assert [server.outcome(peer)[0] for peer in peers] == [1001] * 5
 
 
+@needs("stop")
 def test_stop_delivers_what_is_queued(serve: Servers) -> None:
     server = serve()
     peers = [server.open(receive_buffer=4096) for _ in range(3)]
@@ -176,6 +187,7 @@ def test_stop_delivers_what_is_queued(serve: Servers) -> None:
     assert server.ended()
 
 
+@needs("stop")
 def test_stop_aborts_the_rest_after_shutdown_timeout(serve: Servers) -> None:
     server = serve(shutdown_timeout=0.1)
     peer, slow = server.open(), server.open(receive_buffer=4096)
@@ -190,6 +202,7 @@ def test_stop_aborts_the_rest_after_shutdown_timeout(serve: Servers) -> None:
     peer.reset()
 
 
+@needs("stop")
 def test_stop_refuses_handshakes_under_way_with_503(serve: Servers) -> None:
     server = serve()
     peer, early = server.connect(), server.connect()
@@ -206,6 +219,7 @@ def test_stop_refuses_handshakes_under_way_with_503(serve: Servers) -> None:
     assert server.ended()
 
 
+@needs("stop")
 def test_stop_refuses_new_connections(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -218,6 +232,7 @@ def test_stop_refuses_new_connections(serve: Servers) -> None:
     assert server.ended()
 
 
+@needs("stop")
 def test_messages_are_delivered_while_the_server_stops(serve: Servers) -> None:
     server = serve()
     peer = server.open()
@@ -230,6 +245,7 @@ def test_messages_are_delivered_while_the_server_stops(serve: Servers) -> None:
     assert server.story(peer).messages == ["before I go"]
 
 
+@needs("stop")
 def test_close_from_another_thread_aborts_everybody(serve: Servers) -> None:
     server = serve()
     peers = [server.open() for _ in range(3)]
@@ -244,6 +260,7 @@ def test_close_from_another_thread_aborts_everybody(serve: Servers) -> None:
     server.server.close()
 
 
+@needs("stop")
 def test_close_ends_a_stop_that_takes_long(serve: Servers) -> None:
     server = serve(shutdown_timeout=60)
     peer = server.open()
@@ -431,7 +448,8 @@ def test_ipv6(serve: Servers) -> None:
     assert len(server.address) == 4
     peer = server.open()
     assert server.client(peer).remote_address == peer.address
-    assert str(server.client(peer)) == f"[::1]:{peer.address[1]}"
+    if server.has("clients"):
+        assert str(server.client(peer)) == f"[::1]:{peer.address[1]}"
     peer.text("six")
     assert peer.message() == "six"
 
@@ -524,6 +542,7 @@ def test_several_servers_in_one_process(serve: Servers) -> None:
 # ---- counters ----
 
 
+@needs("stats")
 def test_stats(serve: Servers) -> None:
     server = serve(onmessage=echo)
     peers = [server.open() for _ in range(3)]

@@ -7,7 +7,18 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import BINARY, CONTINUATION, DEADLINE_S, TEXT, close_frame, echo, frame, only, until
+from drivers import (
+    BINARY,
+    CONTINUATION,
+    DEADLINE_S,
+    TEXT,
+    close_frame,
+    echo,
+    frame,
+    needs,
+    only,
+    until,
+)
 from turns import faults
 
 import wspy
@@ -72,8 +83,9 @@ def test_another_thread_does_not_wait_for_a_handler(serve: Servers) -> None:
         assert peer.message() == "meanwhile"
         client.send(b"L" * 100_000)
         assert peer.message() == b"L" * 100_000
-        server.server.broadcast("to all")
-        assert peer.message() == "to all"
+        if server.has("broadcast"):
+            server.server.broadcast("to all")
+            assert peer.message() == "to all"
         client.send_ping(b"ping")
         assert peer.frame().payload == b"ping"
         client.close()
@@ -103,7 +115,7 @@ def test_a_long_message_leaves_before_its_handler_returns(serve: Servers) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marks", [False, True], ids=["", "with onsent"])
+@pytest.mark.parametrize("marks", [False, pytest.param(True, marks=needs("onsent"))], ids=["", "with onsent"])
 def test_i11_eight_threads_and_fragments(serve: Servers, marks: bool) -> None:
     """Frames of another message never come between the fragments of one; each thread's order is kept."""
     handlers = {"onsent": lambda client, message: None} if marks else {}
@@ -258,6 +270,7 @@ def test_onping_tells_of_pings_that_are_sent(serve: Servers) -> None:
     server.wait(lambda: server.story(peer).named("onping") == [b"from another thread"], "onping")
 
 
+@needs("onsent")
 def test_onping_and_onsent_come_in_the_order_of_what_is_sent(serve: Servers) -> None:
     """And only when the kernel has it: what waits for a slow peer was not sent yet."""
     server = serve(onping=lambda client, payload: None, onsent=lambda client, message: None, queues=True)
@@ -281,6 +294,7 @@ def test_onping_and_onsent_come_in_the_order_of_what_is_sent(serve: Servers) -> 
     assert names == ["onopen", "onsent", "onping", "onsent", "onping", "onsent"]
 
 
+@needs("queue")
 def test_a_ping_that_was_lost_was_not_sent(serve: Servers) -> None:
     server = serve(onping=lambda client, payload: None)
     peer = server.open(receive_buffer=4096)
@@ -303,7 +317,8 @@ def test_a_ping_that_another_thread_sends_while_a_connection_ends_is_not_heard_o
         peer = server.open()
         peer.send(frame(1, b"x") + close_frame(1000))
         server.outcome(peer)
-    server.call(int)
+    if server.has("calls"):
+        server.call(int)
     for story in server.stories:
         story.check()
 
@@ -411,6 +426,7 @@ def test_i14_a_payload_may_be_changed_after_send(serve: Servers, kind: str, size
 # ---- onsent ----
 
 
+@needs("onsent")
 def test_onsent_comes_once_for_each_message_in_order(serve: Servers) -> None:
     server = serve(onmessage=echo, onsent=lambda client, message: None)
     peer = server.open()
@@ -423,6 +439,7 @@ def test_onsent_comes_once_for_each_message_in_order(serve: Servers) -> None:
     assert server.story(peer).named("onsent") == payloads
 
 
+@needs("onsent")
 def test_onsent_of_a_fragmented_message_comes_once(serve: Servers) -> None:
     server = serve(onopen=lambda client: client.send("x" * 1000, 10), onsent=lambda client, message: None)
     peer = server.open()
@@ -433,6 +450,7 @@ def test_onsent_of_a_fragmented_message_comes_once(serve: Servers) -> None:
     assert server.story(peer).named("onsent") == ["x" * 1000, "end"]
 
 
+@needs("onsent")
 def test_onsent_gets_the_message_object(serve: Servers) -> None:
     message = wspy.TextMessage("this one")
     seen: list[Any] = []
@@ -442,6 +460,7 @@ def test_onsent_gets_the_message_object(serve: Servers) -> None:
     assert seen[0] is message
 
 
+@needs("onsent")
 def test_onsent_waits_for_the_kernel(serve: Servers) -> None:
     """A peer that does not read: only what the kernel has taken is reported, and the rest when it reads."""
     size, count = 100_000, 60
@@ -470,6 +489,7 @@ def test_onsent_waits_for_the_kernel(serve: Servers) -> None:
     assert client.buffered_amount == 0
 
 
+@needs("onsent")
 @pytest.mark.parametrize("end", ["reset", "abort", "end of TCP"])
 def test_onsent_never_comes_for_a_message_that_is_lost(serve: Servers, end: str) -> None:
     def onmessage(client: Any, message: Any) -> None:
@@ -495,6 +515,7 @@ def test_onsent_never_comes_for_a_message_that_is_lost(serve: Servers, end: str)
     assert client.buffered_amount == 0
 
 
+@needs("onsent")
 def test_onsent_comes_before_onclose(serve: Servers) -> None:
     def onmessage(client: Any, message: Any) -> None:
         client.send("one")
@@ -512,6 +533,7 @@ def test_onsent_comes_before_onclose(serve: Servers) -> None:
     assert names == ["onopen", "onmessage", "onsent", "onsent", "onclose"]
 
 
+@needs("onsent")
 @pytest.mark.slow
 def test_onsent_while_many_threads_send(serve: Servers) -> None:
     """The thread that sends and the thread that reports are not the same: none gets lost between them."""
@@ -537,6 +559,7 @@ def test_onsent_while_many_threads_send(serve: Servers) -> None:
 # ---- what the kernel does to it ----
 
 
+@needs("onsent", "seam")
 def test_i4_the_kernel_takes_one_byte_at_a_time(serve: Servers) -> None:
     server = serve(onmessage=echo, onsent=lambda client, message: None)
     peer = server.open()
@@ -548,6 +571,7 @@ def test_i4_the_kernel_takes_one_byte_at_a_time(serve: Servers) -> None:
     server.wait(lambda: len(server.story(peer).named("onsent")) == 2, "onsent")
 
 
+@needs("seam")
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_i4_the_kernel_refuses_in_the_middle(serve: Servers, nth: int) -> None:
     """EAGAIN, then on with one-byte writes: bytes stay intact and in order."""
@@ -560,6 +584,7 @@ def test_i4_the_kernel_refuses_in_the_middle(serve: Servers, nth: int) -> None:
             assert peer.message() == f"{number} " + "x" * 100
 
 
+@needs("seam")
 @pytest.mark.parametrize("error", [32, 104], ids=["EPIPE", "ECONNRESET"])
 def test_i2_a_send_that_fails_ends_that_connection_only(serve: Servers, error: int) -> None:
     server = serve(onmessage=echo)

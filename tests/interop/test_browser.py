@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from listeners import Connections, Listener, Websockets
 from programs import PYTHON, Program
 from recorder import Recorder
 
@@ -522,3 +523,36 @@ def test_the_origin_decides(browser: Browser, serve: Callable[..., Obedient], or
     """
     assert browser.run_async(body, server.url) == ([1000, True] if trusts else [1006, False])
     assert server.opened.qsize() == trusts
+
+
+# ---- a websocket that listens ----
+
+
+@pytest.mark.parametrize("kind", [Connections, Websockets])
+def test_a_websocket_serves_a_browser(browser: Browser, origin: str, patience: float, kind: type[Listener]) -> None:
+    browser.go(origin)
+    listener = kind(protocols=["chat"], trusted_origins=[origin], max_size=None)
+    listener.start()
+    try:
+        found = browser.run_async(
+            OPEN
+            + """
+            const found = [socket.protocol];
+            for (const message of ['', 'Größe 😀', 'x'.repeat(65536), 'y'.repeat(1 << 20)]) {
+                socket.send(message);
+                found.push(await received() === message);
+            }
+            socket.send(new Uint8Array([0, 255]));
+            found.push(bytes(await received()));
+            socket.close(4000, 'Tschüs');
+            return [...found, await closed];
+            """,
+            listener.url,
+            ["other", "chat"],
+        )
+        assert found[:-1] == ["chat", True, True, True, True, [0, 255]]
+        assert found[-1][::2] == [4000, True]
+        assert listener.ended.get(timeout=20 * patience) == (4000, "Tschüs")
+    finally:
+        listener.stop(20 * patience)
+    assert listener.errors == []

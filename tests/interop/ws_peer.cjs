@@ -1,4 +1,4 @@
-// Connections of the package ws, driven by lines of JSON: an operation comes in, its result goes out.
+// Connections and servers of the package ws, driven by lines of JSON: an operation comes in, its result goes out.
 "use strict";
 
 const readline = require("node:readline");
@@ -37,7 +37,92 @@ const pack = (data, isBinary) => (isBinary ? { binary: data.toString("base64") }
 const unpack = (message) => ("text" in message ? message.text : Buffer.from(message.binary, "base64"));
 const pairs = (list) => (list.length ? [list.slice(0, 2), ...pairs(list.slice(2))] : []);
 
+// What a server does is in the path; tests/foreign.py says what the paths mean.
+const PIECES = 3;
+
+const answers = {
+  "/fragments": (socket, data, binary) => {
+    const size = Math.floor(data.length / PIECES) + 1;
+    for (let start = 0; start === 0 || start < data.length; start += size)
+      socket.send(data.subarray(start, start + size), { binary, fin: start + size >= data.length });
+  },
+
+  "/ping": (socket, data, binary) => {
+    socket.once("pong", (payload) => socket.send(payload, { binary }));
+    socket.ping(data);
+  },
+
+  "/close": (socket, data, binary, query) => {
+    if (query.has("code")) socket.close(Number(query.get("code")), query.get("reason") ?? "");
+    else socket.close();
+  },
+
+  "/flood": (socket, data, binary, query) => {
+    socket.seen = (socket.seen ?? 0) + 1;
+    socket.received = (socket.received ?? 0) + data.length;
+    if (socket.seen === Number(query.get("count"))) socket.send(String(socket.received));
+  },
+};
+
+const greetings = {
+  "/request": (socket, query, { url, headers }) => socket.send(JSON.stringify({ path: url, headers })),
+
+  "/flood": (socket, query) => {
+    for (let count = Number(query.get("count")); count > 0; count--) socket.send(Buffer.alloc(Number(query.get("size"))));
+  },
+};
+
+const servers = new Map();
+
+class Listener {
+  constructor(subprotocols) {
+    this.ends = [];
+    this.waiting = [];
+    const handleProtocols = (offered) => subprotocols.find((name) => offered.has(name)) ?? false;
+    this.server = new WebSocket.Server({ host: "127.0.0.1", port: 0, handleProtocols, maxPayload: 0 });
+    this.server.on("connection", (socket, request) => this.serve(socket, request));
+  }
+
+  serve(socket, request) {
+    const { pathname, searchParams } = new URL(request.url, "http://here");
+    const answer = answers[pathname] ?? ((to, data, binary) => to.send(data, { binary }));
+    socket.on("message", (data, binary) => answer(socket, data, binary, searchParams));
+    socket.on("error", () => {});
+    socket.on("close", (code, reason) => {
+      const end = [code, reason.toString()];
+      if (this.waiting.length) this.waiting.shift()(end);
+      else this.ends.push(end);
+    });
+    greetings[pathname]?.(socket, searchParams, request);
+  }
+
+  ended() {
+    if (this.ends.length) return this.ends.shift();
+    return new Promise((resolve) => this.waiting.push(resolve));
+  }
+
+  stop() {
+    for (const socket of this.server.clients) socket.terminate();
+    return new Promise((resolve) => this.server.close(() => resolve(null)));
+  }
+}
+
 const operations = {
+  listen({ subprotocols }) {
+    const listener = new Listener(subprotocols);
+    return new Promise((resolve) => {
+      listener.server.on("listening", () => {
+        const { port } = listener.server.address();
+        servers.set(port, listener);
+        resolve(port);
+      });
+    });
+  },
+
+  ended: ({ port }) => servers.get(port).ended(),
+
+  stop: ({ port }) => servers.get(port).stop(),
+
   open({ url, subprotocols, headers, deflate }) {
     const socket = new WebSocket(url, subprotocols, { headers, perMessageDeflate: deflate });
     const id = ++opened;
