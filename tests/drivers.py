@@ -937,7 +937,7 @@ class Connections(Server):
             return self._used_seconds + sum(time.clock_gettime(clock) for clock in clocks)
 
 
-FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded, "connection": Connections}
+FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded}
 
 
 def only(*front_ends: str, because: str) -> pytest.MarkDecorator:
