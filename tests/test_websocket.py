@@ -127,7 +127,7 @@ def test_i14_a_frame_may_be_changed_when_send_returns() -> None:
     ids=lambda vector: vector.name,
 )
 def test_m6_d_e_f_a_stream(vector: Vector) -> None:
-    """All rules of frames, in both roles, with the code on the wire; in one segment with the handshake, and behind it."""
+    """All rules of frames, in both roles, with the code on the wire; in the segment of the handshake, and behind it."""
     for behind in (b"", vector.data):
         with contextlib.ExitStack() as stack:
             peer: RawClient | RawServer
