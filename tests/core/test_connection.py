@@ -1331,6 +1331,36 @@ def test_room_is_not_told_of_unless_somebody_could_wait(pair: Pair, changes: dic
         assert turns.backlog(handle) == 0
 
 
+def test_there_is_room_when_a_shorter_pong_takes_the_place_of_one_that_waits(pair: Pair) -> None:
+    """RFC 6455 §5.5.2: only the newest Ping is answered, so that the backlog gets smaller although nothing was sent."""
+    limit = 2 << 20
+    with Turns(wants=lib.WSPY_WANT_DRAINED, write_limit=limit) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        turns.push(SEND, handle, frame(2, bytes(limit - 100 - turns.backlog(handle)), key=None))
+        turns.turn()
+        peer.sendall(frame(PING_FRAME, bytes(125)))
+        assert turns.settle() == []
+        assert turns.backlog(handle) > limit
+        peer.sendall(frame(PING_FRAME, b""))
+        assert kinds(turns.until(DRAINED, handle)) == [DRAINED]
+        assert limit - 100 < turns.backlog(handle) < limit
+
+
+def test_of_an_answer_that_is_the_last_no_room_is_told(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_DRAINED, write_limit=1000) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        answer = bytes(range(256)) * 8192
+        turns.push(RESPOND, handle, CLOSE_AFTER + answer)
+        turns.turn()
+        assert turns.backlog(handle) > 1000
+        data = b""
+        while len(data) < len(answer):
+            data += received(peer)
+            assert turns.turn() == []
+        assert data == answer
+
+
 def test_of_what_is_lost_no_room_comes(pair: Pair) -> None:
     with Turns(wants=lib.WSPY_WANT_DRAINED, write_limit=1000) as turns, pair[1] as peer:
         handle = turns.opened(pair)
@@ -1435,18 +1465,38 @@ def test_an_end_that_waits_can_be_aborted(pair: Pair) -> None:
 
 
 def test_an_end_that_waits_loses_its_peer(pair: Pair) -> None:
+    """Who waits for room to answer would wait for ever, if the end waited for the answer."""
     with Turns(wants=lib.WSPY_WANT_ENDING) as turns:
         handle = turns.opened(pair)
         pair[1].sendall(frame(CLOSE_FRAME, NORMAL))
         turns.until(ENDING, handle)
         reset(pair[1])
         assert turns.settle() == []
-        for _ in range(3):
-            turns.push(SEND, handle, text(b"to nobody"))
-            turns.settle()
-        turns.push(FINISH, handle)
+        turns.push(SEND, handle, text(b"to nobody"))
         assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_RESET
         assert turns.stats()["connections"] == 0
+        turns.push(FINISH, handle)
+        assert turns.settle() == []
+
+
+def test_an_end_that_waits_loses_its_peer_and_what_was_queued(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        pair[1].sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        reset(pair[1])
+        assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_RESET
+
+
+def test_an_end_that_waits_is_over_with_too_large_a_backlog(pair: Pair) -> None:
+    with Turns(wants=lib.WSPY_WANT_ENDING, max_backlog=1000) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        turns.push(SEND, handle, text(b"answer"))
+        assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_BACKLOG
 
 
 def test_a_finish_of_what_is_not_ending_is_nothing(pair: Pair) -> None:

@@ -100,6 +100,7 @@ static int fails(int call)
     }
     faults[call].times--;
     fake.progress++;
+    fake.has_failed |= faults[call].error != EAGAIN && faults[call].error != EINTR;
     trace("  call %d fails with %d\n", call, faults[call].error);
     errno = faults[call].error;
     return 1;

@@ -37,6 +37,7 @@ typedef struct {
     uint64_t progress; /* counts bytes moved, descriptors made and closed, faults used up, time that passed */
     int has_slept;     /* a wait without end found nothing */
     int is_abandoning; /* nothing may reach what a fork's parent shares, not even EPOLL_CTL_DEL */
+    int has_failed;    /* a call that is not just to be tried again */
     int is_exempt;     /* no faults: the harness itself allocates through the seam */
     int most_ready;    /* events of one wait; 0: all */
     uint32_t rotation; /* where a wait begins to look */

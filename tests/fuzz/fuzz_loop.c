@@ -54,7 +54,8 @@ typedef struct {
     int heads;
     int is_bad, is_due; /* the head; its answer was not asked for yet */
     int opened;
-    int awaits_finish;
+    int awaits_finish, is_finished;              /* ENDING was reported, FINISH was applied */
+    int owes_drained;                            /* it was full, so somebody may wait for room */
     int paused_from, aborted_from, refused_from; /* turns */
     uint32_t credit;
     int close_count; /* CLOSE commands that were applied */
@@ -470,6 +471,10 @@ static void note(const command *c, int first_turn)
         if (g)
             g->paused_from = NEVER;
         return;
+    case WSPY_COMMAND_FINISH:
+        if (g)
+            g->is_finished = 1;
+        return;
     case WSPY_COMMAND_GRANT:
         note_grant(g, c);
         return;
@@ -563,6 +568,22 @@ static batch next_batch(uint32_t end, int first_turn)
     return b;
 }
 
+static uint32_t backlog_of(const guest *g)
+{
+    return g->handle ? wspy_loop_backlogs(run.loop)[g->handle & WSPY_SLOT_MASK] : 0;
+}
+
+/* Who finds a connection full from here on waits for DRAINED. */
+static void note_full(void)
+{
+    if (!(run.settings.wants & WSPY_WANT_DRAINED))
+        return;
+    for (int i = 0; i < fake.peer_count; i++) {
+        guest *g = &run.guests[i];
+        g->owes_drained |= g->state == ACCEPTED && g->opened && backlog_of(g) > run.settings.write_limit;
+    }
+}
+
 static void submit(uint32_t most)
 {
     uint32_t left = run.command_count - run.applied;
@@ -572,6 +593,7 @@ static void submit(uint32_t most)
     require(wspy_loop_submit(run.loop, b.data, b.size) == WSPY_OK && applied() == run.applied);
     free(b.memory);
     check_wires();
+    note_full();
 }
 
 /* What other threads may do while the loop waits, and what they may not. */
@@ -677,7 +699,7 @@ static const wspy_event *next_expected(guest *g)
 
 static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_t length)
 {
-    require(g->state == ACCEPTED && g->opened);
+    require(g->state == ACCEPTED && g->opened && !g->awaits_finish);
     require(run.turn < g->paused_from && run.turn < g->aborted_from);
     const wspy_event *expected = next_expected(g);
     require(expected && (expected->kind & ~(uint32_t)WSPY_EVENT_DETACHED) == kind);
@@ -689,6 +711,27 @@ static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_
     require(g->credit > 0);
     g->credit -= g->credit != WSPY_FOREVER;
     run.messages += (kind & 0x0f) < 8;
+}
+
+static int is_finite(uint32_t timeout_ms)
+{
+    return timeout_ms != WSPY_FOREVER;
+}
+
+/* Ends that no answer would change. */
+static int is_hard(int error)
+{
+    return error == WSPY_ERROR_NO_MEMORY || (error <= WSPY_ERROR_RESET && error >= WSPY_ERROR_ABORTED);
+}
+
+/* There was time to answer all that came before, unless the caller, or the kernel, put an end to that. */
+static void check_end(const guest *g, int error)
+{
+    if (!g->opened || !(run.settings.wants & WSPY_WANT_ENDING) || g->close_count || is_hard(error))
+        return;
+    int is_lost = g->item_next < g->item_count || peer_of(g)->reset || fake.has_failed;
+    require(g->awaits_finish);
+    require(g->is_finished || g->aborted_from != NEVER || is_lost || is_finite(run.settings.close_timeout_ms));
 }
 
 static void take_closed(guest *g, uint32_t code, uint32_t length)
@@ -705,6 +748,7 @@ static void take_closed(guest *g, uint32_t code, uint32_t length)
     if (is_violation)
         require(g->reference && wspy_endpoint_error(g->reference) == error);
     require(error != WSPY_ERROR_ABORTED || g->aborted_from != NEVER);
+    check_end(g, error);
     g->state = GONE;
     g->error = error;
     g->out_length_at_end = peer_of(g)->out_length;
@@ -736,6 +780,7 @@ static void take_of_guest(guest *g, const wspy_event *event, uint32_t kind, cons
         return;
     case WSPY_EVENT_DRAINED:
         require(g->opened && run.settings.wants & WSPY_WANT_DRAINED);
+        g->owes_drained = 0;
         return;
     case WSPY_EVENT_CLOSED:
         take_closed(g, event->start, event->length);
@@ -807,6 +852,7 @@ static void take_events(int count)
     for (int i = 0; i < count; i++)
         take_event(&events[i], &packed);
     check_guests();
+    note_full();
 }
 
 static int turn(int timeout_ms)
@@ -869,6 +915,7 @@ static void check_open(guest *g, const fake_peer *peer, uint32_t backlog)
     feed_reference(g);
     int runs = reference_runs(g);
     int is_quiet = runs && !backlog && !g->close_count;
+    require(!g->owes_drained || backlog > run.settings.write_limit);
     if (is_quiet)
         require(g->item_next == g->item_count);
     if (g->paused_from <= run.turn + 1 || g->credit == 0)
@@ -891,7 +938,7 @@ static void check_idle(guest *g, const fake_peer *peer)
         require(peer->is_closed || !has_unread(peer));
         return;
     }
-    uint32_t backlog = g->handle ? wspy_loop_backlogs(run.loop)[g->handle & WSPY_SLOT_MASK] : 0;
+    uint32_t backlog = backlog_of(g);
     require(!backlog || (!peer->window && !peer->reset));
     if (g->state == WAITING)
         check_waiting(g, peer, backlog);
@@ -1128,14 +1175,15 @@ static void accept_guest(guest *g, uint8_t choice)
 
 static void respond_to(guest *g, uint8_t choice)
 {
-    char payload[80];
+    char payload[80 + 20000];
     if (g->state == WAITING || (g->state == DECIDING && !g->is_due))
         return;
     g->is_due = 0;
-    int length =
-        snprintf(payload, sizeof payload, "?HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n%08x", ++run.number);
+    size_t body = choice & 64 ? clip(20000) : 8;
+    int length = snprintf(payload, sizeof payload, "?HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n", body);
+    fill_payload((uint8_t *)payload + length, body);
     payload[0] = choice & 1 && !g->is_bad;
-    push(g->handle, WSPY_COMMAND_RESPOND, payload, (size_t)length);
+    push(g->handle, WSPY_COMMAND_RESPOND, payload, (size_t)length + body);
 }
 
 static void send_message(guest *g, int kind, uint8_t first)
@@ -1209,7 +1257,7 @@ static void broadcast(uint8_t choice)
 static void push_garbage(void)
 {
     static const int harmless[] = {
-        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, WSPY_COMMAND_FAR, 7, 18, 4095,
+        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, WSPY_COMMAND_FAR, 7, 19, 4095,
         WSPY_COMMAND_NOTE};
     uint8_t payload[8] = {0};
     uint8_t choice = take();
@@ -1466,11 +1514,6 @@ static void end_by_reset(void)
     end_by_abort();
 }
 
-static int is_finite(uint32_t timeout_ms)
-{
-    return timeout_ms != WSPY_FOREVER;
-}
-
 /* After more time than all deadlines together. */
 static void check_deadlines(const guest *g, const fake_peer *peer)
 {
@@ -1488,7 +1531,7 @@ static void check_deadlines(const guest *g, const fake_peer *peer)
                 !is_finite(s->open_timeout_ms));
     if (g->state != ACCEPTED || !g->opened || !is_finite(s->close_timeout_ms))
         return;
-    require(!g->close_count);
+    require(!g->close_count && !g->awaits_finish);
     require(g->paused_from != NEVER || g->credit == 0 || reference_runs(g));
 }
 

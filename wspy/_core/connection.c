@@ -121,6 +121,7 @@ void wspy_connection_let_finish(wspy_loop *loop, connection *conn)
     if (!conn->awaits_finish)
         return;
     conn->awaits_finish = 0;
+    wspy_wheel_cancel(&loop->wheel, &conn->timer); /* that of the wait: what is written has a time of its own */
     wspy_loop_list_ending(loop, conn);
 }
 
@@ -285,6 +286,7 @@ void wspy_connection_write_failed(wspy_loop *loop, connection *conn, int error, 
         }
         conn->flags &= (uint16_t)~SENDABLE;
         wspy_connection_drop_queue(conn);
+        wspy_connection_let_finish(loop, conn); /* no answer would reach the peer */
         return;
     }
     if (error == WSPY_ERROR_RESET && conn->phase == OPEN && wspy_connection_may_read(conn))
@@ -428,8 +430,8 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
 static void report_drained(wspy_loop *loop, connection *conn, uint64_t size_before)
 {
     uint64_t limit = loop->settings.write_limit;
-    if (!(loop->settings.wants & WSPY_WANT_DRAINED) || conn->phase < OPEN || size_before <= limit ||
-        wspy_queue_size(conn->queue) > limit)
+    if (!(loop->settings.wants & WSPY_WANT_DRAINED) || conn->phase < OPEN || !(conn->flags & SURFACED) ||
+        size_before <= limit || wspy_queue_size(conn->queue) > limit)
         return;
     conn->has_drained = 1;
     wspy_loop_list_report(loop, conn);
@@ -508,9 +510,11 @@ void wspy_connection_send_replies(wspy_loop *loop, connection *conn)
     if (conn->queue) { /* §5.5.2: "MAY elect to send a Pong frame for only the most recently processed Ping" */
         size_t length;
         const uint8_t *frame = last_frame(replies, &length);
+        uint64_t size_before = wspy_queue_size(conn->queue);
         if (conn->flags & SENDABLE)
             wspy_queue_pong(conn->queue, frame, length);
         set_backlog(loop, conn);
+        report_drained(loop, conn, size_before); /* it may take the place of a longer one */
     } else {
         wspy_connection_send_control(loop, conn, replies->data, replies->length);
     }
