@@ -511,6 +511,7 @@ class Server(ABC):
         """What onerror got without a client."""
         self.expects_errors = "onerror" in handlers
         self._by_client: dict[int, Story] = {}
+        self._opened: set[int] = set()  # clients whose onopen has returned
         self.address = address
 
     # ---- for subclasses ----
@@ -524,7 +525,13 @@ class Server(ABC):
                 self._story(client).events.append(Event(name, tuple(map(plain, arguments))))
             self._changed.notify_all()
         handler = self._handlers.get(name)
-        return handler(client, *arguments) if handler is not None else None
+        try:
+            return handler(client, *arguments) if handler is not None else None
+        finally:
+            if name == "onopen":
+                with self._changed:
+                    self._opened.add(id(client))
+                    self._changed.notify_all()
 
     def _story(self, client: Any) -> Story:
         story = self._by_client.get(id(client))
@@ -607,8 +614,10 @@ class Server(ABC):
         return found[0]
 
     def client(self, peer: RawClient) -> Any:
-        """Return the server's object for a peer."""
-        return self.story(peer).client
+        """Return the server's object for a peer, once its onopen has returned."""
+        client = self.story(peer).client
+        self.wait(lambda: id(client) in self._opened, "onopen has returned")
+        return client
 
     def outcome(self, peer: RawClient) -> tuple[int, str]:
         """Return what onclose got for a peer, once it was called."""

@@ -5,6 +5,7 @@ What a Server has in common with others is tested in behaviour/, what its client
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 import resource
@@ -32,10 +33,12 @@ from drivers import (
 )
 from measures import measures_memory, resident
 from programs import PYTHON, Program
+from turns import faults
 
 import wspy
 from wspy import Server
 from wspy import server as module
+from wspy._core import lib
 from wspy.serving import Options
 
 if TYPE_CHECKING:
@@ -246,6 +249,7 @@ def test_an_answer_for_a_connection_that_has_gone_reaches_nobody(serve: Servers,
         gone[0].opened()
         assert gone[1].response().body == b"/blocked"
     assert not server.server._deciding
+    assert not server.server._opening
 
 
 def test_a_handshake_that_is_decided_while_the_server_stops_is_refused(serve: Servers, gate: Gate) -> None:
@@ -669,6 +673,30 @@ def test_a_stop_waits_for_handlers_no_longer_than_shutdown_timeout(
         assert (thread.is_alive(), closed) == (False, [1006])
 
 
+def test_a_stop_waits_for_handlers_as_long_as_it_may(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when their connections have gone long ago."""
+    monkeypatch.setattr(module, "GRACE", 0.01)
+    monkeypatch.setattr(module, "HANDLER_SECONDS", 0.01)
+
+    class Blocking(Server):
+        def onmessage(self, client: wspy.Client, message: wspy.Message) -> None:
+            gate(client)
+
+    with Blocking(ADDRESS, shutdown_timeout=3600).start() as server, RawClient(server.address) as peer:
+        peer.open("/blocked")
+        peer.text("x")
+        assert gate.entered.wait(DEADLINE_S)
+        server.stop()
+        peer.closes(1001)
+        peer.send(close_frame(1001))
+        peer.eof()
+        peer.end()
+        until(lambda: server.stats()["connections"] == 0, "nobody is there")
+        assert not server.join(0.3)
+        gate.opened.set()
+        assert server.join(DEADLINE_S)
+
+
 def test_run_waits_for_onclose(serve: Servers) -> None:
     """However long each of them takes, within shutdown_timeout."""
     pause = threading.Event()
@@ -813,6 +841,31 @@ def test_i16_a_second_signal_does_not_wait_for_handlers(patience: float) -> None
     assert status == 0
     assert out.splitlines() == ["onclose /idle 1006", "ended ['wspy 127.0.0.1']"]
     assert "still runs: a handler has not returned" in err
+
+
+# ---- what is kept ----
+
+
+def test_who_has_nothing_to_do_is_not_at_work(serve: Servers) -> None:
+    server = serve(onmessage=echo)
+    for peer in [server.open() for _ in range(5)]:
+        peer.text("x")
+        assert peer.message() == "x"
+    until(lambda: not server.server._at_work, "all wait")
+
+
+def test_a_peer_that_goes_before_it_has_the_101_leaves_nothing(serve: Servers) -> None:
+    server = serve()
+    with faults(lib.WSPY_SYS_SEND, nth=1, times=1_000_000, error=errno.EAGAIN):
+        peer = server.connect()
+        peer.send(head())
+        until(lambda: server.server._opening, "it is accepted")
+        peer.abort()
+        until(lambda: server.server.stats()["connections"] == 0, "it has gone")
+    server.call(int)
+    assert not server.server._opening
+    assert server.server._rares == {}
+    assert server.stories == []
 
 
 # ---- very many ----

@@ -149,11 +149,18 @@ def test_i9_nothing_can_be_sent_in_onclose(serve: Servers, action: str) -> None:
 
 @pytest.mark.parametrize("action", marked([name for name in ACTIONS if not name.startswith("send")], NEEDED))
 def test_i9_what_has_no_effect_any_more_may_be_done_in_onclose(serve: Servers, action: str) -> None:
-    server = serve(onclose=lambda client, code, reason: ACTIONS[action](client), onmessage=echo)
+    done: list[str] = []
+
+    def onclose(client: Any, code: int, reason: str) -> None:
+        ACTIONS[action](client)
+        done.append(action)
+
+    server = serve(onclose=onclose, onmessage=echo)
     for end in ("close", "end", "abort"):
         peer = server.open()
         getattr(peer, end)()
         server.outcome(peer)
+    until(lambda: len(done) == 3, "returned")
     other = server.open()
     other.text("fine")
     assert other.message() == "fine"

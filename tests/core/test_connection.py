@@ -1318,6 +1318,8 @@ def test_who_waits_to_send_is_told_when_there_is_room(pair: Pair) -> None:
         while left:
             left -= len(received(peer))
             assert turns.turn() == [], "once is enough"
+        turns.push(SEND_MARK, handle, text(b"more"))
+        assert kinds(turns.settle()) == [SENT]
 
 
 @pytest.mark.parametrize("changes", [{}, {"wants": lib.WSPY_WANT_DRAINED, "write_limit": 1 << 30}])
