@@ -65,6 +65,7 @@ def test_i1_a_peer_that_goes_at_any_point(
     if server.has("calls"):
         server.call(int)
     for story in server.stories:
+        server.wait(lambda story=story: story.closed, "onclose")
         assert story.closed is not None
         assert story.closed[0] in ({1000, 1006} if "Close" in name else {1006})
     if len(RESETS[name]) < len(head()):
