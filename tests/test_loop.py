@@ -265,6 +265,23 @@ def test_what_an_exception_left_in_the_queue_is_not_applied_again(loop: Loop, co
     assert len(loop._queue) == 1
 
 
+def _ask_for_opcodes() -> None:
+    """CPython 3.12 traces opcodes only from the settrace on that follows the first frame that asks for it."""
+
+    def ask(frame: Any, _event: str, _: object) -> None:
+        frame.f_trace_opcodes = True
+
+    def be_traced() -> None:
+        pass
+
+    previous = sys.gettrace()
+    sys.settrace(ask)
+    try:
+        be_traced()
+    finally:
+        sys.settrace(previous)
+
+
 def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
     """Make a call again and again, with an action at the first, second, third ... place in loop.py where signals come.
 
@@ -273,6 +290,7 @@ def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> It
     """
     steps = left = 0
     last: dict[Any, str] = {}
+    _ask_for_opcodes()
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal left

@@ -129,9 +129,11 @@ def parse_host(value: str) -> tuple[str, int | None]:
 
 def _shortest_ipv6(literal: str) -> str:
     try:
-        return f"[{IPv6Address(literal[1:-1])}]"
+        address = IPv6Address(literal[1:-1])
     except AddressValueError:
         raise ValueError("the IPv6 address of the host is malformed") from None
+    # RFC 5952 §5, which str() follows from CPython 3.13 on
+    return f"[{address}]" if address.ipv4_mapped is None else f"[::ffff:{address.ipv4_mapped}]"
 
 
 class Headers:
