@@ -613,9 +613,10 @@ class websocket:
 
     def _sendable(self) -> Protocol:
         protocol = self._opened()
-        self._held.check()
-        if self._lost is not None:
-            raise copy(self._lost)
+        if not protocol.close_sent:  # else it says so itself, with both Closes
+            self._held.check()
+            if self._lost is not None:
+                raise copy(self._lost)
         return protocol
 
     def _flush(self, unsent: Unsent, deadline: Deadline) -> None:
