@@ -740,6 +740,28 @@ def test_e10_closing_takes_nothing_from_who_receives_in_a_loop(loop: str) -> Non
         assert texts == [str(i) for i in range(100)]
 
 
+def test_e10_closing_takes_nothing_from_a_loop_that_is_in_a_handler() -> None:
+    handling, go_on = threading.Event(), threading.Event()
+
+    def handle(connection: Connection, message: Message) -> None:
+        handling.set()
+        assert go_on.wait(DEADLINE_S)
+
+    with served({"onmessage": handle}) as (peer, own):
+        receiving = Running(own.receive_forever)
+        peer.send(frame(TEXT, b"first"))
+        assert handling.wait(DEADLINE_S)
+        closing = Running(own.close)
+        peer.closes(1000)
+        peer.send(frame(TEXT, b"second") + close_frame())
+        peer.half_close()
+        until(lambda: closing.is_over or own._loop_ends._waiters, "it waits, or has done something else")  # type: ignore[attr-defined]
+        go_on.set()
+        receiving.result()
+        closing.result()
+        assert own.messages == ["first", "second"]
+
+
 def test_who_leaves_a_loop_leaves_the_rest_to_close() -> None:
     with served() as (peer, own):
 
@@ -975,6 +997,19 @@ def test_a_call_that_may_not_wait_does_not_wait_for_the_end_of_tcp() -> None:
             own.recv()
         assert caught.value.rcvd == (1001, "bye")
         assert own.ends == [(1001, "bye")]
+
+
+@pytest.mark.parametrize("data", [frame(3), close_frame(1000)], ids=["a fault", "a Close"])
+def test_what_is_sent_last_is_not_destroyed_by_what_was_not_read(data: bytes) -> None:
+    """A RST would reach the peer before it has read the Close: TCP ends in order all the same."""
+    with served() as (peer, own):
+        peer.send(data + b"x" * 500_000)
+        receiving = Running(own.receive_forever)
+        until(peer.is_ended, "the server has said its last word")
+        peer.closes(1002 if data == frame(3) else 1000)
+        peer.eof()
+        peer.end()
+        receiving.result()
 
 
 STATES: list[tuple[str, bytes]] = [
