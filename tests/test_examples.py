@@ -154,9 +154,10 @@ def test_threaded_server(start: Callable[..., tuple[Program, str]]) -> None:
 
 
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+CLIENTS = {"frames_client.py"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - CLIENTS))
 def test_a_port_that_is_taken_is_one_line(name: str, patience: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -267,6 +268,69 @@ def whole_file(client: ClientConnection) -> bytes:
     content = b"".join(piece for piece in client if isinstance(piece, bytes))
     assert (client.close_code, client.close_reason) == (1000, "that was all")
     return content
+
+
+def test_frames_server_and_frames_client(start: Callable[..., tuple[Program, str]], patience: float) -> None:
+    program, url = start("frames_server.py")
+    port = url.rpartition(":")[2].strip("/")
+    with Program(*PYTHON, EXAMPLES / "frames_client.py", port, patience=patience) as client:
+        status, out, err = client.ended()
+    assert (status, err) == (0, "")
+    hello, closing = out.splitlines()
+    assert "TEXT" in hello
+    assert "Hello, Client!" in hello
+    assert "CLOSE" in closing
+    for part in ("Hello, ", "are you there?", "Server!", "that was all"):
+        assert part in program.line()
+    with join(url) as other:
+        assert other.recv(timeout=20) == "Hello, Client!"
+    assert "CLOSE" in program.line()
+    assert_ends(program)
+
+
+def test_frames_client_without_a_server(patience: float) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with Program(*PYTHON, EXAMPLES / "frames_client.py", str(port), patience=patience) as client:
+            assert client.ended() == (1, "", f"can't connect: [Errno 111] Connection refused, port {port}\n")
+
+
+def test_connection_echo(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("connection_echo.py")
+    with join(url) as client:
+        assert program.line().startswith("opened at 127.0.0.1:")
+        for message in ("text", b"binary", "x" * 100_000):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+            assert program.line().startswith("received <")
+    assert program.line() == "closed with 1000"
+    with join(url) as client:
+        assert program.line().startswith("opened at")
+        status, out, err = program.interrupt()
+        assert (status, err) == (0, "")
+        assert out.startswith("closed with ")
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=20)
+        assert client.close_code == 1001
+
+
+def test_selectors_loop(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("selectors_loop.py")
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/")))) as silent:
+        assert get(url.replace("ws:", "http:"))[0] == 426
+        with join(url) as client, join(url) as other:
+            for message in ("text", b"binary", "x" * 1_000_000):
+                other.send(message)
+                client.send(message)
+                assert client.recv(timeout=20) == message
+                assert other.recv(timeout=20) == message
+            client.send(["frag", "ments"])
+            assert client.recv(timeout=20) == "fragments"
+        assert (client.close_code, other.close_code) == (1000, 1000)
+        silent.shutdown(socket.SHUT_WR)
+        assert silent.recv(1) == b""
+    assert program.interrupt() == (0, "", "")
 
 
 # ---- the short programs of the README ----

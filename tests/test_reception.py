@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -247,6 +248,33 @@ def test_h12_an_error_of_a_connection_that_waited_is_passed_over(monkeypatch: py
         with listener.accept()[0]:
             client.opened()
         assert not errors
-        errors.append(OSError(24, "Too many open files"))
-        with arriving(listener), pytest.raises(OSError, match=re.escape("Too many")):
+
+
+def test_h11_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While handshakes are under way the others wait; else whoever has called accept is told."""
+    failures = 0
+    real = socket.socket.accept
+
+    def accept(sock: socket.socket) -> Any:
+        nonlocal failures
+        if len(list(Path("/proc/self/fd").iterdir())) >= limit:
+            failures += 1
+            raise OSError(24, "Too many open files")
+        return real(sock)
+
+    with listening() as listener, arriving(listener, 2) as (one, two):
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        limit = len(list(Path("/proc/self/fd").iterdir())) + 1
+        one.send(head()[:30])
+        listener.settimeout(0.05)
+        with pytest.raises(TimeoutError):
             listener.accept()
+        assert failures == 1
+        one.end()
+        two.send(head())
+        listener.settimeout(DEADLINE_S)
+        with listener.accept()[0]:
+            two.opened()
+            limit = 0
+            with arriving(listener), pytest.raises(OSError, match=re.escape("Too many")):
+                listener.accept()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from threading import Event, RLock
+from threading import Condition, Event, RLock, get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .codes import CloseCode, Opcode, Role
@@ -81,6 +81,8 @@ class Connection:
         self._receiving = Exclusive("recv")
         self._last: SocketClosed | ProtocolError | None = None  # why there are no more frames
         self._closing: Deadline | None = None  # once a Close was sent or received
+        self._loops: list[int] = []  # the threads that receive one message after the other
+        self._loop_ends = Condition()
         self._ending = RLock()
         self._ended = Event()
         try:
@@ -148,7 +150,7 @@ class Connection:
         """Do something about an exception of a handler; the default logs it.
 
         That is any handler in ``receive_forever``; elsewhere ``onclose``, and what is called while ``close`` waits. The
-        others raise theirs from ``recv``, ``send_ping`` and ``Connection()``.
+        others raise theirs from ``recv``, ``send_ping`` and ``Connection()``. What this raises itself is logged.
         """
         log.error("exception in a handler of %r", self, exc_info=e)
 
@@ -170,13 +172,28 @@ class Connection:
                 the rules.
         """
         if mask is None and type(self).message_to_frames is Connection.message_to_frames:
-            self.sock._send_message(message, fragment_size)
+            try:
+                self.sock._send_message(message, fragment_size)
+            except SocketClosed as error:
+                raise self._explained(error) from None
         else:
-            self.sock.send(*self.message_to_frames(message, fragment_size, mask))
+            self._send(*self.message_to_frames(message, fragment_size, mask))
 
     def send_frame(self, frame: Frame) -> None:
         """Send a single frame; see ``websocket.send``. Thread-safe."""
-        self.sock.send(frame)
+        self._send(frame)
+
+    def _send(self, *frames: Frame) -> None:
+        try:
+            self.sock.send(*frames)
+        except SocketClosed as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: SocketClosed) -> SocketClosed:
+        """Let the exception say how the connection ended, as ``onclose`` was told."""
+        if self.close_code is not None:
+            error.code, error.reason = self.close_code, self.close_reason
+        return error
 
     def send_ping(self, payload: bytes | str = b"") -> None:
         """Send a Ping, and call ``onping``; any number may be unanswered. Thread-safe.
@@ -192,7 +209,7 @@ class Connection:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
         if len(data) > _MAX_CONTROL:
             raise PingError(f"the payload of a Ping has at most {_MAX_CONTROL} bytes, this one has {len(data)}")
-        self.sock.send(received_frame(Opcode.PING, data))
+        self._send(received_frame(Opcode.PING, data))
         self.onping(data)
 
     def send_pong(self, payload: bytes | str = b"") -> None:
@@ -200,7 +217,7 @@ class Connection:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
         if len(data) > _MAX_CONTROL:
             raise PingError(f"the payload of a Pong has at most {_MAX_CONTROL} bytes, this one has {len(data)}")
-        self.sock.send(received_frame(Opcode.PONG, data))
+        self._send(received_frame(Opcode.PONG, data))
 
     def send_close_frame(self, code: int | None = 1000, reason: str = "") -> None:
         """Send a Close, and return: whoever receives goes on with the closing handshake. Thread-safe; see ``close``.
@@ -213,7 +230,7 @@ class Connection:
         """
         frame = create_close_frame(code, reason)
         self._begin_closing()
-        self.sock.send(frame)
+        self._send(frame)
 
     @staticmethod
     def message_to_frames(message: Sendable, fragment_size: int | None = None, mask: bool | None = None) -> list[Frame]:
@@ -353,14 +370,27 @@ class Connection:
             ProtocolError: the peer broke a rule.
             TimeoutError: see ``recv``.
         """
-        while True:
-            try:
-                message = self._next()
-            except _NoMessageError as stop:
-                if isinstance(stop.error, SocketClosed):
-                    return
-                raise stop.error from None
-            yield message
+        with self._looping():
+            while True:
+                try:
+                    message = self._next()
+                except _NoMessageError as stop:
+                    if isinstance(stop.error, SocketClosed):
+                        return
+                    raise stop.error from None
+                yield message
+
+    @contextlib.contextmanager
+    def _looping(self) -> Iterator[None]:
+        """Let other threads know that this one will receive whatever arrives."""
+        me = get_ident()
+        self._loops.append(me)
+        try:
+            yield
+        finally:
+            with self._loop_ends:
+                self._loops.remove(me)
+                self._loop_ends.notify_all()
 
     def receive_forever(self) -> None:
         """Call ``onmessage`` with each message, until the connection has ended.
@@ -374,8 +404,9 @@ class Connection:
             BlockingIOError: see ``recv``; may be called again.
         """
         try:
-            while self._handle_next():
-                pass
+            with self._looping():
+                while self._handle_next():
+                    pass
         except (TimeoutError, BlockingIOError):
             raise
         except BaseException as error:
@@ -396,10 +427,14 @@ class Connection:
         return True
 
     def _handler_failed(self, error: Exception) -> None:
+        self._tell_of(error)
+        self.close(CloseCode.INTERNAL_ERROR)
+
+    def _tell_of(self, error: Exception) -> None:
         try:
             self.onerror(error)
-        finally:
-            self.close(CloseCode.INTERNAL_ERROR)
+        except Exception:
+            log.exception("exception in onerror of %r", self)
 
     def _close_because_of(self, error: BaseException) -> None:
         self.close(CloseCode.INTERNAL_ERROR if isinstance(error, Exception) else CloseCode.GOING_AWAY)
@@ -438,9 +473,11 @@ class Connection:
     def _await_end(self, closing: Deadline) -> None:
         """Read until the connection has ended, or wait for the thread that does."""
         try:
-            if not self._receiving.try_enter():
+            if self._is_received_by_another() or not self._receiving.try_enter():
                 with contextlib.suppress(SocketClosed):
                     self.sock._flush_all(closing)
+                with self._loop_ends:
+                    self._loop_ends.wait_for(lambda: not self._is_received_by_another(), closing.remaining)
                 self._receiving.enter(closing)
         except TimeoutError:
             return
@@ -454,11 +491,15 @@ class Connection:
         finally:
             self._receiving.leave()
 
+    def _is_received_by_another(self) -> bool:
+        """Whether another thread is in a loop, and hands on what still arrives."""
+        return any(thread != get_ident() for thread in self._loops)
+
     def _handle_while_closing(self, frame: Frame) -> None:
         try:
             self.handle_control_frame(frame)
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
-            self.onerror(error)
+            self._tell_of(error)
 
     def _finish(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
         """End the connection because nothing more is received.
@@ -510,7 +551,7 @@ class Connection:
         try:
             self.onclose(code, reason)
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
-            self.onerror(error)
+            self._tell_of(error)
 
     @property
     def closed(self) -> bool:

@@ -21,7 +21,7 @@ __all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Guest", "Reception"]
 log = logging.getLogger("wspy.websocket")
 
 # While so many are in their handshake, others wait in the kernel's queue.
-_MAX_OPENING: Final = 128
+_MAX_OPENING: Final = 1024
 # How long a peer is listened to that was sent away: if nobody read what it still sends, a RST would destroy the answer.
 LINGER_SECONDS: Final = 1.0
 LINGER_BYTES: Final = 1 << 20
@@ -41,6 +41,8 @@ _PASSING: Final = frozenset(
         errno.EPROTO,
     ]
 )
+# As long as handshakes are under way, there is hope for another descriptor, and for memory.
+_EXHAUSTED: Final = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 
 
 class Guest(typing.Protocol):
@@ -158,6 +160,7 @@ class Reception(Generic[_GuestT]):
         self._refuse_late = refuse_late
         self._opening: dict[int, _Opening[_GuestT]] = {}
         self._ready: deque[Accepted[_GuestT]] = deque()
+        self._is_exhausted = False
 
     def receive(
         self,
@@ -189,7 +192,7 @@ class Reception(Generic[_GuestT]):
         descriptors = {fd: opening.events for fd, opening in self._opening.items()}
         for opening in self._opening.values():
             first = first.earlier(opening.deadline)
-        if len(descriptors) < _MAX_OPENING:
+        if len(descriptors) < _MAX_OPENING and not self._is_exhausted:
             descriptors[newcomers] = select.POLLIN
         found = [fd for fd, _ in first.wait_for_any(descriptors)]
         for fd in found:
@@ -209,7 +212,8 @@ class Reception(Generic[_GuestT]):
         except BlockingIOError:  # it was there for another process
             return
         except OSError as error:
-            if error.errno in _PASSING:
+            self._is_exhausted = error.errno in _EXHAUSTED and bool(self._opening)
+            if self._is_exhausted or error.errno in _PASSING:
                 return
             raise
         try:
@@ -232,7 +236,7 @@ class Reception(Generic[_GuestT]):
             self._dismiss(fd)
             return
         if opening.is_open:
-            del self._opening[fd]
+            self._leave(fd)
             self._ready.append(Accepted(opening.client, opening.address))
 
     def _check_time(self, fd: int) -> None:
@@ -244,7 +248,11 @@ class Reception(Generic[_GuestT]):
             self._dismiss(fd)
 
     def _dismiss(self, fd: int) -> None:
-        self._opening.pop(fd).client.close()
+        self._leave(fd).client.close()
+
+    def _leave(self, fd: int) -> _Opening[_GuestT]:
+        self._is_exhausted = False
+        return self._opening.pop(fd)
 
     def close(self) -> None:
         """Close all clients that nobody has got yet."""

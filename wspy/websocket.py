@@ -613,9 +613,10 @@ class websocket:
 
     def _sendable(self) -> Protocol:
         protocol = self._opened()
-        self._held.check()
-        if self._lost is not None:
-            raise copy(self._lost)
+        if not protocol.close_sent:  # else it says so itself, with both Closes
+            self._held.check()
+            if self._lost is not None:
+                raise copy(self._lost)
         return protocol
 
     def _flush(self, unsent: Unsent, deadline: Deadline) -> None:
@@ -722,7 +723,7 @@ class websocket:
     def _receive(self, deadline: Deadline) -> None:
         """Wait for something to read, and read it."""
         if self._failure is not None:
-            raise copy(self._failure)
+            self._fail(self._failure)
         while self._outbox and self._lost is None:  # answers, and what calls have left that have timed out
             with contextlib.suppress(SocketClosed):
                 self.do_async_send()
@@ -785,7 +786,22 @@ class websocket:
         while self._received and self.recv_callback is not None:
             self.recv_callback(self._received.popleft())
         if self._failure is not None and not self._received:
-            raise copy(self._failure)
+            self._fail(self._failure)
+
+    def _fail(self, failure: Exception) -> NoReturn:
+        """Say why nothing more is received; to a peer that broke a rule, too (RFC 6455 §7.1.7).
+
+        Not any earlier: nothing can be sent after a Close, and what came before the fault may be worth an answer.
+        """
+        if isinstance(failure, ProtocolError):
+            protocol = self._opened()
+            with self._speaking:
+                close = protocol.owed_close()
+                if close:
+                    self._outbox.add(Unsent(close))
+            with contextlib.suppress(SocketClosed):
+                self.do_async_send()
+        raise copy(failure)
 
     def _read_once(self, bufsize: int) -> None:
         if self._head is None:
@@ -815,10 +831,6 @@ class websocket:
     def _take_checked(self, protocol: Protocol, data: bytes) -> None:
         with self._speaking:
             events = protocol.feed(data)
-            error = protocol.error
-            close = b"" if error is None else protocol.owed_close()
-            if close:
-                self._outbox.add(Unsent(close))
         for opcode, payload, final, rsv in events:
             self._received.append(received_frame(opcode, payload, final=final, rsv=rsv))
             if opcode == Opcode.CLOSE:
@@ -826,10 +838,7 @@ class websocket:
             elif opcode == Opcode.PING:
                 with self._speaking:
                     protocol.replies()  # whoever receives it answers it
-        if error is not None and self._failure is None:
-            self._failure = error  # RFC 6455 §7.1.7
-            with contextlib.suppress(SocketClosed):
-                self.do_async_send()
+        self._failure = self._failure or protocol.error
 
     def _take_unchecked(self, lenient: LenientReader, data: bytes) -> None:
         frames: list[Frame] = []
