@@ -2,7 +2,8 @@
 
 A scenario gets the fixture ``serve`` (behaviour/conftest.py has it), gives it handlers as plain functions, and so
 runs on each entry of ``FRONT_ENDS``. A new front end is a subclass of ``Server`` and an entry there; one with TLS is
-the same class with ``secure`` set. What happened to each client is written down in its ``Story``.
+the same class with ``secure`` set; what one has not got stands in its ``lacks``, and scenarios that need it are marked
+with ``needs``. What happened to each client is written down in its ``Story``.
 """
 
 from __future__ import annotations
