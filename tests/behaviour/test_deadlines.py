@@ -326,7 +326,7 @@ def test_e17_a_violation_while_the_queue_is_full_is_bounded_by_close_timeout(ser
 def test_e17_the_close_frame_waits_behind_what_is_queued(serve: Servers) -> None:
     server = serve(onopen=lambda client: client.send(bytes(4_000_000)))
     peer = server.open(receive_buffer=4096)
-    assert server.client(peer)
+    assert server.story(peer)
     peer.send(b"\xff\xff")
     assert len(peer.message()) == 4_000_000
     peer.closes(1002)
