@@ -8,27 +8,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from threading import Condition, Event, RLock, get_ident
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from threading import Condition, RLock, get_ident
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from .codes import CloseCode, Opcode, Role
 from .deadline import Deadline
 from .errors import PingError, ProtocolError, SocketClosed
-from .exclusive import Exclusive
 from .frames import Frame, create_close_frame, received_frame
 from .limits import checked_seconds
-from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, received_message
 from .reception import LINGER_SECONDS
 from .websocket import websocket
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterator
+
+    from .protocol import Event
 
 __all__ = ["Connection"]
 
 log = logging.getLogger("wspy.connection")
 
 _MAX_CONTROL = 125
+_CONTROL = int(Opcode.CLOSE)
+_BINARY = int(Opcode.BINARY)
 # Fragments that are joined before all are there: a frame takes more memory than its few bytes (RFC 6455 §10.4).
 _JOINED = 256
 
@@ -78,13 +82,15 @@ class Connection:
         self.close_reason = ""
         self._role = sock._opened().role
         self._fragments: list[Frame] = []
-        self._receiving = Exclusive("recv")
+        self._receiving = sock._receiving
+        self._received = cast("deque[Event]", sock._received)  # a strict one has nothing else
+        self._joins = type(self).concat_fragments is not Connection.concat_fragments  # whole messages, too
         self._last: SocketClosed | ProtocolError | None = None  # why there are no more frames
         self._closing: Deadline | None = None  # once a Close was sent or received
         self._loops: list[int] = []  # the threads that receive one message after the other
         self._loop_ends = Condition()
         self._ending = RLock()
-        self._ended = Event()
+        self.closed = False
         try:
             self.onopen()
         except BaseException as error:
@@ -278,21 +284,23 @@ class Connection:
         """
         if self.closed:
             raise _NoMessageError(self._why())
-        deadline = Deadline(self.sock.gettimeout())
+        deadline = self.sock._deadline()
         try:
             self._receiving.enter(deadline)
         except TimeoutError:
             raise _NoMessageError(self.sock._too_late()) from None
         try:
             while True:
-                frame = self._frame(deadline)
-                if frame.opcode >= Opcode.CLOSE:
-                    self.handle_control_frame(frame)
-                elif frame.final:
-                    fragments, self._fragments = [*self._fragments, frame], []
-                    return self.concat_fragments(fragments)
+                opcode, payload, final, rsv = self._event(deadline)
+                if opcode >= _CONTROL:
+                    self.handle_control_frame(received_frame(opcode, payload))
+                elif final and not self._fragments and not self._joins and opcode <= _BINARY:
+                    return received_message(opcode, payload)
                 else:
-                    self._keep(frame)
+                    self._keep(received_frame(opcode, payload, final=final, rsv=rsv))
+                    if final:
+                        fragments, self._fragments = self._fragments, []
+                        return self.concat_fragments(fragments)
         finally:
             self._receiving.leave()
 
@@ -305,15 +313,17 @@ class Connection:
             payload = b"".join([part.payload for part in recent])
             kept[-_JOINED:] = [received_frame(recent[0].opcode, payload, final=False)]
 
-    def _frame(self, deadline: Deadline) -> Frame:
-        """Receive a frame.
+    def _event(self, deadline: Deadline) -> Event:
+        """Receive a frame, as the protocol tells of it; for who has entered ``_receiving``.
 
         Raises:
             _NoMessageError: there is none.
         """
         if self._last is None:
             try:
-                return self.sock._recv_before(self._in_time(deadline))[0]
+                if not self._received:
+                    self.sock._receive(self._in_time(deadline))
+                return self._received.popleft()
             except TimeoutError:
                 self._check_time()
             except (SocketClosed, ProtocolError) as error:
@@ -483,9 +493,9 @@ class Connection:
             return
         try:
             while True:
-                frame = self._frame(closing)
-                if frame.opcode >= Opcode.CLOSE:
-                    self._handle_while_closing(frame)
+                opcode, payload, _, _ = self._event(closing)
+                if opcode >= _CONTROL:
+                    self._handle_while_closing(received_frame(opcode, payload))
         except _NoMessageError:
             return
         finally:
@@ -543,20 +553,15 @@ class Connection:
 
     def _end(self, code: int, reason: str) -> None:
         with self._ending:
-            if self._ended.is_set():
+            if self.closed:
                 return
             self.close_code, self.close_reason = code, reason
-            self._ended.set()
+            self.closed = True
             self.sock.close()
         try:
             self.onclose(code, reason)
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
             self._tell_of(error)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self._ended.is_set()
 
     def __enter__(self) -> Self:
         return self

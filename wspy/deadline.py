@@ -11,7 +11,7 @@ from .errors import SocketClosed
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["Deadline"]
+__all__ = ["NEVER", "Deadline"]
 
 # poll takes milliseconds in a C int
 _MAX_WAIT: Final = 1e6
@@ -63,7 +63,15 @@ class Deadline:
             raise SocketClosed(initialized=True, message="this side has closed the socket")
         poll = select.poll()
         poll.register(fd, events)
-        found = self._poll(poll)
+        return self.wait_with(poll)
+
+    def wait_with(self, poll: select.poll) -> int:
+        """Wait for one socket that is registered already; see ``wait``.
+
+        Raises:
+            TimeoutError: the time is up.
+        """
+        found = poll.poll() if self._end is None else self._poll(poll)
         if not found:
             raise TimeoutError("timed out")
         return found[0][1]
@@ -86,3 +94,7 @@ class Deadline:
             found = poll.poll(min(remaining, _MAX_WAIT) * 1000)
             if found or remaining <= _MAX_WAIT:
                 return found
+
+
+NEVER: Final = Deadline(None)
+"""One that has no end, for all who need one."""

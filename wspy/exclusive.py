@@ -39,12 +39,13 @@ class Exclusive:
             RuntimeError: the calling thread is inside already.
             TimeoutError: another thread stays there for too long.
         """
-        if self.is_mine:
-            raise RuntimeError(f"{self._what} was called by what {self._what} has called")
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):  # noqa: FBT003 -- a keyword would take longer
             remaining = deadline.remaining
             if not self._lock.acquire(timeout=-1 if remaining is None else min(remaining, TIMEOUT_MAX)):
                 raise TimeoutError("timed out")
+        if self._owner:  # this thread: none but the one inside gets the lock
+            self._lock.release()
+            raise RuntimeError(f"{self._what} was called by what {self._what} has called")
         self._owner = get_ident()
 
     def try_enter(self) -> bool:

@@ -18,8 +18,10 @@ __all__ = [
     "Sendable",
     "TextMessage",
     "create_message",
+    "received_message",
 ]
 
+_TEXT = int(Opcode.TEXT)
 Payload: TypeAlias = str | bytes | bytearray
 
 
@@ -186,6 +188,19 @@ class ReceivedBinary(BinaryMessage):
 # What people see in reprs and logs is what they have to know.
 ReceivedText.__name__ = ReceivedText.__qualname__ = "TextMessage"
 ReceivedBinary.__name__ = ReceivedBinary.__qualname__ = "BinaryMessage"
+
+
+def received_message(opcode: int, payload: builtins.bytes) -> Message:
+    """Return a text or a binary message whose payload was checked already."""
+    message: Message
+    if opcode == _TEXT:
+        message = ReceivedText()
+        message.payload = payload.decode()
+    else:
+        message = ReceivedBinary()
+        message.payload = payload
+    return message
+
 
 Sendable: TypeAlias = Message | str | bytes | bytearray | memoryview
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from threading import RLock, get_ident
+from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -48,16 +48,20 @@ class Outbox:
 
     No byte is sent twice and none is left out, whatever exception a signal handler raises in between, and at whichever
     bytecode: what the kernel has taken is noted in the same step of the interpreter that calls it.
+
+    Attributes:
+        lock: held while something is added or written, and never while somebody waits for the kernel. Whoever makes
+            bytes whose order counts makes and adds them under it.
     """
 
-    __slots__ = ("_due", "_pong", "_state", "_teller", "_unsent", "_writer", "_writing")
+    __slots__ = ("_due", "_is_writing", "_pong", "_state", "_teller", "_unsent", "lock")
 
     def __init__(self) -> None:
         self._unsent: deque[Unsent] = deque()
         self._due: deque[Unsent] = deque()  # sent, and nobody was told
         self._pong: Unsent | None = None  # the last one
-        self._writing = RLock()  # never held while somebody waits for the kernel
-        self._writer = 0  # the thread that holds it
+        self.lock = RLock()  # a signal handler may come in between
+        self._is_writing = False  # the thread that holds the lock
         self._teller: object = None  # who calls callbacks
         self._state = RLock()  # of _due and _teller
 
@@ -75,10 +79,10 @@ class Outbox:
         RFC 6455 §5.5.2 lets the most recent Ping alone be answered: so a peer that sends many, and reads nothing, costs
         the memory of one.
         """
-        if self._writer == get_ident():
-            self._unsent.append(Unsent(data))
-            return
-        with self._writing:
+        with self.lock:
+            if self._is_writing:
+                self._unsent.append(Unsent(data))
+                return
             if self._pong is not None and not self._pong.sizes and self._unsent:
                 self._pong.data = data
                 return
@@ -91,34 +95,37 @@ class Outbox:
         Raises:
             OSError: the kernel takes nothing any more.
         """
-        if self._writer == get_ident():
-            return  # it was interrupted by a signal handler, and goes on afterwards
-        with self._writing:
-            self._writer = get_ident()
+        with self.lock:
+            if self._is_writing:
+                return  # a signal handler has interrupted it; it goes on afterwards
             try:
-                self._write(sock)
-            finally:
-                self._writer = 0
-
-    def _write(self, sock: socket.socket) -> None:
-        while self._unsent:
-            unsent = self._unsent[0]
-            left = unsent.left()
-            if left:
-                try:
-                    unsent.sizes.extend(map(sock.send, (left,), (_FLAGS,)))
-                except BlockingIOError:
-                    return
-                except TimeoutError as error:
-                    if error.errno is None:  # somebody has set a timeout of the socket itself
+                self._is_writing = True
+                while self._unsent:
+                    unsent = self._unsent[0]
+                    if not self._send(sock, unsent):
                         return
-                    raise
-                if not unsent.is_sent():
-                    return  # the kernel is full
-            if unsent.callback is None:
-                self._unsent.popleft()
-            else:
-                self._due.extend(map(deque.popleft, (self._unsent,)))
+                    if unsent.callback is None:
+                        self._unsent.popleft()
+                    else:
+                        self._due.extend(map(deque.popleft, (self._unsent,)))
+            finally:
+                self._is_writing = False
+
+    @staticmethod
+    def _send(sock: socket.socket, unsent: Unsent) -> bool:
+        """Send what the kernel takes now of this; tell whether that was all."""
+        left = unsent.left() if unsent.sizes else unsent.data
+        if not left:
+            return True
+        try:
+            unsent.sizes.extend(map(sock.send, (left,), (_FLAGS,)))
+        except BlockingIOError:
+            return False
+        except TimeoutError as error:
+            if error.errno is None:  # somebody has set a timeout of the socket itself
+                return False
+            raise
+        return unsent.sizes[-1] == len(left)
 
     def tell(self) -> None:
         """Call the callbacks of what was sent, in order: one thread does it for all, and none inside another.
@@ -149,5 +156,5 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget what was not sent; its callbacks are never called."""
-        with self._writing:
+        with self.lock:
             self._unsent.clear()

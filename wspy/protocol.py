@@ -244,6 +244,9 @@ class Protocol:
         if count & _MOVED:  # so has every error
             count = lib.wspy_endpoint_event_count(endpoint)
             self._look(endpoint)
+            number = lib.wspy_endpoint_error(endpoint)
+            if number and self._error is None:
+                self._error = core_error(number)
         large = length > _LARGE
         arena = self._arena
         pinged = False
@@ -287,9 +290,6 @@ class Protocol:
 
         Code 1011 stands for no fault of the peer: there was no memory for what arrived.
         """
-        number = lib.wspy_endpoint_error(self._endpoint)
-        if number and self._error is None:
-            self._error = core_error(number)
         return self._error
 
     @property
@@ -447,6 +447,11 @@ class Protocol:
         raise SocketClosed(began, "a Close was sent, and nothing may follow it", rcvd=self._rcvd, sent=sent)
 
     # ---- what is owed, and the closing handshake ----
+
+    @property
+    def is_replying(self) -> bool:
+        """Whether ``replies`` has something to return."""
+        return bool(self._replies)
 
     def replies(self) -> bytes:
         """Take the Pongs that are owed to the peer, RFC 6455 §5.5.2: complete frames in order, or nothing.

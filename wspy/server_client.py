@@ -16,7 +16,7 @@ from . import loop as core
 from .async_client import DELIVER, DROP, AsyncClient, MarkingClient, Rare
 from .errors import SocketClosed
 from .limits import checked_seconds
-from .messages import ReceivedBinary, ReceivedText
+from .messages import received_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,14 +212,7 @@ class Client(AsyncClient):
         self._taken += 1
         if self._taken == self.server._grants:
             self._grant()
-        message: Message
-        if kind == core.EVENT_TEXT:
-            message = ReceivedText()
-            message.payload = payload.decode()
-        else:
-            message = ReceivedBinary()
-            message.payload = payload
-        return message
+        return received_message(kind, payload)
 
     def _handle_event(self, kind: int, what: Any) -> None:
         if kind == core.EVENT_CLOSED:

@@ -9,13 +9,12 @@ import select
 import socket
 from collections import deque
 from copy import copy
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from .client_handshake import ClientHandshake
 from .codes import Opcode, Role
 from .connecting import MAX_REDIRECTS, connect_tcp, connect_unix, is_connected, redirected, without_credentials
-from .deadline import Deadline
+from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
 from .exclusive import Exclusive
 from .frames import Frame, received_frame, split_close
@@ -26,7 +25,7 @@ from .held import HeldSocket
 from .lenient import LenientReader
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
 from .outbox import Outbox, Unsent
-from .protocol import Protocol
+from .protocol import Event, Protocol
 from .reception import LINGER_BYTES, LINGER_SECONDS, Reception
 from .uri import URI, parse_uri
 from .version import __version__
@@ -136,15 +135,15 @@ class websocket:
         self._head: HeadReader | None = None  # of a server's handshake under way
         self._protocol: Protocol | None = None
         self._lenient: LenientReader | None = None
-        self._speaking = RLock()  # the protocol, and the end of the outbox; a signal handler may come in between
-        self._outbox = Outbox()
+        self._outbox = Outbox()  # its lock is that of the protocol, too
         self._receiving = Exclusive("recv")
         self._accepting = Exclusive("accept")
         self._reception: Reception[Any] | None = None
-        self._received: deque[Frame] = deque()
+        self._received: deque[Event | Frame] = deque()  # Frames are made of events when somebody takes them
         self._failure: Exception | None = None  # why nothing more is received
         self._lost: SocketClosed | None = None  # why nothing more is sent
         self._read_size = _READ
+        self._readable: tuple[int, select.poll] | None = None  # a descriptor, and what waits for it
         self._owns_sock = sock is None
         if sock is None:
             sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto)
@@ -225,6 +224,10 @@ class websocket:
         """
         self._timeout = checked_seconds("the timeout", seconds)
 
+    def _deadline(self) -> Deadline:
+        """Return the end of a call that begins now."""
+        return NEVER if self._timeout is None else Deadline(self._timeout)
+
     def gettimeout(self) -> float | None:
         """Return the timeout in seconds; None for ever."""
         return self._timeout
@@ -272,7 +275,7 @@ class websocket:
         """
         if self._timeout == 0:
             return self._accept_now()
-        deadline = Deadline(self._timeout)
+        deadline = self._deadline()
         self._accepting.enter(deadline)
         if self._reception is None:
             self._reception = Reception(websocket._refuse_late)
@@ -337,10 +340,10 @@ class websocket:
         self._handshake = self._server_handshake()
         self._head = HeadReader()
         if self._timeout != 0:
-            self._receiving.enter(Deadline(self._timeout))
+            self._receiving.enter(self._deadline())
             try:
                 with self._held:
-                    self._open_as_server(Deadline(self._timeout).earlier(self.open_timeout))
+                    self._open_as_server(self._deadline().earlier(self.open_timeout))
             finally:
                 self._receiving.leave()
 
@@ -425,7 +428,7 @@ class websocket:
         if self._timeout == 0:
             raise ValueError("connect needs a socket that may wait: call setblocking(False) afterwards")
         self._check_unopened()
-        deadline = Deadline(self._timeout).earlier(self.open_timeout)
+        deadline = self._deadline().earlier(self.open_timeout)
         uri, headers = self._uri(address), self.extra_headers
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
@@ -560,7 +563,9 @@ class websocket:
             ValueError: a frame breaks a rule, and none of them was sent; see ``Frame.unchecked``.
         """
         if frames:
-            self._flush(self._queue(frames), Deadline(self._timeout))
+            unsent = self._queue(frames)
+            with self._held as sock:
+                self._flush(unsent, sock)
 
     def queue_send(
         self,
@@ -592,22 +597,23 @@ class websocket:
                     f"a websocket sends Frame objects, not {type(frame).__name__}: Connection sends messages"
                 )
         protocol = self._sendable()
-        with self._speaking:
+        with self._outbox.lock:
             unsent = Unsent(protocol.frames(*frames), callback)
             self._outbox.add(unsent)
         return unsent
 
     def _send_message(self, message: Sendable, fragment_size: int | None) -> None:
         protocol = self._sendable()
-        with self._speaking:
+        with self._outbox.lock:
             unsent = Unsent(protocol.message(message, fragment_size))
             self._outbox.add(unsent)
-        self._flush(unsent, Deadline(self._timeout))
+        with self._held as sock:
+            self._flush(unsent, sock)
 
     def _reply(self, frame: Frame) -> None:
         """Answer a Ping without waiting: who receives must go on with that, also if the peer reads nothing."""
         protocol = self._sendable()
-        with self._speaking:
+        with self._outbox.lock:
             self._outbox.add_pong(protocol.frames(frame))
         self.do_async_send()
 
@@ -619,19 +625,22 @@ class websocket:
                 raise copy(self._lost)
         return protocol
 
-    def _flush(self, unsent: Unsent, deadline: Deadline) -> None:
-        """Write until the kernel has this, by whichever thread."""
-        with self._held as sock:
-            while True:
-                self._write(sock)
+    def _flush(self, unsent: Unsent, sock: socket.socket) -> None:
+        """Write until the kernel has this, by whichever thread; the socket is held."""
+        self._write(sock)
+        if not unsent.is_sent():
+            self._await_sent(unsent, sock)
+
+    def _await_sent(self, unsent: Unsent, sock: socket.socket) -> None:
+        deadline = self._deadline()
+        while not unsent.is_sent():
+            try:
+                self._wait(deadline, select.POLLOUT)
+            except TimeoutError:
                 if unsent.is_sent():
                     return
-                try:
-                    self._wait(deadline, select.POLLOUT)
-                except TimeoutError:
-                    if unsent.is_sent():
-                        return
-                    raise self._too_late() from None
+                raise self._too_late() from None
+            self._write(sock)
 
     def _flush_all(self, deadline: Deadline) -> None:
         """Write what is queued."""
@@ -700,7 +709,7 @@ class websocket:
             RuntimeError: see ``recv``.
         """
         try:
-            return self._recv_before(Deadline(self._timeout), n)
+            return self._recv_before(self._deadline(), n)
         except TimeoutError:
             raise self._too_late() from None
 
@@ -709,31 +718,55 @@ class websocket:
             return BlockingIOError(errno.EAGAIN, "the socket is non-blocking, and not all is done")
         return TimeoutError("timed out")
 
-    def _recv_before(self, deadline: Deadline, n: int = 1) -> list[Frame]:
+    def _recv_before(self, deadline: Deadline, n: int) -> list[Frame]:
         self._opened()
         self._receiving.enter(deadline)
         try:
-            with self._held:
-                while len(self._received) < n:
-                    self._receive(deadline)
-                return [self._received.popleft() for _ in range(n)]
+            received = self._received
+            if len(received) < n:
+                self._receive(deadline, n)
+            return [self._frame(received.popleft()) for _ in range(n)]
         finally:
             self._receiving.leave()
 
-    def _receive(self, deadline: Deadline) -> None:
-        """Wait for something to read, and read it."""
-        if self._failure is not None:
-            self._fail(self._failure)
-        while self._outbox and self._lost is None:  # answers, and what calls have left that have timed out
+    @staticmethod
+    def _frame(received: Event | Frame) -> Frame:
+        if isinstance(received, Frame):
+            return received
+        opcode, payload, final, rsv = received
+        return received_frame(opcode, payload, final=final, rsv=rsv)
+
+    def _receive(self, deadline: Deadline, n: int = 1) -> None:
+        """Read until so many events have arrived; for who has entered ``_receiving``."""
+        with self._held as sock:
+            while len(self._received) < n:
+                if self._failure is not None:
+                    self._fail(self._failure)
+                if self._outbox and self._lost is None:
+                    self._await_either(deadline)
+                else:
+                    self._await_readable(sock, deadline)
+                data = self._read(self._read_size)
+                if data is not None:
+                    self._take(data)
+
+    def _await_readable(self, sock: socket.socket, deadline: Deadline) -> None:
+        fd = sock.fileno()
+        if self._readable is None or self._readable[0] != fd:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            self._readable = fd, poll
+        deadline.wait_with(self._readable[1])
+        self._held.check()  # which wakes who waits
+
+    def _await_either(self, deadline: Deadline) -> None:
+        """Write answers, and what calls have left that have timed out, until there is something to read."""
+        while self._outbox and self._lost is None:
             with contextlib.suppress(SocketClosed):
                 self.do_async_send()
             if self._outbox and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-                break
-        else:
-            self._wait(deadline, select.POLLIN)
-        data = self._read(self._read_size)
-        if data is not None:
-            self._take(data)
+                return
+        self._wait(deadline, select.POLLIN)
 
     def _wait(self, deadline: Deadline, events: int) -> int:
         found = deadline.wait(self.sock, events)
@@ -775,7 +808,7 @@ class websocket:
         if bufsize < 1:
             raise ValueError(f"bufsize must be at least 1, not {bufsize}")
         try:
-            self._receiving.enter(Deadline(self._timeout))
+            self._receiving.enter(self._deadline())
         except TimeoutError:
             raise self._too_late() from None
         try:
@@ -784,7 +817,7 @@ class websocket:
         finally:
             self._receiving.leave()
         while self._received and self.recv_callback is not None:
-            self.recv_callback(self._received.popleft())
+            self.recv_callback(self._frame(self._received.popleft()))
         if self._failure is not None and not self._received:
             self._fail(self._failure)
 
@@ -795,7 +828,7 @@ class websocket:
         """
         if isinstance(failure, ProtocolError):
             protocol = self._opened()
-            with self._speaking:
+            with self._outbox.lock:
                 close = protocol.owed_close()
                 if close:
                     self._outbox.add(Unsent(close))
@@ -829,16 +862,15 @@ class websocket:
             self._take_checked(protocol, data)
 
     def _take_checked(self, protocol: Protocol, data: bytes) -> None:
-        with self._speaking:
+        with self._outbox.lock:
             events = protocol.feed(data)
-        for opcode, payload, final, rsv in events:
-            self._received.append(received_frame(opcode, payload, final=final, rsv=rsv))
-            if opcode == Opcode.CLOSE:
-                self._failure = self._closed_by_peer(protocol, payload)
-            elif opcode == Opcode.PING:
-                with self._speaking:
-                    protocol.replies()  # whoever receives it answers it
-        self._failure = self._failure or protocol.error
+            if protocol.is_replying:
+                protocol.replies()  # whoever receives the Ping answers it
+        self._received.extend(events)
+        if events and events[-1][0] == Opcode.CLOSE:  # nothing follows it, RFC 6455 §1.4
+            self._failure = self._closed_by_peer(protocol, events[-1][1])
+        elif protocol.error is not None:
+            self._failure = self._failure or protocol.error
 
     def _take_unchecked(self, lenient: LenientReader, data: bytes) -> None:
         frames: list[Frame] = []
