@@ -1,4 +1,4 @@
-"""C programs that test parts of the core from inside: compiled with sanitizers where there are any, one run a test."""
+"""What tests compile: a clock, and programs that test the core from inside, with sanitizers if there are any."""
 
 from __future__ import annotations
 
@@ -18,6 +18,53 @@ COMPILE: Final = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthr
 SANITIZE: Final = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+
+# It calls the kernel itself: a sanitizer asks for the time before dlsym can be used.
+_CLOCK: Final = """
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static long jump(void)
+{
+    static long calls;
+    return ++calls % 2 ? 3600 : -3600;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *at)
+{
+    int result = (int)syscall(SYS_clock_gettime, clock, at);
+    if (clock == CLOCK_REALTIME)
+        at->tv_sec += jump();
+    return result;
+}
+
+int gettimeofday(struct timeval *at, void *zone)
+{
+    int result = (int)syscall(SYS_gettimeofday, at, zone);
+    at->tv_sec += jump();
+    return result;
+}
+
+time_t time(time_t *at)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (at)
+        *at = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+def clock_that_jumps(directory: Path) -> str:
+    """Return an LD_PRELOAD with which the time of day is an hour off, now ahead and now behind."""
+    source, shim = directory / "jump.c", directory / "jump.so"
+    source.write_text(_CLOCK, encoding="utf-8")
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", str(source), "-o", str(shim)], check=True)
+    return ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(shim)]))
 
 
 def names(program: str) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import struct
+import textwrap
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from drivers import (
     until,
 )
 from measures import measures_memory
+from native import clock_that_jumps, needs_compiler
+from programs import PYTHON, Program
 from reference import CLOSE_CODES
 from sockets import RawServer, Running, connected, listening, raw_client, raw_server
 from vectors import VECTORS, Vector
@@ -48,6 +51,7 @@ from wspy import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 FOREVER = 60.0
 
@@ -862,7 +866,7 @@ def test_closing_wakes_who_receives_for_ever() -> None:
         peer.closes(1000)
 
 
-def test_threads_take_turns_at_receiving() -> None:
+def test_i22_threads_take_turns_at_receiving() -> None:
     with served() as (peer, own):
         receiving = [Running(own.recv) for _ in range(4)]
         for i in range(4):
@@ -1182,3 +1186,107 @@ def test_t8_a_thousand_connections_leave_nothing() -> None:
         assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208 -- the same
         assert threading.active_count() == threads
     assert wspy.Connection is Connection
+
+
+# ---- processes ----
+
+CONVERSATION = """
+import os, sys, threading, time
+import wspy
+
+def say(*words):
+    print(*words, flush=True)
+
+listener = wspy.websocket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+say("port", listener.getsockname()[1])
+connection = wspy.Connection(listener.accept()[0])
+listener.close()
+"""
+
+
+@contextlib.contextmanager
+def conversation(source: str, patience: float, **variables: str) -> Iterator[tuple[Program, RawClient]]:
+    """Run a program with a connection, and return it with its peer."""
+    command = (*PYTHON, "-c", CONVERSATION + textwrap.dedent(source))
+    with (
+        Program(*command, patience=patience, **variables) as program,
+        RawClient(("127.0.0.1", int(program.line().removeprefix("port ")))) as peer,
+    ):
+        peer.open()
+        yield program, peer
+
+
+def test_i17_a_child_goes_on_with_a_connection_that_its_parent_has_closed() -> None:
+    with served({"onmessage": lambda own, message: own.send(message)}) as (peer, own):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                own.receive_forever()
+                status = 0
+            os._exit(status)
+        own.sock.close()
+        peer.text("to the child")
+        assert peer.message() == "to the child"
+        peer.send(close_frame(1000))
+        peer.closes(1000)
+        peer.half_close()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_i17_the_end_of_a_child_is_not_that_of_the_connection() -> None:
+    with served() as (peer, own):
+        receiving = Running(own.recv)
+        until(lambda: own.sock._held._users, "it waits")
+        child = os.fork()
+        if child == 0:
+            own.sock.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        peer.text("still there")
+        assert receiving.result().text == "still there"
+
+
+@needs_compiler
+def test_i18_the_clock_jumps(patience: float, tmp_path: Path) -> None:
+    """No deadline depends on the time of day: calls end neither too early nor never."""
+    source = """
+        say("jumps", any(abs(time.time() - time.time()) > 1000 for _ in range(3)))
+        connection.sock.settimeout(0.1)
+        for _ in range(3):
+            try:
+                connection.recv()
+            except TimeoutError:
+                say("timed out")
+        connection.sock.settimeout(600)
+        connection.send(connection.recv())
+        connection.close()
+        say(connection.close_code)
+    """
+    with conversation(source, patience, LD_PRELOAD=clock_that_jumps(tmp_path)) as (program, peer):
+        assert [program.line() for _ in range(4)] == ["jumps True", *["timed out"] * 3]
+        peer.text("still here")
+        assert peer.message() == "still here"
+        peer.closes(1000)
+        peer.send(close_frame(1000))
+        peer.end()
+        assert program.ended() == (0, "1000\n", "")
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit()", "raise ValueError('the reason')", "os._exit(0)"])
+def test_i19_the_interpreter_ends_while_a_thread_receives(patience: float, end: str) -> None:
+    source = """
+        connection.onmessage = lambda message: say("received")
+        threading.Thread(target=connection.receive_forever, daemon=True).start()
+        sys.stdin.readline()
+    """
+    with conversation(textwrap.dedent(source) + end, patience) as (program, peer):
+        peer.text("x")
+        assert program.line() == "received"
+        program.write("end")
+        status, _, errors = program.ended()
+        assert status == ("ValueError" in end), errors
+        assert "Fatal" not in errors
+        assert ("reason" in errors) == ("ValueError" in end)

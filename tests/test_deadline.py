@@ -67,9 +67,12 @@ def test_more_milliseconds_than_an_int_holds() -> None:
 def test_several_sockets() -> None:
     one, other = socket.socketpair()
     with one, other:
-        wanted = {one.fileno(): select.POLLIN, other.fileno(): select.POLLOUT}
-        assert Deadline(10).wait_for_any(wanted) == [(other.fileno(), select.POLLOUT)]
-        assert Deadline(0).wait_for_any({one.fileno(): select.POLLIN}) == []
+        poll = select.poll()
+        poll.register(one, select.POLLIN)
+        poll.register(other, select.POLLOUT)
+        assert Deadline(10).poll(poll) == [(other.fileno(), select.POLLOUT)]
+        poll.unregister(other)
+        assert Deadline(0).poll(poll) == []
 
 
 def test_a_socket_that_is_closed_is_not_waited_for() -> None:

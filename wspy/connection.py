@@ -87,6 +87,7 @@ class Connection:
         self._joins = type(self).concat_fragments is not Connection.concat_fragments  # whole messages, too
         self._last: SocketClosed | ProtocolError | None = None  # why there are no more frames
         self._closing: Deadline | None = None  # once a Close was sent or received
+        self._lingering: Deadline | None = None  # while the peer is listened to after the end
         self._loops: list[int] = []  # the threads that receive one message after the other
         self._loop_ends = Condition()
         self._ending = RLock()
@@ -282,7 +283,7 @@ class Connection:
             _NoMessageError: there is none.
             Exception: of a handler.
         """
-        if self.closed:
+        if self.closed and (self._lingering is None or self._receiving.is_mine):
             raise _NoMessageError(self._why())
         deadline = self.sock._deadline()
         try:
@@ -329,7 +330,7 @@ class Connection:
             except (SocketClosed, ProtocolError) as error:
                 self._last = error.with_traceback(None)
                 self._begin_closing()
-        if self._last is not None and not self.closed:
+        if self._last is not None:
             self._finish(self._last, deadline)
         raise _NoMessageError(self._why())
 
@@ -467,7 +468,7 @@ class Connection:
             ValueError: the code may not be sent (RFC 6455 §7.4), or the reason is too long.
         """
         frame = create_close_frame(code, reason)
-        if self.closed:
+        if self.closed and self._lingering is None:
             return
         closing = self._begin_closing()
         with contextlib.suppress(SocketClosed):
@@ -518,7 +519,8 @@ class Connection:
             _NoMessageError: it takes longer than the call may.
         """
         try:
-            self._finish_handshake(last, self._in_time(deadline))
+            if not self.closed:
+                self._say_the_last(last, self._in_time(deadline))
         except TimeoutError:
             if self._closing is not None and not self._closing.is_over:
                 raise _NoMessageError(self.sock._too_late()) from None
@@ -528,8 +530,9 @@ class Connection:
             self._end(last.code, last.reason or ("" if last.rcvd else last.message))
         else:
             self._end(last.code, last.message)
+        self._linger(deadline)
 
-    def _finish_handshake(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
+    def _say_the_last(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
         """Send what is still to be sent, and let the server be the first to end TCP (RFC 6455 §5.5.1, §7.1.1).
 
         Raises:
@@ -543,9 +546,25 @@ class Connection:
         if rcvd is not None and self._role is Role.CLIENT:
             self.sock._drain(deadline)
         elif rcvd is not None or isinstance(last, ProtocolError):
-            if self._closing is not None:
-                self._closing = self._closing.earlier(LINGER_SECONDS)
-            self.sock._hang_up(self._in_time(deadline))
+            self.sock.shutdown(socket.SHUT_WR)
+            self._lingering = Deadline(LINGER_SECONDS)
+
+    def _linger(self, deadline: Deadline) -> None:
+        """Listen for a moment after the end, see ``websocket._drain``, and close the socket.
+
+        Raises:
+            _NoMessageError: it takes longer than the call may.
+        """
+        if self._lingering is not None:
+            try:
+                self.sock._drain(deadline.earlier(self._lingering))
+            except TimeoutError:
+                if not self._lingering.is_over:
+                    raise _NoMessageError(self.sock._too_late()) from None
+            except OSError:
+                pass  # the peer is gone
+            self._lingering = None
+        self.sock.close()
 
     def shutdown_write(self) -> None:
         """End the sending direction of TCP."""
@@ -557,11 +576,15 @@ class Connection:
                 return
             self.close_code, self.close_reason = code, reason
             self.closed = True
-            self.sock.close()
+            if self._lingering is None:
+                self.sock.close()
         try:
             self.onclose(code, reason)
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
             self._tell_of(error)
+        except BaseException:
+            self.sock.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -71,19 +71,13 @@ class Deadline:
         Raises:
             TimeoutError: the time is up.
         """
-        found = poll.poll() if self._end is None else self._poll(poll)
+        found = self.poll(poll)
         if not found:
             raise TimeoutError("timed out")
         return found[0][1]
 
-    def wait_for_any(self, descriptors: dict[int, int]) -> list[tuple[int, int]]:
-        """Wait for events of several descriptors, and return those that have some; none when the time is up."""
-        poll = select.poll()
-        for fd, events in descriptors.items():
-            poll.register(fd, events)
-        return self._poll(poll)
-
-    def _poll(self, poll: select.poll) -> list[tuple[int, int]]:
+    def poll(self, poll: select.poll) -> list[tuple[int, int]]:
+        """Wait for any of the descriptors that are registered; return events by descriptor, none when time is up."""
         if self._end is None:
             return poll.poll()
         if self._has_waited and self.is_over:

@@ -10,7 +10,7 @@ import typing
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from .deadline import Deadline
+from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, SocketClosed
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ class Reception(Generic[_GuestT]):
         self._refuse_late = refuse_late
         self._opening: dict[int, _Opening[_GuestT]] = {}
         self._ready: deque[Accepted[_GuestT]] = deque()
+        self._poll = select.poll()  # of all in _opening, and of the listener while there is room
+        self._first = NEVER  # no later than the first of their deadlines
         self._is_exhausted = False
+        self._is_admitting = False
 
     def receive(
         self,
@@ -188,21 +191,26 @@ class Reception(Generic[_GuestT]):
 
     def _wait(self, listener: socket.socket, deadline: Deadline) -> bool:
         """Wait for somebody to send something, to come, or to have no time left; tell whether somebody has come."""
-        first, newcomers = deadline, listener.fileno()
-        descriptors = {fd: opening.events for fd, opening in self._opening.items()}
-        for opening in self._opening.values():
-            first = first.earlier(opening.deadline)
-        if len(descriptors) < _MAX_OPENING and not self._is_exhausted:
-            descriptors[newcomers] = select.POLLIN
-        found = [fd for fd, _ in first.wait_for_any(descriptors)]
-        for fd in found:
+        newcomers = listener.fileno()
+        self._watch(newcomers)
+        found = self._first.earlier(deadline).poll(self._poll)
+        for fd, _ in found:
             if fd != newcomers:
                 self._go_on(fd)
-        for fd in [fd for fd, opening in self._opening.items() if opening.deadline.is_over]:
-            self._check_time(fd)
+        if self._first.is_over:
+            self._check_times()
         if not found and not self._ready and deadline.is_over:
             raise TimeoutError("timed out")
-        return newcomers in found
+        return any(fd == newcomers for fd, _ in found)
+
+    def _watch(self, newcomers: int) -> None:
+        """Let newcomers wait in the kernel while there is no room for them."""
+        admits = len(self._opening) < _MAX_OPENING and not self._is_exhausted
+        if admits and not self._is_admitting:
+            self._poll.register(newcomers, select.POLLIN)
+        elif self._is_admitting and not admits:
+            self._poll.unregister(newcomers)
+        self._is_admitting = admits
 
     def _admit(
         self, listener: socket.socket, serving: Callable[[socket.socket], _GuestT], seconds: float | None
@@ -221,15 +229,17 @@ class Reception(Generic[_GuestT]):
         except BaseException:
             sock.close()
             raise
-        self._opening[sock.fileno()] = _Opening(client, address, Deadline(seconds))
-        self._go_on(sock.fileno())
+        fd = sock.fileno()
+        self._opening[fd] = _Opening(client, address, Deadline(seconds))
+        self._poll.register(fd, select.POLLIN)
+        self._go_on(fd)
 
     def _go_on(self, fd: int) -> None:
         opening = self._opening[fd]
         try:
             opening.go_on()
         except BlockingIOError:
-            return
+            pass
         except OSError as error:
             if not opening.is_refused:
                 log.info("lost a client at %r: %s", opening.address, error)
@@ -238,19 +248,33 @@ class Reception(Generic[_GuestT]):
         if opening.is_open:
             self._leave(fd)
             self._ready.append(Accepted(opening.client, opening.address))
+        else:
+            self._await(fd, opening)
 
-    def _check_time(self, fd: int) -> None:
+    def _await(self, fd: int, opening: _Opening[_GuestT]) -> None:
+        """Wait for what a client has to do next, until its deadline."""
+        self._poll.modify(fd, opening.events)
+        self._first = self._first.earlier(opening.deadline)
+
+    def _check_times(self) -> None:
+        self._first = NEVER
+        for fd, opening in list(self._opening.items()):
+            if opening.deadline.is_over and self._is_dismissed(opening):
+                self._dismiss(fd)
+            else:
+                self._await(fd, opening)
+
+    def _is_dismissed(self, opening: _Opening[_GuestT]) -> bool:
         try:
-            is_over = self._opening[fd].time_is_up(self._refuse_late)
+            return opening.time_is_up(self._refuse_late)
         except OSError:
-            is_over = True
-        if is_over:
-            self._dismiss(fd)
+            return True
 
     def _dismiss(self, fd: int) -> None:
         self._leave(fd).client.close()
 
     def _leave(self, fd: int) -> _Opening[_GuestT]:
+        self._poll.unregister(fd)
         self._is_exhausted = False
         return self._opening.pop(fd)
 

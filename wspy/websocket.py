@@ -358,8 +358,15 @@ class websocket:
         except (HandshakeError, TimeoutError):
             self._refuse_late()
             with contextlib.suppress(OSError):
-                self._hang_up(Deadline(LINGER_SECONDS))
+                self._hang_up()
             raise
+
+    def _hang_up(self) -> None:
+        """Send the answer to a client that isn't let in, and give it a moment to read it."""
+        deadline = Deadline(LINGER_SECONDS)
+        self._flush_all(deadline)
+        self.sock.shutdown(socket.SHUT_WR)
+        self._drain(deadline)
 
     def _take_head(self, data: bytes) -> None:
         """Go on with the handshake of a server, whose answer is queued once the head is complete."""
@@ -603,7 +610,9 @@ class websocket:
         return unsent
 
     def _send_message(self, message: Sendable, fragment_size: int | None) -> None:
-        protocol = self._sendable()
+        protocol = self._protocol
+        if protocol is None or self._lost is not None or self._held.closed:
+            protocol = self._sendable()
         with self._outbox.lock:
             unsent = Unsent(protocol.message(message, fragment_size))
             self._outbox.add(unsent)
@@ -893,22 +902,14 @@ class websocket:
 
     # ---- ending ----
 
-    def _hang_up(self, deadline: Deadline) -> None:
-        """Write what is queued, end the sending direction, and read on until the peer has ended the other one.
+    def _drain(self, deadline: Deadline) -> None:
+        """Read and forget, until the peer ends TCP, or goes on and on.
 
-        If there was something unread when the socket is closed, a RST could destroy what was sent. Listening ends after
-        a moment, or a while of a peer that goes on and on.
+        If there were something unread when the socket is closed, a RST could destroy what was sent.
 
         Raises:
             OSError: this didn't succeed in time.
         """
-        self._flush_all(deadline)
-        with self._held as sock:
-            sock.shutdown(socket.SHUT_WR)
-        self._drain(deadline.earlier(LINGER_SECONDS))
-
-    def _drain(self, deadline: Deadline) -> None:
-        """Read and forget, until the peer ends TCP."""
         with self._held:
             left = LINGER_BYTES
             while left > 0:

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from drivers import RawClient, close_frame, head, only
+from native import clock_that_jumps, needs_compiler
 from programs import PYTHON, Program
 
 if TYPE_CHECKING:
@@ -505,58 +505,11 @@ def test_i19_a_server_in_a_cycle_at_exit(launch: Callable[..., Launched]) -> Non
 
 # ---- clocks ----
 
-SHIM = """
-    #define _GNU_SOURCE
-    #include <sys/syscall.h>
-    #include <sys/time.h>
-    #include <time.h>
-    #include <unistd.h>
 
-    static long jump(void)
-    {
-        static long calls;
-        return ++calls % 2 ? 3600 : -3600;
-    }
-
-    int clock_gettime(clockid_t clock, struct timespec *at)
-    {
-        int result = (int)syscall(SYS_clock_gettime, clock, at);
-        if (clock == CLOCK_REALTIME)
-            at->tv_sec += jump();
-        return result;
-    }
-
-    int gettimeofday(struct timeval *at, void *zone)
-    {
-        int result = (int)syscall(SYS_gettimeofday, at, zone);
-        at->tv_sec += jump();
-        return result;
-    }
-
-    time_t time(time_t *at)
-    {
-        struct timespec now;
-        clock_gettime(CLOCK_REALTIME, &now);
-        if (at)
-            *at = now.tv_sec;
-        return now.tv_sec;
-    }
-"""
-
-
+@needs_compiler
 def test_i18_the_clock_jumps(launch: Callable[..., Launched], tmp_path: Path) -> None:
-    """An hour back and forth at each look: no deadline depends on the time of day.
-
-    The shim calls the kernel itself: a sanitizer asks for the time before dlsym can be used.
-    """
-    from native import COMPILER  # noqa: PLC0415
-
-    if COMPILER is None:
-        pytest.skip("needs a C compiler")
-    source, shim = tmp_path / "jump.c", tmp_path / "jump.so"
-    source.write_text(textwrap.dedent(SHIM))
-    subprocess.run([COMPILER, "-shared", "-fPIC", str(source), "-o", str(shim)], check=True)
-    preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(shim)]))
+    """An hour back and forth at each look: no deadline depends on the time of day."""
+    preload = clock_that_jumps(tmp_path)
     program = launch(
         """
         say("jumps", any(abs(time.time() - time.time()) > 1000 for _ in range(3)))

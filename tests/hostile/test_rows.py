@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from drivers import FRONT_ENDS
-from rows import ROWS
+from rows import IN_ITS_TEST, ROWS
 
 TESTS = Path(__file__).resolve().parent.parent
 LIST = TESTS.parent.parent / "shared" / "threats.md"
@@ -46,6 +46,13 @@ def collected() -> dict[str, set[str]]:
 def test_every_row_that_applies_has_a_test(front_end: str, collected: dict[str, set[str]]) -> None:
     missing = [name for name, row in ROWS.items() if row.applies_to(front_end) and name not in collected[front_end]]
     assert not missing
+
+
+def test_every_row_that_the_tests_of_connection_are_said_to_have_is_there() -> None:
+    said = {name for name, row in ROWS.items() if IN_ITS_TEST in row.why_not.values()}
+    names = re.findall(r"^def (test_\w+)", (TESTS / "test_connection.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert said
+    assert said <= set().union(*map(rows_of, names))
 
 
 def test_each_exception_is_about_a_front_end_that_exists() -> None:
