@@ -724,14 +724,15 @@ static int is_hard(int error)
     return error == WSPY_ERROR_NO_MEMORY || (error <= WSPY_ERROR_RESET && error >= WSPY_ERROR_ABORTED);
 }
 
-/* There was time to answer all that came before, unless the caller, or the kernel, put an end to that. */
+/* There was time to answer all that came before, unless the caller put an end to that, or no answer could be sent. */
 static void check_end(const guest *g, int error)
 {
     if (!g->opened || !(run.settings.wants & WSPY_WANT_ENDING) || g->close_count || is_hard(error))
         return;
-    int is_lost = g->item_next < g->item_count || peer_of(g)->reset || fake.has_failed;
+    if (g->item_next < g->item_count || peer_of(g)->reset || fake.has_failed)
+        return;
     require(g->awaits_finish);
-    require(g->is_finished || g->aborted_from != NEVER || is_lost || is_finite(run.settings.close_timeout_ms));
+    require(g->is_finished || g->aborted_from != NEVER || is_finite(run.settings.close_timeout_ms));
 }
 
 static void take_closed(guest *g, uint32_t code, uint32_t length)
