@@ -958,6 +958,18 @@ class Connections(Server):
         # a thread calls onclose after its socket was closed; one of them accepts
         return max(len(self._traffic.open), len(self.threads) - 1)
 
+    def outcome(self, peer: RawClient) -> tuple[int, str]:
+        """As in ``Server``; a peer whose connection was ended by the server ends it, too, as RFC 6455 §7.1.1 has it.
+
+        A server calls onclose without waiting for that, a Connection waits a second for it.
+        """
+        story = self.story(peer)
+        if peer.socket.fileno() >= 0:
+            until(lambda: story.closed or peer.is_ended(), "ended")
+            with contextlib.suppress(OSError):  # nobody is left who could be told
+                peer.half_close()
+        return super().outcome(peer)
+
     def handshakes(self) -> int:
         return len(self._traffic.open) - sum(story.closed is None for story in self.stories)
 
