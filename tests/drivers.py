@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import pytest
 from measures import PATIENCE
+from reference import masked
 
 import wspy
 from wspy._core import ffi, lib
@@ -63,12 +64,6 @@ def until(predicate: Callable[[], object], what: str, deadline_s: float = DEADLI
 
 
 # ---- what a peer sends ----
-
-
-def masked(payload: bytes, key: bytes) -> bytes:
-    """Mask or unmask a payload."""
-    keys = (key * (len(payload) // 4 + 1))[: len(payload)]
-    return (int.from_bytes(payload) ^ int.from_bytes(keys)).to_bytes(len(payload))
 
 
 def frame(opcode: int, payload: bytes = b"", *, final: bool = True, key: bytes = MASKING_KEY) -> bytes:
