@@ -6,12 +6,13 @@ import gc
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-from measures import PATIENCE
+from measures import PATIENCE, UNDER_ADDRESS_SANITIZER
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -38,9 +39,22 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000
 hypothesis.settings.load_profile("explore" if os.environ.get("WSPY_EXPLORE") else "repeatable")
 
 
+def let_threads_end() -> None:
+    """Wait until no thread is left but Python's and the watchdog of ``faulthandler_timeout``.
+
+    One that is over for Python still gives its memory back. The allocator of AddressSanitizer has locks, and what is
+    locked while another thread forks stays so for the child.
+    """
+    end = time.monotonic() + 60
+    while len(list(Path("/proc/self/task").iterdir())) > len(sys._current_frames()) + 1:
+        assert time.monotonic() < end, "there are threads of somebody else"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Know the markers of the shared scenarios."""
     config.addinivalue_line("markers", "needs(*capabilities): not for front ends that lack one of them (drivers.py)")
+    if UNDER_ADDRESS_SANITIZER:
+        os.register_at_fork(before=let_threads_end)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if is_out_of_reach(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish() -> None:
+    """Spare each garbage collection from here on a walk through twenty thousand tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 PATIENCE: Final = float(os.environ.get("WSPY_PATIENCE", "1"))
 """The factor for a test's bound of time: 1, and more where everything is slow, as under a sanitizer."""
 
-measures_memory: Final = pytest.mark.skipif(
-    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what was freed"
-)
+UNDER_ADDRESS_SANITIZER: Final = "asan" in os.environ.get("LD_PRELOAD", "")
+
+measures_memory: Final = pytest.mark.skipif(UNDER_ADDRESS_SANITIZER, reason="AddressSanitizer keeps what was freed")
 """For a test that fails if memory isn't given back at once."""
 
 

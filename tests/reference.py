@@ -5,6 +5,7 @@ All that has arrived is decoded from its first byte on: there is no state betwee
 
 from __future__ import annotations
 
+import io
 from typing import NamedTuple
 
 from wspy.codes import Role
@@ -50,7 +51,9 @@ class IncompleteError(Exception):
 
 
 def masked(data: bytes, key: bytes) -> bytes:
-    return bytes(byte ^ key[i % 4] for i, byte in enumerate(data))
+    """Mask or unmask, as §5.3 has it, but for all bytes at once."""
+    keys = (key * (len(data) // 4 + 1))[: len(data)]
+    return (int.from_bytes(data) ^ int.from_bytes(keys)).to_bytes(len(data))
 
 
 def encode(first: int, payload: bytes, key: bytes | None = None) -> bytes:
@@ -69,18 +72,16 @@ def encode(first: int, payload: bytes, key: bytes | None = None) -> bytes:
 def decode_frames(data: bytes) -> list[tuple[int, bytes, bytes | None]]:
     """Decode frames that we wrote: the first byte, the payload, the masking key if there is one."""
     frames = []
-    while data:
-        first, second, data = data[0], data[1], data[2:]
+    stream = io.BytesIO(data)
+    while header := stream.read(2):
+        first, second = header
         length = second & 0x7F
         if length >= 126:
-            extended = 2 if length == 126 else 8
-            length, data = int.from_bytes(data[:extended]), data[extended:]
-        key = None
-        if second & 0x80:
-            key, data = data[:4], data[4:]
-        assert len(data) >= length, "a frame is cut off"
-        frames.append((first, data[:length] if key is None else masked(data[:length], key), key))
-        data = data[length:]
+            length = int.from_bytes(stream.read(2 if length == 126 else 8))
+        key = stream.read(4) if second & 0x80 else None
+        payload = stream.read(length)
+        assert len(payload) == length, "a frame is cut off"
+        frames.append((first, payload if key is None else masked(payload, key), key))
     return frames
 
 

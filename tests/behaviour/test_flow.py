@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,16 +126,19 @@ def test_pause_and_resume_from_another_thread_while_messages_come(serve: Servers
             client.resume_reading()
 
     toggler = threading.Thread(target=toggle)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # three threads take turns, and not of 5 ms
     toggler.start()
     try:
-        for number in range(500):
+        for number in range(2000):
             peer.text(str(number))
     finally:
         stop.set()
         toggler.join()
+        sys.setswitchinterval(interval)
     client.resume_reading()
-    server.wait(lambda: len(server.story(peer).messages) == 500, "all")
-    assert server.story(peer).messages == [str(number) for number in range(500)]
+    server.wait(lambda: len(server.story(peer).messages) == 2000, "all")
+    assert server.story(peer).messages == [str(number) for number in range(2000)]
 
 
 @needs("pause")

@@ -70,15 +70,18 @@ class Intruder:
     def __init__(self, nth: int, intrude: Callable[[], None]) -> None:
         self.left = nth
         self.intrude = intrude
+        self.places: dict[FrameType, frozenset[int]] = {}
         self.last: dict[FrameType, int] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return self
-        frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "call":
+            frame.f_trace_opcodes = True
+            self.places[frame] = interruptible(frame.f_code)
+        elif event == "opcode":
             last, self.last[frame] = self.last.get(frame), frame.f_lasti
-            self.left -= last in interruptible(frame.f_code)
+            self.left -= last in self.places[frame]
             if self.left == 0:
                 self.left = -1
                 self.intrude()

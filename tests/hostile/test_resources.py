@@ -249,5 +249,5 @@ def test_fairness_between_a_flood_and_a_single_message(serve: Servers) -> None:
             assert time.monotonic() - began < 1 * PATIENCE
     finally:
         stop.set()
-        flooder.abort()
         thread.join()
+        flooder.abort()
