@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
@@ -29,6 +30,7 @@ def go_on(client: wspy.websocket) -> None:
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
     with wspy.websocket() as listener, DefaultSelector() as selector, contextlib.suppress(KeyboardInterrupt):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:

@@ -290,7 +290,7 @@ def test_only_a_text_may_be_a_str() -> None:
 @pytest.mark.parametrize("payload", [None, 5, 1.5, [1, 2], {1: 2}, object()], ids=repr)
 @pytest.mark.parametrize("opcode", [1, 2, 8])
 def test_a_payload_of_another_type(payload: Any, opcode: int) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=f"a payload is bytes-like.* not {type(payload).__name__}"):
         Frame(opcode, payload, unchecked=True)
 
 

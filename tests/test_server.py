@@ -135,7 +135,7 @@ def test_what_is_out_of_range_is_refused(tmp_path: Path, name: str, value: Any, 
 def test_a_handler_is_a_plain_function(tmp_path: Path, name: str) -> None:
     async def handler(self: Server, *_: Any) -> None: ...
 
-    with pytest.raises(TypeError, match=f"^Chat.{name} is async def"):
+    with pytest.raises(TypeError, match=f"^Chat.{name} is async def, .*where they may wait"):
         type("Chat", (Server,), {name: handler})(tmp_path / "socket")
 
 

@@ -1359,3 +1359,21 @@ def test_t8_a_thousand_connections_leave_nothing() -> None:
             peer.end()
         assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208 -- the same
         assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("sock", ["127.0.0.1", ("127.0.0.1", 80), 3], ids=repr)
+def test_what_is_wrapped_is_a_socket(sock: Any) -> None:
+    with pytest.raises(TypeError, match=f"wraps a socket, not {type(sock).__name__}"):
+        websocket(sock)
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1",), 80, None], ids=repr)
+def test_an_address_is_a_pair_or_a_uri(address: Any) -> None:
+    with websocket() as sock, pytest.raises(TypeError, match="ws://host:port"):
+        sock.connect(address)
+
+
+@pytest.mark.parametrize("location", ["my/path", "", "/a b", "/a\r\nX: y"], ids=repr)
+def test_a_location_that_can_not_be_asked_for(location: str) -> None:
+    with websocket(location=location) as sock, pytest.raises(ValueError, match="begins with /"):
+        sock.connect(("127.0.0.1", 9))

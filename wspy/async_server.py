@@ -89,6 +89,9 @@ class AsyncServer(BaseServer[AsyncClient]):
 
     _client_class = AsyncClient
     _marking_class = MarkingClient
+    _instead = (
+        ", called in the server's thread: let a thread do what takes long and hand its result back with call_soon"
+    )
 
     # ---- a foreign loop ----
 

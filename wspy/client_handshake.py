@@ -282,7 +282,7 @@ def _request(uri: URI, key: bytes, fields: list[tuple[str, str]], extra: Headers
     if not isinstance(uri, URI):
         raise TypeError(f"uri must be a URI, not of type {type(uri).__name__}: parse_uri() makes one")
     if not _RESOURCE.fullmatch(uri.resource):
-        raise ValueError("the resource of the URI can't be sent: parse_uri() makes one that can")
+        raise ValueError("the location, or path of the URI, begins with / and is escaped: %20 for a space")
     agent = checked_headers("user_agent", () if user_agent is None else [("User-Agent", user_agent)])
     head = Headers(
         [

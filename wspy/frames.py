@@ -300,7 +300,11 @@ class ControlFrame(Frame):
 
 def _payload(opcode: int, payload: BytesLike | str) -> bytes:
     if not isinstance(payload, str):
-        return bytes(memoryview(payload))
+        try:
+            return bytes(memoryview(payload))
+        except TypeError:
+            message = f"a payload is bytes-like, that of a text also a str: not {type(payload).__name__}"
+            raise TypeError(message) from None
     if opcode != Opcode.TEXT:
         raise TypeError(f"the payload of opcode {opcode} can't be a str: only that of a text can")
     return payload.encode()

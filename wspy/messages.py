@@ -162,7 +162,10 @@ class BinaryMessage(Message):
 
     def __init__(self, payload: bytes | bytearray | memoryview) -> None:
         # memoryview() refuses what bytes() would make zeros or nonsense of: a number, a list, a str
-        self.payload = payload if isinstance(payload, bytes | bytearray) else bytes(memoryview(payload))
+        try:
+            self.payload = payload if isinstance(payload, bytes | bytearray) else bytes(memoryview(payload))
+        except TypeError:
+            raise TypeError(f"the payload of a BinaryMessage is bytes-like, not {type(payload).__name__}") from None
 
 
 class ReceivedText(TextMessage):

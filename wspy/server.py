@@ -77,6 +77,7 @@ class Server(BaseServer[Client]):
 
     _client_class = Client
     _marking_class = MarkingThreadClient
+    _instead = ", called in a thread of each client, where they may wait"
 
     def __init__(
         self,

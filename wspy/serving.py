@@ -542,6 +542,8 @@ class BaseServer(Generic[AnyClient]):
 
     _client_class: type[AnyClient]
     _marking_class: type[AnyClient]
+    _instead = ""
+    """What to do about a handler that takes long."""
     _credit: int | None = None
     """Messages that a connection may deliver before it is granted more; None for any number."""
 
@@ -935,8 +937,7 @@ def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
     for name in _HANDLERS:
         if is_async(getattr(server, name)):
             raise TypeError(
-                f"{type(server).__name__}.{name} is async def, but handlers are plain functions, called in the "
-                "server's thread: let a thread do what takes long and hand its result back with call_soon. "
+                f"{type(server).__name__}.{name} is async def, but handlers are plain functions{server._instead}. "
                 "An asyncio API is planned"
             )
     if is_async(extra_headers):

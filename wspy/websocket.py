@@ -147,6 +147,8 @@ class websocket:
         self._owns_sock = sock is None
         if sock is None:
             sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto)
+        elif not isinstance(sock, socket.socket):
+            raise TypeError(f"a websocket wraps a socket, not {type(sock).__name__}: connect takes an address")
         elif sock.type != socket.SOCK_STREAM:
             raise ValueError("a websocket needs a stream socket")
         self._timeout = sock.gettimeout()
@@ -430,6 +432,7 @@ class websocket:
             SocketClosed: the server has reset the connection.
             TimeoutError: it took too long.
             OSError: there is no connection.
+            TypeError: the address is neither a str nor a pair.
             ValueError: the URI is wrong, or the socket non-blocking: set it so afterwards.
         """
         if self._timeout == 0:
@@ -472,7 +475,10 @@ class websocket:
 
     def _uri(self, address: tuple[str, int] | str) -> URI:
         if not isinstance(address, str):
-            host, port = address[:2]
+            try:
+                host, port = address[:2]
+            except (TypeError, ValueError):
+                raise TypeError('connect takes (host, port), or a URI: "ws://host:port/path"') from None
             return URI(secure=False, host=host or "localhost", port=port, resource=self.location)
         if self.family == socket.AF_UNIX and "://" not in address:
             return URI(secure=False, host="localhost", port=80, resource=self.location)
