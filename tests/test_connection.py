@@ -855,7 +855,7 @@ def test_closing_wakes_who_receives_for_ever() -> None:
     with served(close_timeout=0.05) as (peer, own):
         own.sock.settimeout(None)
         receiving = Running(own.recv)
-        until(lambda: own.sock._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.close()
         with pytest.raises(SocketClosed) as caught:
             receiving.result()
@@ -873,7 +873,7 @@ def test_i22_threads_take_turns_at_receiving() -> None:
             peer.send(frame(TEXT, b"%d" % i))
         assert sorted(running.result().text for running in receiving) == ["0", "1", "2", "3"]
         first = Running(own.recv)
-        until(lambda: own._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.sock.settimeout(0.02)
         with pytest.raises(TimeoutError):
             own.recv()
@@ -1084,7 +1084,7 @@ def test_i2_a_send_to_who_is_gone_keeps_their_reason() -> None:
 def test_the_socket_is_closed_beside_the_connection() -> None:
     with served() as (peer, own):
         receiving = Running(own.receive_forever)
-        until(lambda: own.sock._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.sock.close()
         receiving.result()
         assert own.ends[0][0] == 1006

@@ -26,7 +26,7 @@ from .lenient import LenientReader
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
 from .outbox import Outbox, Unsent
 from .protocol import Event, Protocol
-from .reception import LINGER_BYTES, LINGER_SECONDS, Reception
+from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
 from .uri import URI, parse_uri
 from .version import __version__
 
@@ -243,7 +243,11 @@ class websocket:
         shut down, for other processes that have the socket too.
         """
         self._held.close()
-        if self._reception is not None and self._accepting.try_enter():  # else whoever is there does it
+        self._close_reception()
+
+    def _close_reception(self) -> None:
+        """Close who is in the opening handshake. If somebody is in ``accept``, they do so when they leave."""
+        if self._reception is not None and self._accepting.try_enter():
             try:
                 self._reception.close()
             finally:
@@ -277,20 +281,23 @@ class websocket:
             return self._accept_now()
         deadline = self._deadline()
         self._accepting.enter(deadline)
-        if self._reception is None:
-            self._reception = Reception(websocket._refuse_late)
         try:
-            with self._held as sock:
-                client, address = self._reception.receive(sock, self._serving, self.open_timeout, deadline)
+            client, address = self._accept_next(deadline)
         except OSError:
             self._held.check()  # which woke the call, whatever it saw then
             raise
         finally:
-            if self._held.closed:
-                self._reception.close()
             self._accepting.leave()
+            if self._held.closed:
+                self._close_reception()
         client.recv_callback = self.recv_callback
         return client, address
+
+    def _accept_next(self, deadline: Deadline) -> Accepted[Self]:
+        if self._reception is None:
+            self._reception = Reception(websocket._refuse_late)
+        with self._held as sock:
+            return self._reception.receive(sock, self._serving, self.open_timeout, deadline)
 
     def _accept_now(self) -> tuple[Self, Any]:
         with self._held as listener:
@@ -340,10 +347,11 @@ class websocket:
         self._handshake = self._server_handshake()
         self._head = HeadReader()
         if self._timeout != 0:
-            self._receiving.enter(self._deadline())
+            deadline = self._deadline().earlier(self.open_timeout)
+            self._receiving.enter(deadline)
             try:
                 with self._held:
-                    self._open_as_server(self._deadline().earlier(self.open_timeout))
+                    self._open_as_server(deadline)
             finally:
                 self._receiving.leave()
 
