@@ -35,12 +35,19 @@ def _ask_for_opcodes() -> None:
 
 
 def at_each_step(
-    module: ModuleType, call: Callable[[], object], action: Callable[[], object] = interrupt
+    module: ModuleType,
+    call: Callable[[], object],
+    action: Callable[[], object] = interrupt,
+    *,
+    behind_functions: bool = True,
 ) -> Iterator[None]:
     """Make a call again and again, with an action at the first, second, third ... place in a module where signals come.
 
     There the interpreter runs handlers, and raises KeyboardInterrupt: when a function begins, behind a call, and when
     a loop goes back. Yields before each call; ends when the call has no more such places.
+
+    CPython has none behind a call of a function that is written in Python; they count unless ``behind_functions`` is
+    False.
     """
     steps = left = 0
     last: dict[Any, str] = {}
@@ -48,6 +55,8 @@ def at_each_step(
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal left
+        if event == "call" and not behind_functions:
+            last[frame.f_back] = ""
         if frame.f_code.co_filename != module.__file__:
             return None
         frame.f_trace_opcodes = True

@@ -416,7 +416,7 @@ def test_h4_a_peer_that_floods_pings_and_reads_nothing() -> None:
         sending = Running(lambda: peer.send(flood))
         assert own.recv().text == "still received"
         sending.result()
-        assert len(own.sock._outbox._unsent) <= 2
+        assert len(own.sock._outbox.unsent) <= 2
         assert len([one for one in own.told if one[0] == "onpingreceived"]) == count
         receiving = Running(own.receive_forever)
         assert len(peer.frame().payload) == 4_000_000

@@ -52,7 +52,7 @@ def test_callbacks_come_in_order_once_and_after_the_last_byte(ends: tuple[socket
     def callback(i: int) -> Callable[[], None]:
         def tell() -> None:
             told.append(i)
-            left.append(sum(len(unsent.left()) for unsent in outbox._unsent))
+            left.append(sum(len(unsent.left()) for unsent in outbox.unsent))
 
         return tell
 
@@ -145,7 +145,7 @@ def test_h4_one_pong_waits_the_newest(ends: tuple[socket.socket, socket.socket])
     for i in range(1000):
         outbox.add_pong(b"pong %4d" % i)
         outbox.write(one)
-    assert len(outbox._unsent) == 2
+    assert len(outbox.unsent) == 2
     assert drained(outbox, one, other).endswith(b"xpong  999")
     outbox.add_pong(b"a")
     outbox.write(one)
