@@ -587,9 +587,12 @@ class websocket:
             ValueError: a frame breaks a rule, and none of them was sent; see ``Frame.unchecked``.
         """
         if frames:
-            unsent = self._queue(frames)
-            with self._held as sock:
-                self._flush(unsent, sock)
+            self._send_frames(frames)
+
+    def _send_frames(self, frames: tuple[Frame, ...], callback: Callable[[], object] | None = None) -> None:
+        unsent = self._queue(frames, callback)
+        with self._held as sock:
+            self._flush(unsent, sock)
 
     def queue_send(
         self,
