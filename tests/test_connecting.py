@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 import pytest
+from steps import interrupt
 
 from wspy.connecting import connect_tcp, connect_unix, is_connected, redirected, without_credentials
 from wspy.deadline import Deadline
@@ -133,15 +134,17 @@ def test_a_unix_socket_waits_for_its_turn(tmp_path: Path) -> None:
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
         for client in clients:
             client.settimeout(0)
-        connect_unix(clients[0], path, Deadline(10))
+        connect_unix(clients[0], path, Deadline(10), lambda: None)
         with pytest.raises(TimeoutError):
-            connect_unix(clients[1], path, Deadline(0.01))
+            connect_unix(clients[1], path, Deadline(0.01), lambda: None)
+        with pytest.raises(InterruptedError):
+            connect_unix(clients[1], path, Deadline(None), interrupt)
         accepting = threading.Thread(target=lambda: stack.enter_context(listener.accept()[0]))
         accepting.start()
-        connect_unix(clients[1], path, Deadline(10))
+        connect_unix(clients[1], path, Deadline(10), lambda: None)
         accepting.join()
         with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as other:
-            connect_unix(other, path + "x", Deadline(10))
+            connect_unix(other, path + "x", Deadline(10), lambda: None)
 
 
 def answer(status: int, location: str | None) -> ResponseError:

@@ -122,8 +122,9 @@ def client_of(
 @contextlib.contextmanager
 def both(does: dict[str, Callable[..., object]] | None = None, **options: Any) -> Iterator[tuple[Recorder, Recorder]]:
     """Return a client's and a server's connection; what the server does, and the options of both websockets."""
+    of_both = {name: options.pop(name) for name in list(options) if name == "close_timeout"}
     with connected(options, **options) as (client, server):
-        yield Recorder(client), Recorder(server, does)
+        yield Recorder(client, **of_both), Recorder(server, does, **of_both)
 
 
 def unmasked(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
@@ -293,6 +294,25 @@ def test_h2_endless_fragments_cost_their_bytes_only() -> None:
         assert most <= 256 + 20_000 // 256
 
 
+def test_h2_fragments_are_joined_once() -> None:
+    joined: list[int] = []
+
+    class Own(Recorder):
+        @staticmethod
+        def concat_fragments(fragments: list[Frame]) -> Message:
+            joined.extend(len(one.payload) for one in fragments)
+            return Connection.concat_fragments(fragments)
+
+    with listening() as listener, raw_client(listener) as (peer, sock):
+        own = Own(sock)
+        for _ in range(2):
+            parts = [frame(TEXT if i == 0 else CONTINUATION, b"x", final=i == 999) for i in range(1000)]
+            peer.send(b"".join(parts))
+            assert own.recv().text == "x" * 1000
+        assert max(joined) < 1000 / 3
+        assert sum(joined) == 2000
+
+
 def test_h2_too_many_fragments() -> None:
     with served(max_fragments=10) as (peer, own):
         peer.send(frame(TEXT, b"", final=False) + frame(CONTINUATION, b"", final=False) * 20)
@@ -416,7 +436,7 @@ def test_h4_a_peer_that_floods_pings_and_reads_nothing() -> None:
         sending = Running(lambda: peer.send(flood))
         assert own.recv().text == "still received"
         sending.result()
-        assert len(own.sock._outbox._unsent) <= 2
+        assert len(own.sock._outbox.unsent) <= 2
         assert len([one for one in own.told if one[0] == "onpingreceived"]) == count
         receiving = Running(own.receive_forever)
         assert len(peer.frame().payload) == 4_000_000
@@ -649,6 +669,17 @@ def test_recv_in_a_handler_that_recv_has_called_is_refused() -> None:
         assert own.messages == ["x"]
 
 
+def test_receive_forever_in_a_handler_is_refused_and_closes_nothing() -> None:
+    with served({"onpong": lambda own, _: own.receive_forever(), "onerror": lambda own, _: own.sock.close()}) as ends:
+        peer, own = ends
+        peer.send(frame(PONG) + frame(TEXT, b"x"))
+        with pytest.raises(RuntimeError, match="recv"):
+            own.recv()
+        assert own.recv().text == "x"
+        own.send("y")
+        assert peer.message() == "y"
+
+
 # ---- closing ----
 
 
@@ -855,7 +886,7 @@ def test_closing_wakes_who_receives_for_ever() -> None:
     with served(close_timeout=0.05) as (peer, own):
         own.sock.settimeout(None)
         receiving = Running(own.recv)
-        until(lambda: own.sock._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.close()
         with pytest.raises(SocketClosed) as caught:
             receiving.result()
@@ -873,7 +904,7 @@ def test_i22_threads_take_turns_at_receiving() -> None:
             peer.send(frame(TEXT, b"%d" % i))
         assert sorted(running.result().text for running in receiving) == ["0", "1", "2", "3"]
         first = Running(own.recv)
-        until(lambda: own._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.sock.settimeout(0.02)
         with pytest.raises(TimeoutError):
             own.recv()
@@ -1081,10 +1112,74 @@ def test_i2_a_send_to_who_is_gone_keeps_their_reason() -> None:
         assert own.ends == [(1008, "because")]
 
 
+def test_what_ended_it_can_be_asked_for_again_and_again_and_keeps_nobody() -> None:
+    with served() as (peer, own):
+        peer.send(frame(3))
+        peer.half_close()
+        depths = []
+        for _ in range(3):
+            with pytest.raises(ProtocolError) as caught:
+                own.recv()
+            depths.append(len(caught.traceback))
+            assert caught.value.__cause__ is None
+        assert depths[0] == depths[2]
+
+
+def test_close_ends_the_listening_to_a_wrong_peer() -> None:
+    with served(close_timeout=0.02) as (peer, own):
+        own.sock.settimeout(0)
+        peer.send(frame(3))
+        until(lambda: _arrived(own), "the kernel has it")
+        with pytest.raises(BlockingIOError):
+            own.recv()
+        assert own.closed
+        assert own.sock.fileno() >= 0
+        own.close()
+        assert own.sock.fileno() == -1
+        assert own.ends[0][0] == 1002
+
+
+def test_m8_the_peers_close_is_told_whichever_thread_gives_up_waiting_for_the_end_of_tcp() -> None:
+    with client_of(close_timeout=0.05) as (own, peer):
+        receiving = Running(own.receive_forever)
+        until(lambda: own._loops, "it receives")
+        closing = Running(lambda: own.close(4000))
+        peer.frame()
+        peer.send(unmasked(CLOSE, b"\x0f\xa1why"))
+        closing.result()
+        receiving.result()
+        assert own.ends == [(4001, "why")]
+
+
+def test_a_close_that_is_sent_as_a_frame_is_waited_for_no_longer() -> None:
+    with served(close_timeout=0.02) as (peer, own):
+        told: list[str] = []
+        own.send_frame(Frame(TEXT, "x"), lambda: told.append("sent"))
+        assert told == ["sent"]
+        own.send_frame(wspy.create_close_frame(3000))
+        own.sock.settimeout(None)
+        receiving = Running(own.receive_forever)
+        receiving.result()
+        assert own.ends[0][0] == 1006
+        assert peer.message() == "x"
+        peer.closes(3000)
+
+
+def test_a_callback_closes_while_others_are_due() -> None:
+    with both(close_timeout=None) as (client, server):
+        receiving = Running(server.receive_forever)
+        client.sock.queue_send(Frame(TEXT, "x"), client.close)
+        client.sock.queue_send(Frame(TEXT, "y"), lambda: None)
+        Running(client.sock.do_async_send).result()
+        receiving.result()
+        assert client.ends == server.ends == [(1000, "")]
+        assert server.messages == ["x", "y"]
+
+
 def test_the_socket_is_closed_beside_the_connection() -> None:
     with served() as (peer, own):
         receiving = Running(own.receive_forever)
-        until(lambda: own.sock._receiving._owner, "it receives")
+        until(lambda: own.sock._held._users, "it receives")
         own.sock.close()
         receiving.result()
         assert own.ends[0][0] == 1006

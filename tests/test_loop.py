@@ -6,7 +6,6 @@ What the core makes of it is in core/.
 from __future__ import annotations
 
 import contextlib
-import dis
 import errno
 import gc
 import inspect
@@ -21,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from steps import at_each_step
 from turns import DEADLINE_S, REQUEST, RESPONSE, exactly, faults, frame, received, server_frames, tcp_pair
 
 from wspy import AsyncServer, CoreError
@@ -265,77 +265,15 @@ def test_what_an_exception_left_in_the_queue_is_not_applied_again(loop: Loop, co
     assert len(loop._queue) == 1
 
 
-def _ask_for_opcodes() -> None:
-    """CPython 3.12 traces opcodes only from the settrace on that follows the first frame that asks for it."""
-
-    def ask(frame: Any, _event: str, _: object) -> None:
-        frame.f_trace_opcodes = True
-
-    def be_traced() -> None:
-        pass
-
-    previous = sys.gettrace()
-    sys.settrace(ask)
-    try:
-        be_traced()
-    finally:
-        sys.settrace(previous)
-
-
-def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
-    """Make a call again and again, with an action at the first, second, third ... place in loop.py where signals come.
-
-    There the interpreter runs handlers, and raises KeyboardInterrupt: when a function begins, behind a call, and when
-    a loop goes back. Yields before each call; ends when the call has no more such places.
-    """
-    steps = left = 0
-    last: dict[Any, str] = {}
-    _ask_for_opcodes()
-
-    def trace(frame: Any, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != core.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            before = last.get(frame, "")
-            last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            left -= before.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
-            if left == 0:
-                left = -1
-                action()
-        return trace
-
-    while left <= 0:
-        steps += 1
-        left = steps
-        last.clear()
-        yield
-        previous = sys.gettrace()
-        gc.disable()  # in a finalizer of what other tests left, an exception would be lost
-        sys.settrace(trace)
-        try:
-            call()
-        except InterruptedError:
-            pass
-        finally:
-            sys.settrace(previous)
-            gc.enable()
-    assert steps > 5
-
-
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("apply", [Loop.submit, lambda loop: loop.turn(0)], ids=["submit", "turn"])
 @pytest.mark.parametrize("notes", [None, lambda *_: None], ids=["plain", "notes"])
 def test_an_exception_anywhere_loses_nothing_and_repeats_nothing(
     loop: Loop, connection: Connection, count: int, apply: Callable[[Loop], object], notes: core.Note | None
 ) -> None:
-    def interrupt() -> None:
-        raise InterruptedError
-
     loop.notes = notes
     sent = []
-    for _ in at_each_step(lambda: apply(loop), interrupt):
+    for _ in at_each_step(core, lambda: apply(loop)):
         loop.submit()
         sent.append([b"%d %d" % (len(sent), number) for number in range(count)])
         loop.push(sends(connection.handle, *sent[-1]))
@@ -358,7 +296,7 @@ def test_a_signal_handler_may_queue_and_submit_at_any_time(
     loop.notes = notes
     by_signal: list[bytes] = []
     plain: list[bytes] = []
-    for _ in at_each_step(lambda: apply(loop), handle_signal):
+    for _ in at_each_step(core, lambda: apply(loop), handle_signal):
         loop.submit()
         payloads = [b"plain %d %d" % (len(plain), number) for number in range(count)]
         plain += payloads

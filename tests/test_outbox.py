@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dis
-import gc
 import socket
-import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from drivers import DEADLINE_S
 from sockets import Running
+from steps import at_each_step
 
 from wspy import outbox as module
 from wspy.outbox import Outbox, Unsent
@@ -54,7 +52,7 @@ def test_callbacks_come_in_order_once_and_after_the_last_byte(ends: tuple[socket
     def callback(i: int) -> Callable[[], None]:
         def tell() -> None:
             told.append(i)
-            left.append(sum(len(unsent.left()) for unsent in outbox._unsent))
+            left.append(sum(len(unsent.left()) for unsent in outbox.unsent))
 
         return tell
 
@@ -147,7 +145,7 @@ def test_h4_one_pong_waits_the_newest(ends: tuple[socket.socket, socket.socket])
     for i in range(1000):
         outbox.add_pong(b"pong %4d" % i)
         outbox.write(one)
-    assert len(outbox._unsent) == 2
+    assert len(outbox.unsent) == 2
     assert drained(outbox, one, other).endswith(b"xpong  999")
     outbox.add_pong(b"a")
     outbox.write(one)
@@ -207,47 +205,6 @@ def test_threads_write_in_the_order_of_the_queue(ends: tuple[socket.socket, sock
     assert list(told) == list(range(4000))
 
 
-def at_each_step(call: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
-    """Make a call again and again, with an action at the first, second ... place in outbox.py where signals come."""
-    steps = left = 0
-    last: dict[Any, str] = {}
-
-    def trace(frame: Any, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            before = last.get(frame, "")
-            last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            left -= before.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
-            if left == 0:
-                left = -1
-                action()
-        return trace
-
-    while left <= 0:
-        steps += 1
-        left = steps
-        last.clear()
-        yield
-        previous = sys.gettrace()
-        gc.disable()  # in a finalizer of what other tests left, an exception would be lost
-        sys.settrace(trace)
-        try:
-            call()
-        except InterruptedError:
-            pass
-        finally:
-            sys.settrace(previous)
-            gc.enable()
-    assert steps > 5
-
-
-def interrupt() -> None:
-    raise InterruptedError
-
-
 @pytest.mark.parametrize("size", [1, 3000, 100_000])
 def test_an_exception_anywhere_loses_no_byte_and_repeats_none(
     ends: tuple[socket.socket, socket.socket], size: int
@@ -255,7 +212,7 @@ def test_an_exception_anywhere_loses_no_byte_and_repeats_none(
     """As of a signal handler: between any two steps of the interpreter, also behind the system call."""
     one, other = ends
     outbox, sent, received, told = Outbox(), bytearray(), bytearray(), []
-    for step in at_each_step(lambda: (outbox.write(one), outbox.tell()), interrupt):
+    for step in at_each_step(module, lambda: (outbox.write(one), outbox.tell())):
         assert step is None
         received += drained(outbox, one, other)
         for _ in range(2):
@@ -284,7 +241,7 @@ def test_a_signal_handler_may_send_at_any_time(ends: tuple[socket.socket, socket
         outbox.tell()
 
     calls = 0
-    for _ in at_each_step(lambda: (outbox.write(one), outbox.tell()), send):
+    for _ in at_each_step(module, lambda: (outbox.write(one), outbox.tell()), send):
         received += drained(outbox, one, other)
         calls += 1
         outbox.add(Unsent(b"<message>", lambda: None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import signal
 import socket
 import time
 from pathlib import Path
@@ -210,6 +211,21 @@ def test_a_listener_that_is_closed_wakes_all_and_closes_who_was_there() -> None:
         del two
     with pytest.raises(SocketClosed):
         listener.accept()
+
+
+def test_a_signal_handler_closes_the_listener_that_its_thread_waits_at() -> None:
+    with listening() as listener, arriving(listener) as (client,):
+        client.send(head()[:30])
+        before = signal.signal(signal.SIGALRM, lambda *_: listener._reception and listener.close())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            with pytest.raises(SocketClosed) as caught:
+                listener.accept()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert caught.value.initialized
+        client.eof()
 
 
 def test_who_waits_for_the_next_call_is_closed_with_the_listener() -> None:

@@ -12,6 +12,7 @@ import selectors
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ from drivers import DEADLINE_S, RawClient, bytewise, close_frame, deliveries, fr
 from measures import measures_memory, resident
 from reference import CLOSE_CODES
 from sockets import RawServer, Running, connected, listening, raw_client, raw_server
+from steps import at_each_step
 from vectors import VECTORS, Vector
 
 import wspy
@@ -693,7 +695,9 @@ def test_i1_a_server_that_ends_or_resets_during_the_handshake(said: bytes) -> No
 
         with Script(end) as server, websocket() as client, pytest.raises((ResponseError, SocketClosed)) as caught:
             client.connect(server.url)
-        assert not reset or not said.startswith(b"HTTP/1.1 404") or caught.value
+        if said.startswith(b"HTTP/1.1 404"):
+            assert isinstance(caught.value, ResponseError)
+            assert (caught.value.status, caught.value.body) == (404, b"half")
 
 
 def test_a_client_is_closed_while_it_connects() -> None:
@@ -704,6 +708,56 @@ def test_a_client_is_closed_while_it_connects() -> None:
         with pytest.raises(SocketClosed) as caught:
             connecting.result()
         assert caught.value.initialized
+
+
+def test_a_client_is_closed_while_it_waits_for_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(path)
+        listener.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(path)
+        client = stack.enter_context(websocket(sfamily=socket.AF_UNIX, open_timeout=None))
+        connecting = Running(lambda: client.connect(path))
+        until(lambda: client._held._users, "it connects")
+        client.close()
+        with pytest.raises(SocketClosed) as caught:
+            connecting.result()
+        assert caught.value.initialized
+
+
+def test_two_threads_connect_and_one_does() -> None:
+    go_on = threading.Event()
+
+    def answer(peer: RawServer) -> None:
+        assert go_on.wait(DEADLINE_S)
+        peer.answer()
+        first.append(peer.frame())
+
+    first: list[tuple[int, bytes]] = []
+    with Script(answer) as server, websocket() as client:
+        connecting = [Running(lambda: client.connect(server.url)) for _ in range(2)]
+        until(lambda: server.requests, "the request has arrived")
+        go_on.set()
+        failed = []
+        for running in connecting:
+            try:
+                running.result()
+            except ValueError as error:
+                failed.append(error)
+        client.send(Frame(OPCODE_TEXT, "x"))
+    assert len(failed) == 1
+    assert first == [(0x81, b"x")]
+
+
+def test_a_limit_that_is_wrong_is_known_before_there_is_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, websocket() as client:
+        client.max_size = -1
+        with pytest.raises(ValueError, match="max_size"):
+            client.connect(listener.getsockname())
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 # ---- a socket ----
@@ -958,6 +1012,41 @@ def test_an_exception_of_a_signal_handler_costs_nothing() -> None:
         assert after.text == "next"
 
 
+def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> None:
+    """A frame may be lost with it, and so may the connection, if a part of what has arrived is."""
+    raised = steps = lost = 0
+
+    def interrupt() -> None:
+        nonlocal raised
+        raised += 1
+        raise InterruptedError  # like what handlers of alarms raise, an OSError without errno
+
+    def receive() -> None:
+        before = raised
+        assert server.recv().payload == b"%d" % steps * 100
+        assert raised == before, "the exception was taken for another one"
+
+    with contextlib.ExitStack() as stack:
+        client, server = stack.enter_context(connected())
+        for _ in at_each_step(sys.modules["wspy.websocket"], receive, interrupt, behind_functions=False):
+            server.setblocking(flag=False)
+            left = []
+            try:
+                while True:
+                    left.append(server.recv().payload)
+            except BlockingIOError:
+                pass
+            except SocketClosed as error:
+                assert "interrupted" in str(error)  # noqa: PT017 -- it needs not come
+                lost += 1
+                client, server = stack.enter_context(connected())
+            assert left in ([], [b"%d" % steps * 100])
+            server.settimeout(DEADLINE_S)
+            steps += 1
+            client.send(Frame(OPCODE_TEXT, b"%d" % steps * 100))
+    assert lost
+
+
 # ---- threads ----
 
 
@@ -1092,6 +1181,22 @@ def test_e13_the_end_without_a_close() -> None:
 
 
 # ---- what breaks rules ----
+
+
+def test_a_limit_of_frames_that_are_shown_is_told_once(loop: Loop) -> None:
+    with listening(strict=False, max_size=10) as listener, raw_client(listener) as (peer, server):
+        found: list[bytes] = []
+        server.recv_callback = lambda one: found.append(one.payload)
+        server.setblocking(flag=False)
+        peer.send(frame(1, b"a") + frame(1, b"b" * 11) + frame(1, b"c"))
+        loop.until(lambda: server in loop.failed, server)
+        peer.closes(1009)
+        peer.send(frame(1, b"d"))
+        until(lambda: select.select([server], [], [], 0)[0], "it has arrived")
+        for _ in range(2):
+            with pytest.raises(ProtocolError):
+                server.do_async_recv()
+        assert found == [b"a"]
 
 
 def test_everything_is_shown_if_it_is_asked_for() -> None:
@@ -1231,6 +1336,18 @@ def test_a_refusal_in_a_loop(loop: Loop) -> None:
         server.close()
         assert peer.response().status == 400
         peer.eof()
+
+
+def test_a_refusal_is_told_again() -> None:
+    one, other = socket.socketpair()
+    with other, websocket(one) as server:
+        server.setblocking(flag=False)
+        server.do_handshake()
+        other.send(head(without=["Upgrade"]))
+        for _ in range(3):
+            with pytest.raises(HandshakeError) as caught:
+                server.do_async_recv()
+            assert caught.value.status == 426
 
 
 def test_a_kernel_that_takes_little(loop: Loop) -> None:

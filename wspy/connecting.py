@@ -85,8 +85,14 @@ def _connect(sock: socket.socket, address: Any, deadline: Deadline, share: int) 
         sock.settimeout(0)
 
 
-def connect_unix(sock: socket.socket, path: str, deadline: Deadline) -> None:
+def connect_unix(sock: socket.socket, path: str, deadline: Deadline, check: Callable[[], None]) -> None:
     """Connect a Unix socket.
+
+    Args:
+        sock: one that is not connected, and non-blocking.
+        path: where the server listens.
+        deadline: of all attempts.
+        check: raises if the connection isn't wanted any more, since nothing wakes who waits here.
 
     Raises:
         TimeoutError: the time is up, while the queue of the server is full.
@@ -102,6 +108,7 @@ def connect_unix(sock: socket.socket, path: str, deadline: Deadline) -> None:
                 raise TimeoutError("timed out") from None
             time.sleep(pause if remaining is None else min(pause, remaining))
             pause = min(2 * pause, _LONGEST_PAUSE)
+            check()
         else:
             return
 

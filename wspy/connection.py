@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from copy import copy
 from threading import Condition, RLock, get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
@@ -22,7 +23,7 @@ from .websocket import websocket
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .protocol import Event
 
@@ -82,6 +83,7 @@ class Connection:
         self.close_reason = ""
         self._role = sock._opened().role
         self._fragments: list[Frame] = []
+        self._joined = 0  # how many of them, at the beginning, are of several that were joined
         self._receiving = sock._receiving
         self._received = cast("deque[Event]", sock._received)  # a strict one has nothing else
         self._joins = type(self).concat_fragments is not Connection.concat_fragments  # whole messages, too
@@ -186,13 +188,20 @@ class Connection:
         else:
             self._send(*self.message_to_frames(message, fragment_size, mask))
 
-    def send_frame(self, frame: Frame) -> None:
-        """Send a single frame; see ``websocket.send``. Thread-safe."""
-        self._send(frame)
+    def send_frame(self, frame: Frame, callback: Callable[[], object] | None = None) -> None:
+        """Send a single frame; see ``websocket.send``. Thread-safe. A Close begins the closing handshake.
 
-    def _send(self, *frames: Frame) -> None:
+        Args:
+            frame: the frame.
+            callback: called without arguments when the kernel has it, see ``websocket.queue_send``.
+        """
+        if getattr(frame, "opcode", None) == Opcode.CLOSE:
+            self._begin_closing()
+        self._send(frame, callback=callback)
+
+    def _send(self, *frames: Frame, callback: Callable[[], object] | None = None) -> None:
         try:
-            self.sock.send(*frames)
+            self.sock._send_frames(frames, callback)
         except SocketClosed as error:
             raise self._explained(error) from None
 
@@ -235,9 +244,7 @@ class Connection:
             TypeError: see ``close``.
             ValueError: see ``close``.
         """
-        frame = create_close_frame(code, reason)
-        self._begin_closing()
-        self._send(frame)
+        self.send_frame(create_close_frame(code, reason))
 
     @staticmethod
     def message_to_frames(message: Sendable, fragment_size: int | None = None, mask: bool | None = None) -> list[Frame]:
@@ -290,6 +297,8 @@ class Connection:
             self._receiving.enter(deadline)
         except TimeoutError:
             raise _NoMessageError(self.sock._too_late()) from None
+        except RuntimeError as misuse:
+            raise _NoMessageError(misuse) from None
         try:
             while True:
                 opcode, payload, final, rsv = self._event(deadline)
@@ -300,19 +309,20 @@ class Connection:
                 else:
                     self._keep(received_frame(opcode, payload, final=final, rsv=rsv))
                     if final:
-                        fragments, self._fragments = self._fragments, []
+                        fragments, self._fragments, self._joined = self._fragments, [], 0
                         return self.concat_fragments(fragments)
         finally:
             self._receiving.leave()
 
     def _keep(self, frame: Frame) -> None:
-        """Keep a fragment, in the end joined with those before it."""
+        """Keep a fragment. Many are joined, each once, so that time is linear."""
         kept = self._fragments
         kept.append(frame)
-        if len(kept) % _JOINED == 0:
-            recent = kept[-_JOINED:]
+        if len(kept) - self._joined == _JOINED:
+            recent = kept[self._joined :]
             payload = b"".join([part.payload for part in recent])
-            kept[-_JOINED:] = [received_frame(recent[0].opcode, payload, final=False)]
+            kept[self._joined :] = [received_frame(recent[0].opcode, payload, final=False)]
+            self._joined += 1
 
     def _event(self, deadline: Deadline) -> Event:
         """Receive a frame, as the protocol tells of it; for who has entered ``_receiving``.
@@ -328,7 +338,7 @@ class Connection:
             except TimeoutError:
                 self._check_time()
             except (SocketClosed, ProtocolError) as error:
-                self._last = error.with_traceback(None)
+                self._last = copy(error)  # without its traceback, which would keep the caller's frames
                 self._begin_closing()
         if self._last is not None:
             self._finish(self._last, deadline)
@@ -351,12 +361,12 @@ class Connection:
         """
         if self._closing is None or not self._closing.is_over:
             raise _NoMessageError(self.sock._too_late())
-        self._end(CloseCode.ABNORMAL, "the closing handshake took longer than close_timeout")
+        self._give_up()
 
     def _why(self) -> SocketClosed | ProtocolError:
         """Return what is raised when the connection has ended."""
         if isinstance(self._last, ProtocolError) or (self._last is not None and self._last.rcvd is not None):
-            return self._last
+            return copy(self._last)
         return SocketClosed(
             message=f"the connection is closed: {self.close_reason}"
             if self.close_reason
@@ -413,12 +423,13 @@ class Connection:
         Raises:
             TimeoutError: see ``recv``; may be called again.
             BlockingIOError: see ``recv``; may be called again.
+            RuntimeError: see ``recv``; nothing is closed.
         """
         try:
             with self._looping():
                 while self._handle_next():
                     pass
-        except (TimeoutError, BlockingIOError):
+        except (TimeoutError, BlockingIOError, RuntimeError):  # of receiving: no handler's leaves _handle_next
             raise
         except BaseException as error:
             self._close_because_of(error)
@@ -471,15 +482,27 @@ class Connection:
         if self.closed and self._lingering is None:
             return
         closing = self._begin_closing()
-        with contextlib.suppress(SocketClosed):
-            self.sock._queue((frame,))
-            self.sock.do_async_send()
         if self._receiving.is_mine:
+            self._say(frame)
             return
         try:
+            self._say(frame)
             self._await_end(closing)
         finally:
+            self._give_up()
+
+    def _say(self, close: Frame) -> None:
+        with contextlib.suppress(SocketClosed):  # it was said already, or can't be
+            self.sock._queue((close,))
+            self.sock.do_async_send()
+
+    def _give_up(self) -> None:
+        """End the connection now, if it hasn't ended; if the peer's last word was heard, with that."""
+        if self._last is None:
             self._end(CloseCode.ABNORMAL, "the closing handshake took longer than close_timeout")
+        else:
+            self._end(*self._told(self._last))
+        self.sock.close()
 
     def _await_end(self, closing: Deadline) -> None:
         """Read until the connection has ended, or wait for the thread that does."""
@@ -526,11 +549,15 @@ class Connection:
                 raise _NoMessageError(self.sock._too_late()) from None
         except OSError:
             pass  # there is nobody any more whom to tell
-        if isinstance(last, SocketClosed):
-            self._end(last.code, last.reason or ("" if last.rcvd else last.message))
-        else:
-            self._end(last.code, last.message)
+        self._end(*self._told(last))
         self._linger(deadline)
+
+    @staticmethod
+    def _told(last: SocketClosed | ProtocolError) -> tuple[int, str]:
+        """Return what ``onclose`` is told."""
+        if isinstance(last, SocketClosed):
+            return last.code, last.reason or ("" if last.rcvd else last.message)
+        return last.code, last.message
 
     def _say_the_last(self, last: SocketClosed | ProtocolError, deadline: Deadline) -> None:
         """Send what is still to be sent, and let the server be the first to end TCP (RFC 6455 §5.5.1, §7.1.1).

@@ -52,12 +52,13 @@ class Outbox:
     Attributes:
         lock: held while something is added or written, and never while somebody waits for the kernel. Whoever makes
             bytes whose order counts makes and adds them under it.
+        unsent: what the kernel doesn't have yet; not to be changed.
     """
 
-    __slots__ = ("_due", "_is_writing", "_pong", "_state", "_teller", "_unsent", "lock")
+    __slots__ = ("_due", "_is_writing", "_pong", "_state", "_teller", "lock", "unsent")
 
     def __init__(self) -> None:
-        self._unsent: deque[Unsent] = deque()
+        self.unsent: deque[Unsent] = deque()
         self._due: deque[Unsent] = deque()  # sent, and nobody was told
         self._pong: Unsent | None = None  # the last one
         self.lock = RLock()  # a signal handler may come in between
@@ -67,11 +68,11 @@ class Outbox:
 
     def __bool__(self) -> bool:
         """Whether ``write`` or ``tell`` has something to do."""
-        return bool(self._unsent) or bool(self._due)
+        return bool(self.unsent) or bool(self._due)
 
     def add(self, unsent: Unsent) -> None:
         """Add something to the end."""
-        self._unsent.append(unsent)
+        self.unsent.append(unsent)
 
     def add_pong(self, data: bytes) -> None:
         """Add a Pong, in the place of one that nothing was sent of yet.
@@ -81,13 +82,13 @@ class Outbox:
         """
         with self.lock:
             if self._is_writing:
-                self._unsent.append(Unsent(data))
+                self.unsent.append(Unsent(data))
                 return
-            if self._pong is not None and not self._pong.sizes and self._unsent:
+            if self._pong is not None and not self._pong.sizes and self.unsent:
                 self._pong.data = data
                 return
             self._pong = Unsent(data)
-            self._unsent.append(self._pong)
+            self.unsent.append(self._pong)
 
     def write(self, sock: socket.socket) -> None:
         """Send as much as the kernel takes now; call ``tell`` afterwards.
@@ -100,14 +101,14 @@ class Outbox:
                 return  # a signal handler has interrupted it; it goes on afterwards
             try:
                 self._is_writing = True
-                while self._unsent:
-                    unsent = self._unsent[0]
+                while self.unsent:
+                    unsent = self.unsent[0]
                     if not self._send(sock, unsent):
                         return
                     if unsent.callback is None:
-                        self._unsent.popleft()
+                        self.unsent.popleft()
                     else:
-                        self._due.extend(map(deque.popleft, (self._unsent,)))
+                        self._due.extend(map(deque.popleft, (self.unsent,)))
             finally:
                 self._is_writing = False
 
@@ -122,7 +123,7 @@ class Outbox:
         except BlockingIOError:
             return False
         except TimeoutError as error:
-            if error.errno is None:  # somebody has set a timeout of the socket itself
+            if error.errno is None and sock.gettimeout():  # somebody has set one of the socket itself
                 return False
             raise
         return unsent.sizes[-1] == len(left)
@@ -157,4 +158,4 @@ class Outbox:
     def clear(self) -> None:
         """Forget what was not sent; its callbacks are never called."""
         with self.lock:
-            self._unsent.clear()
+            self.unsent.clear()

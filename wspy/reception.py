@@ -16,7 +16,7 @@ from .errors import HandshakeError, ProtocolError, SocketClosed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Guest", "Reception"]
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Accepted", "Guest", "Reception"]
 
 log = logging.getLogger("wspy.websocket")
 

@@ -26,7 +26,7 @@ from .lenient import LenientReader
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
 from .outbox import Outbox, Unsent
 from .protocol import Event, Protocol
-from .reception import LINGER_BYTES, LINGER_SECONDS, Reception
+from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
 from .uri import URI, parse_uri
 from .version import __version__
 
@@ -142,6 +142,7 @@ class websocket:
         self._received: deque[Event | Frame] = deque()  # Frames are made of events when somebody takes them
         self._failure: Exception | None = None  # why nothing more is received
         self._lost: SocketClosed | None = None  # why nothing more is sent
+        self._is_reading = False  # from reading bytes until their frames are in _received
         self._read_size = _READ
         self._readable: tuple[int, select.poll] | None = None  # a descriptor, and what waits for it
         self._owns_sock = sock is None
@@ -245,7 +246,11 @@ class websocket:
         shut down, for other processes that have the socket too.
         """
         self._held.close()
-        if self._reception is not None and self._accepting.try_enter():  # else whoever is there does it
+        self._close_reception()
+
+    def _close_reception(self) -> None:
+        """Close who is in the opening handshake. If somebody is in ``accept``, they do so when they leave."""
+        if self._reception is not None and self._accepting.try_enter():
             try:
                 self._reception.close()
             finally:
@@ -279,20 +284,23 @@ class websocket:
             return self._accept_now()
         deadline = self._deadline()
         self._accepting.enter(deadline)
-        if self._reception is None:
-            self._reception = Reception(websocket._refuse_late)
         try:
-            with self._held as sock:
-                client, address = self._reception.receive(sock, self._serving, self.open_timeout, deadline)
+            client, address = self._accept_next(deadline)
         except OSError:
             self._held.check()  # which woke the call, whatever it saw then
             raise
         finally:
-            if self._held.closed:
-                self._reception.close()
             self._accepting.leave()
+            if self._held.closed:
+                self._close_reception()
         client.recv_callback = self.recv_callback
         return client, address
+
+    def _accept_next(self, deadline: Deadline) -> Accepted[Self]:
+        if self._reception is None:
+            self._reception = Reception(websocket._refuse_late)
+        with self._held as sock:
+            return self._reception.receive(sock, self._serving, self.open_timeout, deadline)
 
     def _accept_now(self) -> tuple[Self, Any]:
         with self._held as listener:
@@ -339,15 +347,17 @@ class websocket:
             ValueError: the opening handshake is complete already.
         """
         self._check_unopened()
-        self._handshake = self._server_handshake()
-        self._head = HeadReader()
-        if self._timeout != 0:
-            self._receiving.enter(self._deadline())
-            try:
+        deadline = self._deadline().earlier(self.open_timeout)
+        self._receiving.enter(deadline)
+        try:
+            self._check_unopened()  # by who was here before
+            self._handshake = self._server_handshake()
+            self._head = HeadReader()
+            if self._timeout != 0:
                 with self._held:
-                    self._open_as_server(self._deadline().earlier(self.open_timeout))
-            finally:
-                self._receiving.leave()
+                    self._open_as_server(deadline)
+        finally:
+            self._receiving.leave()
 
     def _open_as_server(self, deadline: Deadline) -> None:
         try:
@@ -386,13 +396,14 @@ class websocket:
             request = self._handshake.read(head)
             request.remote_address = self._peer()
             accepted = self._handshake.accept(request)
+            protocol = self._new_protocol(Role.SERVER)
         except HandshakeError as error:
             self._refuse(error, head)
             raise
         self._head = None
         self.request, self.protocol, self.location = request, accepted.subprotocol, request.path
         self._outbox.add(Unsent(accepted.response))
-        self._open(Role.SERVER, reader.rest)
+        self._open(protocol, reader.rest)
 
     def _peer(self) -> Any:
         try:
@@ -443,6 +454,7 @@ class websocket:
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
         try:
+            self._check_unopened()  # by who was here before
             with self._held:
                 self._open_redirected(uri, headers, path, deadline)
         except ValueError:
@@ -491,9 +503,10 @@ class websocket:
 
     def _open_as_client(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
         handshake = ClientHandshake(uri, origin=self.origin, protocols=self.protocols, extra_headers=headers)
+        protocol = self._new_protocol(Role.CLIENT)
         self._start_again()
         if path is not None:
-            connect_unix(self._fresh_socket(), path, deadline)
+            connect_unix(self._fresh_socket(), path, deadline, self._held.check)
         elif not is_connected(self.sock):
             connect_tcp(self._fresh_socket(), uri, deadline, self._replacement if self._owns_sock else None)
         self._outbox.add(Unsent(handshake.request))
@@ -501,12 +514,13 @@ class websocket:
         self._await_answer(handshake, deadline)
         self.response_headers = handshake.response.headers if handshake.response else None
         self.protocol, self.location = handshake.subprotocol, uri.resource
-        self._open(Role.CLIENT, handshake.rest)
+        self._open(protocol, handshake.rest)
 
     def _start_again(self) -> None:
         """Forget what became of an earlier attempt."""
         self._outbox.clear()
         self._failure = self._lost = None
+        self._is_reading = False
 
     def _fresh_socket(self) -> socket.socket:
         """Return the socket; a new one like it if an attempt has failed."""
@@ -524,20 +538,23 @@ class websocket:
         while not is_complete:
             try:
                 self._wait(deadline, select.POLLIN)
-            except TimeoutError:
+                data = self._read(_READ)
+            except (TimeoutError, SocketClosed):
                 if handshake.awaits_body:
                     handshake.feed_eof()
                 raise
-            data = self._read(_READ)
             if data == b"":
                 handshake.feed_eof()
             is_complete = bool(data) and handshake.feed(data or b"")
 
     # ---- after the handshake ----
 
-    def _open(self, role: Role, data: bytes) -> None:
-        self._protocol = Protocol(role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments)
+    def _new_protocol(self, role: Role) -> Protocol:
+        return Protocol(role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments)
+
+    def _open(self, protocol: Protocol, data: bytes) -> None:
         self._lenient = None if self.strict else LenientReader(self.max_size)
+        self._protocol = protocol
         if data:
             self._take(data)
 
@@ -576,9 +593,12 @@ class websocket:
             ValueError: a frame breaks a rule, and none of them was sent; see ``Frame.unchecked``.
         """
         if frames:
-            unsent = self._queue(frames)
-            with self._held as sock:
-                self._flush(unsent, sock)
+            self._send_frames(frames)
+
+    def _send_frames(self, frames: tuple[Frame, ...], callback: Callable[[], object] | None = None) -> None:
+        unsent = self._queue(frames, callback)
+        with self._held as sock:
+            self._flush(unsent, sock)
 
     def queue_send(
         self,
@@ -662,7 +682,7 @@ class websocket:
         with self._held as sock:
             while True:
                 self._write(sock)
-                if not self._outbox:
+                if not self._outbox.unsent:
                     return
                 self._wait(deadline, select.POLLOUT)
 
@@ -683,6 +703,8 @@ class websocket:
             try:
                 self._outbox.write(sock)
             except OSError as error:
+                if error.errno is None:  # what a signal handler has raised
+                    raise
                 failure = self._fail_sending(error)
         self._outbox.tell()
         if failure is not None:
@@ -755,15 +777,17 @@ class websocket:
         """Read until so many events have arrived; for who has entered ``_receiving``."""
         with self._held as sock:
             while len(self._received) < n:
-                if self._failure is not None:
-                    self._fail(self._failure)
-                if self._outbox and self._lost is None:
+                if self._failure is not None or self._is_reading:
+                    self._fail(self._why())
+                if self._outbox.unsent and self._lost is None:
                     self._await_either(deadline)
                 else:
                     self._await_readable(sock, deadline)
+                self._is_reading = True
                 data = self._read(self._read_size)
                 if data is not None:
                     self._take(data)
+                self._is_reading = False
 
     def _await_readable(self, sock: socket.socket, deadline: Deadline) -> None:
         fd = sock.fileno()
@@ -776,10 +800,10 @@ class websocket:
 
     def _await_either(self, deadline: Deadline) -> None:
         """Write answers, and what calls have left that have timed out, until there is something to read."""
-        while self._outbox and self._lost is None:
+        while self._outbox.unsent and self._lost is None:
             with contextlib.suppress(SocketClosed):
                 self.do_async_send()
-            if self._outbox and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+            if self._outbox.unsent and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
                 return
         self._wait(deadline, select.POLLIN)
 
@@ -795,9 +819,11 @@ class websocket:
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno is None:  # somebody has set a timeout of the socket itself, and it is over
-                return None
-            self._fail_receiving("the connection is lost", error)
+            if error.errno is not None:
+                self._fail_receiving("the connection is lost", error)
+            if not self.sock.gettimeout():  # else somebody has set one of the socket itself, and it is over
+                raise  # what a signal handler has raised
+            return None
         if len(data) == size:
             self._read_size = _LARGE_READ
         elif len(data) < _READ:
@@ -836,6 +862,12 @@ class websocket:
         if self._failure is not None and not self._received:
             self._fail(self._failure)
 
+    def _why(self) -> Exception:
+        """Return why nothing more is received; that may be an exception of a signal handler."""
+        if self._failure is None:  # _is_reading: a part of what had arrived is lost, and nobody knows what comes next
+            self._failure = SocketClosed(message="receiving was interrupted by an exception: what had arrived is lost")
+        return self._failure
+
     def _fail(self, failure: Exception) -> NoReturn:
         """Say why nothing more is received; to a peer that broke a rule, too (RFC 6455 §7.1.7).
 
@@ -844,7 +876,7 @@ class websocket:
         if isinstance(failure, ProtocolError):
             protocol = self._opened()
             with self._outbox.lock:
-                close = protocol.owed_close()
+                close = protocol.owed_close() if self._lenient is None else protocol.close(failure.code)
                 if close:
                     self._outbox.add(Unsent(close))
             with contextlib.suppress(SocketClosed):
@@ -852,15 +884,16 @@ class websocket:
         raise copy(failure)
 
     def _read_once(self, bufsize: int) -> None:
+        if self._failure is not None or self._is_reading:
+            self._failure = self._why()
+            return
         if self._head is None:
             self._opened()
+        self._is_reading = True
         data = self._read(bufsize)
-        if data is None:
-            return
-        if self._head is not None:
-            self._take_head(data)
-        else:
-            self._take(data)
+        if data is not None:
+            self._take_head(data) if self._head is not None else self._take(data)
+        self._is_reading = False
 
     def can_recv(self) -> bool:
         """Whether somebody wants frames: whether to watch for the socket to become readable."""
