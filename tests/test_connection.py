@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import struct
+import sys
 import textwrap
 import threading
 import time
@@ -33,6 +34,7 @@ from native import clock_that_jumps, needs_compiler
 from programs import PYTHON, Program
 from reference import CLOSE_CODES
 from sockets import RawServer, Running, connected, listening, raw_client, raw_server
+from steps import at_each_step
 from vectors import VECTORS, Vector
 
 import wspy
@@ -292,6 +294,31 @@ def test_h2_endless_fragments_cost_their_bytes_only() -> None:
         sending.result()
         assert receiving.result().text == "x" * 20_000 + "y"
         assert most <= 256 + 20_000 // 256
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_an_exception_at_any_step_leaves_no_hole_in_a_message(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a signal handler: a message may be lost with it, if it was whole, and never a part of one."""
+    monkeypatch.setattr(sys.modules["wspy.connection"], "_JOINED", 3)
+    with served() as (peer, own):
+        expected, received = [], []
+        parts = [frame(TEXT if i == 0 else CONTINUATION, b"%d" % i, final=i == count - 1) for i in range(count)]
+        whole = "".join(map(str, range(count)))
+
+        def receive() -> None:
+            received.append(own.recv().text)
+
+        for step in at_each_step(sys.modules["wspy.connection"], receive, behind_functions=False):
+            assert step is None
+            own.sock.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                receive()
+            own.sock.settimeout(DEADLINE_S)
+            assert not own._fragments
+            expected.append(whole)
+            peer.send(b"".join(parts))
+        assert set(received) == {whole}
+        assert len(expected) - 8 <= len(received) <= len(expected)
 
 
 def test_h2_fragments_are_joined_once() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from collections import deque
 from copy import copy
 from threading import Condition, RLock, get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
@@ -22,7 +23,6 @@ from .reception import LINGER_SECONDS
 from .websocket import websocket
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable, Iterator
 
     from .protocol import Event
@@ -82,7 +82,7 @@ class Connection:
         self.close_code: int | None = None
         self.close_reason = ""
         self._role = sock._opened().role
-        self._fragments: list[Frame] = []
+        self._fragments: list[Event] = []
         self._joined = 0  # how many of them, at the beginning, are of several that were joined
         self._receiving = sock._receiving
         self._received = cast("deque[Event]", sock._received)  # a strict one has nothing else
@@ -174,6 +174,7 @@ class Connection:
             mask: see ``Frame``; by default a client masks.
 
         Raises:
+            RuntimeError: a signal handler calls this just when its thread sends or receives.
             SocketClosed: the connection is closed or closing.
             TimeoutError: the kernel didn't take it in time. What is left of it leaves with the next call.
             TypeError: it is no message.
@@ -238,6 +239,8 @@ class Connection:
     def send_close_frame(self, code: int | None = 1000, reason: str = "") -> None:
         """Send a Close, and return: whoever receives goes on with the closing handshake. Thread-safe; see ``close``.
 
+        From now on ``close_timeout`` counts for who receives; who is waiting already goes on for as long as they may.
+
         Raises:
             SocketClosed: the connection is closed or closing.
             TimeoutError: see ``send``.
@@ -300,32 +303,46 @@ class Connection:
         except RuntimeError as misuse:
             raise _NoMessageError(misuse) from None
         try:
-            while True:
-                opcode, payload, final, rsv = self._event(deadline)
+            while not (self._fragments and self._fragments[-1].final):
+                opcode, payload, final, _ = self._event(deadline)
                 if opcode >= _CONTROL:
+                    self._received.popleft()
                     self.handle_control_frame(received_frame(opcode, payload))
                 elif final and not self._fragments and not self._joins and opcode <= _BINARY:
+                    self._received.popleft()
                     return received_message(opcode, payload)
                 else:
-                    self._keep(received_frame(opcode, payload, final=final, rsv=rsv))
-                    if final:
-                        fragments, self._fragments, self._joined = self._fragments, [], 0
-                        return self.concat_fragments(fragments)
+                    self._keep()
+            return self._whole()
         finally:
             self._receiving.leave()
 
-    def _keep(self, frame: Frame) -> None:
-        """Keep a fragment. Many are joined, each once, so that time is linear."""
+    def _keep(self) -> None:
+        """Keep a fragment that has arrived. Many are joined, each once, so that time is linear.
+
+        An exception of a signal handler may come at any time, and must not leave a hole in the message: so a fragment
+        is moved in a single step of the interpreter.
+        """
         kept = self._fragments
-        kept.append(frame)
+        kept.extend(map(deque.popleft, (self._received,)))
         if len(kept) - self._joined == _JOINED:
             recent = kept[self._joined :]
             payload = b"".join([part.payload for part in recent])
-            kept[self._joined :] = [received_frame(recent[0].opcode, payload, final=False)]
+            kept[self._joined :] = [recent[0]._replace(payload=payload, final=recent[-1].final)]
             self._joined += 1
 
+    def _whole(self) -> Message:
+        """Return the message of the fragments."""
+        frames = [
+            received_frame(opcode, payload, final=final, rsv=rsv) for opcode, payload, final, rsv in self._fragments
+        ]
+        self._fragments, self._joined = [], 0
+        return self.concat_fragments(frames)
+
     def _event(self, deadline: Deadline) -> Event:
-        """Receive a frame, as the protocol tells of it; for who has entered ``_receiving``.
+        """Wait for a frame, and return what the protocol tells of it; for who has entered ``_receiving``.
+
+        It stays the first one in ``_received``.
 
         Raises:
             _NoMessageError: there is none.
@@ -334,7 +351,7 @@ class Connection:
             try:
                 if not self._received:
                     self.sock._receive(self._in_time(deadline))
-                return self._received.popleft()
+                return self._received[0]
             except TimeoutError:
                 self._check_time()
             except (SocketClosed, ProtocolError) as error:
@@ -468,13 +485,14 @@ class Connection:
 
         Returns when that is done, after ``close_timeout`` at the latest. Messages that arrive meanwhile are dropped,
         unless another thread receives, which goes on with them until the peer's Close. Of a handler that ``recv`` has
-        called this only sends the Close.
+        called, and of a signal handler that has interrupted it, this is ``send_close_frame``.
 
         Args:
             code: 1000 to 1003, 1007 to 1014 or 3000 to 4999; None for a Close frame without one.
             reason: at most 123 bytes of UTF-8.
 
         Raises:
+            RuntimeError: see ``send``.
             TypeError: the reason is not a str, or the code not an int.
             ValueError: the code may not be sent (RFC 6455 §7.4), or the reason is too long.
         """
@@ -518,6 +536,7 @@ class Connection:
         try:
             while True:
                 opcode, payload, _, _ = self._event(closing)
+                self._received.popleft()
                 if opcode >= _CONTROL:
                     self._handle_while_closing(received_frame(opcode, payload))
         except _NoMessageError:

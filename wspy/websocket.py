@@ -586,6 +586,7 @@ class websocket:
         with the next call.
 
         Raises:
+            RuntimeError: a signal handler calls this just when its thread sends or receives, and nothing was sent.
             SocketClosed: a Close was sent, which nothing may follow (RFC 6455 §5.5.1), or the connection is lost.
             TimeoutError: the kernel didn't take them within the socket's timeout.
             BlockingIOError: the socket is non-blocking, and the kernel didn't take all; see ``can_send``.
@@ -615,6 +616,7 @@ class websocket:
             recv_callback: becomes ``self.recv_callback``.
 
         Raises:
+            RuntimeError: see ``send``.
             SocketClosed: see ``send``.
             TypeError: see ``send``.
             ValueError: see ``send``.
@@ -725,6 +727,9 @@ class websocket:
 
     def recv(self) -> Frame:
         """Receive a frame: a ``ControlFrame`` if it is one. Nothing is answered, not even a Ping or a Close.
+
+        An exception of a signal handler may take a frame with it that was about to be returned. If it comes while what
+        has arrived is looked at, the next call raises ``SocketClosed``, since a part of the stream is lost.
 
         Raises:
             SocketClosed: the connection has ended: by a Close, which was received before this, or without one.
