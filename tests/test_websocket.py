@@ -1051,6 +1051,7 @@ def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> N
 
 
 def test_closing_wakes_who_receives_and_who_sends() -> None:
+    gc.collect()  # else what other tests have left may be closed in between, and its number be the next
     with connected({"max_size": None}, max_size=None) as (client, server):
         client.settimeout(None)
         server.settimeout(None)
