@@ -60,6 +60,8 @@ def at_each_step(
         if frame.f_code.co_filename != module.__file__:
             return None
         frame.f_trace_opcodes = True
+        if event == "call":
+            last[frame] = "RESUME"  # which CPython 3.11 doesn't tell of
         if event == "opcode":
             before = last.get(frame, "")
             last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]

@@ -498,6 +498,7 @@ class Connection:
         """
         frame = create_close_frame(code, reason)
         if self.closed and self._lingering is None:
+            self.sock.close()  # an exception of a signal handler may have come before that
             return
         closing = self._begin_closing()
         if self._receiving.is_mine:
