@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
 from .async_client import DELIVER, DROP, AsyncClient, MarkingClient, Rare
+from .codes import CloseCode
 from .errors import SocketClosed
 from .limits import checked_seconds
 from .messages import received_message
@@ -297,6 +298,14 @@ class Client(AsyncClient):
         """See ``AsyncClient.abort``; who waits in ``send`` gets ``SocketClosed``."""
         super().abort()
         self._wake_senders()
+
+    def _leave_to_the_parent(self) -> None:
+        """In the child of a fork: be closed, without a handler being called."""
+        self._its_rare().held.clear()
+        self._calls.clear()
+        if self._state is None:
+            self._state = SocketClosed(message="the connection is that of the process that has forked")
+        self._outcome = CloseCode.ABNORMAL, ""
 
     def __repr__(self) -> str:
         return f"<Client {self}{' closed' if self.closed else ''}>"
