@@ -67,7 +67,7 @@ class Server(BaseServer[Client]):
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
             ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
         options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
-            not is told of in the log and left alone.
+            not, a second later, is told of in the log and left alone.
 
     Raises:
         OSError: the address can't be had.
