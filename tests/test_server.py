@@ -843,6 +843,101 @@ def test_i16_a_second_signal_does_not_wait_for_handlers(patience: float) -> None
     assert "still runs: a handler has not returned" in err
 
 
+# CPython 3.12 and later warn of a fork beside threads, in the parent.
+FORKING: Final = ("-W", "ignore::DeprecationWarning")
+FORKS: Final = """
+    import os, threading
+    import wspy
+
+    class Forking(wspy.Server):
+        def onrequest(self, request):
+            self.forks(request.path == "/asks")
+
+        def onmessage(self, client, message):
+            words.append(message.text)
+            if not self.forks(message.text == "fork"):
+                return
+            for function in (lambda: client.send("x"), client.recv, lambda: next(iter(other), "end"), other.recv):
+                try:
+                    words.append(function())
+                except wspy.SocketClosed:
+                    words.append("closed")
+            if client.path == "/closes":
+                self.close()
+                words.append(self.join(0))
+            os.write(1, f"{words}\\n".encode())
+
+        def onopen(self, client):
+            global other
+            other = client
+
+        def onclose(self, client, code, reason):
+            os.write(1, b"onclose\\n")
+
+        def forks(self, is_asked):
+            global child
+            child = is_asked and os.fork()
+            return is_asked and child == 0
+
+    words = []
+    server = Forking(("127.0.0.1", 0)).start()
+    print(server.address[1], flush=True)
+    input()
+    print(os.waitpid(child, 0)[1], flush=True)
+    if input() == "busy":
+        # another thread is about to have one, or has returned, as often as somebody comes or goes
+        is_held, go_on = threading.Event(), threading.Event()
+
+        def hold():
+            with server._threads._lock:
+                is_held.set()
+                go_on.wait()
+
+        threading.Thread(target=hold).start()
+        is_held.wait()
+        child = os.fork()
+        if child == 0:
+            server.close()
+            os._exit(0)
+        print(os.waitpid(child, 0)[1], flush=True)
+        go_on.set()
+    server.stop()
+    server.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/returns", "/closes"])
+def test_i17_the_child_of_a_handler_that_forks_ends_with_it(path: str, patience: float) -> None:
+    with Program(*PYTHON, *FORKING, "-c", textwrap.dedent(FORKS), patience=patience) as program:
+        with RawClient(("127.0.0.1", int(program.line()))) as peer:
+            peer.open(path)
+            peer.send(frame(TEXT, b"fork") + frame(TEXT, b"next"))
+            joined = ", True" if path == "/closes" else ""
+            assert program.line() == f"['fork', 'closed', 'closed', 'end', 'closed'{joined}]"
+            program.write("wait")
+            assert program.line() == "0"
+            peer.send(close_frame(1000))
+            peer.closes(1000)
+            assert program.line() == "onclose"
+        program.write("stop")
+        assert program.ended() == (0, "", "")
+
+
+@pytest.mark.slow
+def test_i17_a_child_waits_for_no_thread_of_its_parent(patience: float) -> None:
+    with Program(*PYTHON, *FORKING, "-c", textwrap.dedent(FORKS), patience=patience) as program:
+        with RawClient(("127.0.0.1", int(program.line()))) as peer:
+            peer.open("/asks")
+            program.write("wait")
+            assert program.line() == "0"
+            program.write("busy")
+            assert program.line() == "0"
+            peer.closes(1001)
+            peer.send(close_frame(1001))
+        assert program.ended() == (0, "onclose\n", "")
+
+
 # ---- what is kept ----
 
 

@@ -374,6 +374,31 @@ def test_recv_waits_no_longer_than_told_and_loses_nothing(serve: Servers) -> Non
     assert peer.message() == "at last"
 
 
+@pytest.mark.slow
+def test_recv_waits_no_longer_than_told_while_pings_come_faster_than_they_are_handled(serve: Servers) -> None:
+    handled: list[bytes] = []
+    when: list[int] = []
+
+    def onpingreceived(_: Any, payload: bytes) -> None:
+        handled.append(payload)
+        time.sleep(0.001)  # work
+
+    def onmessage(client: Any, message: Any) -> None:
+        for timeout in (0, 0.05):
+            with pytest.raises(TimeoutError):
+                client.recv(timeout=timeout)
+            when.append(len(handled))
+        client.send("now")
+        client.abort()
+
+    server = serve(onmessage=onmessage, onpingreceived=onpingreceived)
+    peer = server.open()
+    peer.send(frame(TEXT, b"go") + frame(PING, b"") * 3000)
+    server.wait(lambda: len(when) == 2, "in time")
+    assert when[0] <= 16
+    assert when[1] < 1500
+
+
 def test_a_timeout_may_be_as_long_as_one_likes(serve: Servers) -> None:
     server = serve(onmessage=lambda client, _: [client.send(client.recv(timeout=t)) for t in (math.inf, 1e300)])
     peer = server.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -52,6 +53,20 @@ def test_the_thread_has_the_name_and_the_arguments_of_the_call(threads: Threads)
         until(lambda: threads.busy == 0, "it has returned")
         until(lambda thread=thread: thread.name == "wspy idle", "it waits")
     assert seen == [(f"call {number}", number, True) for number in range(3)]
+
+
+def test_a_context_ends_with_its_call(threads: Threads) -> None:
+    variable = contextvars.ContextVar("variable", default="first")
+    seen: list[tuple[str, int]] = []
+
+    def call() -> None:
+        seen.append((variable.get(), threading.get_ident()))
+        variable.set("changed")
+
+    for count in (1, 2):
+        threads.run("one", call)
+        until(lambda count=count: len(seen) == count and threads.busy == 0, "it has returned")  # type: ignore[misc]
+    assert seen == [seen[0]] * 2 == [("first", seen[0][1])] * 2
 
 
 def test_few_threads_wait_for_more(threads: Threads) -> None:

@@ -67,7 +67,7 @@ class Server(BaseServer[Client]):
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
             ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
         options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
-            not is told of in the log and left alone.
+            not, a second later, is told of in the log and left alone.
 
     Raises:
         OSError: the address can't be had.
@@ -106,6 +106,7 @@ class Server(BaseServer[Client]):
         self._may_block = self._answers or self._asks_extra_headers
         self._deciding: set[int] = set()
         self._is_woken = False
+        self._is_forked = False
         # clients with messages that were handed to their threads: with some that are done, and without some that aren't
         self._at_work: set[Client] = set()
         self._backlogs = self.loop.backlogs
@@ -189,8 +190,10 @@ class Server(BaseServer[Client]):
         client._thread_id = threading.get_ident()
         self._handle(client, core.EVENT_OPENED, None)
         held = client._its_rare().held
-        while client._outcome is None or held:
+        while (client._outcome is None or held) and not self._is_forked:
             self._guarded(client, self._handle_next, client)
+        if self._is_forked:
+            return
         client._give_up_takers()
         self._at_work.discard(client)
         self._handle(client, core.EVENT_CLOSED, client._outcome)
@@ -346,3 +349,12 @@ class Server(BaseServer[Client]):
     def _let_go(self) -> None:
         super()._let_go()
         self._threads.end(int)
+
+    def _leave_to_the_parent(self) -> None:
+        super()._leave_to_the_parent()
+        # else the thread that has forked would go on with its client, and wait for what nobody sends it any more
+        self._is_forked = True
+        self._threads.forked()
+        self._at_work.clear()
+        for client in self.clients:
+            client._leave_to_the_parent()

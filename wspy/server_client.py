@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
 from .async_client import DELIVER, DROP, AsyncClient, MarkingClient, Rare
+from .codes import CloseCode
 from .errors import SocketClosed
 from .limits import checked_seconds
 from .messages import received_message
@@ -151,8 +152,9 @@ class Client(AsyncClient):
     def recv(self, timeout: float | None = None) -> Message:
         """Wait for the next message and return it, instead of its going to ``onmessage``.
 
-        In a handler of this client: other events are handled meanwhile, in the order in which they come. In another
-        thread: messages are handed over when no handler of this client runs.
+        In a handler of this client: other events are handled meanwhile, in the order in which they come; a handler that
+        runs when the time is up is waited for. In another thread: messages are handed over when no handler of this
+        client runs.
 
         Args:
             timeout: seconds to wait; 0 for what has arrived already; None for ever.
@@ -181,6 +183,7 @@ class Client(AsyncClient):
     def _take(self, end: float | None) -> Message | None:
         """Return the next message, None if there will be none any more; handle what else happens. In its own thread."""
         held = self._its_rare().held
+        rest = -1
         while True:
             while self._calls:
                 self._calls.popleft()()
@@ -189,6 +192,11 @@ class Client(AsyncClient):
             elif self._outcome is not None:
                 return None
             else:
+                if end is not None and end <= monotonic():
+                    # what has come in time, but not what a peer adds for ever
+                    rest = self._inbox.qsize() if rest < 0 else rest - 1
+                    if not rest:
+                        raise TimeoutError("no message came in time")
                 kind, what = self._next_event(end)
                 if CALL < kind <= self._simple and self._mode == DELIVER:
                     return self._received(kind, what)
@@ -297,6 +305,14 @@ class Client(AsyncClient):
         """See ``AsyncClient.abort``; who waits in ``send`` gets ``SocketClosed``."""
         super().abort()
         self._wake_senders()
+
+    def _leave_to_the_parent(self) -> None:
+        """In the child of a fork: be closed, without a handler being called."""
+        self._its_rare().held.clear()
+        self._calls.clear()
+        if self._state is None:
+            self._state = SocketClosed(message="the connection is that of the process that has forked")
+        self._outcome = CloseCode.ABNORMAL, ""
 
     def __repr__(self) -> str:
         return f"<Client {self}{' closed' if self.closed else ''}>"

@@ -182,6 +182,7 @@ class BaseServer(Generic[AnyClient]):
         except BaseException:
             self.loop.close()
             raise
+        _servers.add(self)
         try:
             self.loop.listen(self._listener)
         except BaseException:
@@ -216,7 +217,6 @@ class BaseServer(Generic[AnyClient]):
         """Of open connections, by their keys."""
         if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
-        _servers.add(self)
 
     def _overrides(self, *names: str) -> bool:
         return any(getattr(type(self), name) is not getattr(BaseServer, name) for name in names)
@@ -420,6 +420,15 @@ class BaseServer(Generic[AnyClient]):
         self.loop.close()
         self._thread = 0
         self._ended.set()
+
+    def _leave_to_the_parent(self) -> None:
+        """In the child of a fork: have nothing to do with what goes on in the parent."""
+        self._thread = 0
+        # another one: a thread that is not here may have held its lock
+        self._ended = threading.Event()
+        self._ended.set()
+        if self._owns_listener:
+            self._listener.close()
 
     def _release_listener(self) -> None:
         if self._listener.fileno() < 0:
@@ -950,9 +959,7 @@ _servers: weakref.WeakSet[BaseServer[Any]] = weakref.WeakSet()
 def _leave_to_the_parent() -> None:
     """In the child of a fork, serve nothing: connections were let go of by loop.py, and here go the listeners."""
     for server in list(_servers):
-        server._thread = 0
-        if server._owns_listener:
-            server._listener.close()
+        server._leave_to_the_parent()
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextvars import Context
 from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -85,6 +86,14 @@ class Threads:
             worker.join(max(end - monotonic(), 0))
         return [worker.name for worker in workers if worker.is_alive()]
 
+    def forked(self) -> None:
+        """In the child of a fork, where no other thread is: wait for none, and keep not even this one."""
+        # another thread may have held it, and can't let go of it here
+        self._lock = threading.RLock()
+        self._tell = int
+        for gone in (self._busy, self._idle, self._leaving):
+            gone.clear()
+
     def _rests(self, worker: _Worker) -> bool:
         """Take a thread back whose call has returned, and return whether it is going to be used again."""
         with self._lock:
@@ -115,7 +124,8 @@ class _Worker(threading.Thread):
         stays = True
         while stays and (job := self.jobs.get()) is not None:
             self.name, function, arguments = job
-            function(*arguments)
+            # of its own: what a call sets in it, such as decimal's precision, is not for the next one
+            Context().run(function, *arguments)
             # what was called is not to be kept by a thread that only waits
             del job, function, arguments
             self.name = "wspy idle"
