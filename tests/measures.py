@@ -18,6 +18,7 @@ PATIENCE: Final = float(os.environ.get("WSPY_PATIENCE", "1"))
 """The factor for a test's bound of time: 1, and more where everything is slow, as under a sanitizer."""
 
 UNDER_ADDRESS_SANITIZER: Final = "asan" in os.environ.get("LD_PRELOAD", "")
+"""Whether what was freed is kept, so that the memory of this process says little."""
 
 measures_memory: Final = pytest.mark.skipif(UNDER_ADDRESS_SANITIZER, reason="AddressSanitizer keeps what was freed")
 """For a test that fails if memory isn't given back at once."""

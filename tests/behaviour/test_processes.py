@@ -476,7 +476,8 @@ def test_i19_the_interpreter_ends_with_open_connections(launch: Callable[..., La
             peer = stack.enter_context(RawClient(program.address))
             peer.open()
         status, lines, errors = program.end()
-    assert lines[-1] == "ends"
+    # the thread of a client may say so later than the main thread
+    assert [line for line in lines if line != "onopen /"] == ["ends"]
     assert status == (1 if end == "exception" else 0), errors
     assert "Fatal" not in errors
     assert "Segmentation" not in errors
