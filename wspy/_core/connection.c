@@ -32,6 +32,9 @@ void wspy_connection_poll(wspy_loop *loop, connection *conn)
     if (conn->flags & DONE)
         return;
     set_interest(loop, conn, wspy_connection_may_read(conn) || conn->flags & READS, conn->queue != NULL);
+    /* its end is decided already, and answers that can't be waited for would keep it */
+    if (conn->awaits_finish && conn->queue && !(conn->flags & WRITES))
+        wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, errno);
 }
 
 int wspy_connection_begin(wspy_loop *loop, connection *conn)
