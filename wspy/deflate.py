@@ -1,0 +1,335 @@
+"""Compression: permessage-deflate (RFC 7692) and its predecessor, deflate-frame.
+
+A window is made when it is first needed: a connection that never compresses has none. What arrives is inflated no
+further than its limit, so that a bomb costs that much memory and no more.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from .codes import CloseCode, Opcode, Role
+from .errors import ProtocolError
+from .extensions import Extension, Parameters
+from .frames import received_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .extensions import Value
+    from .frames import Frame
+
+__all__ = ["DeflateFrame", "DeflateMessage"]
+
+# RFC 7692 §7.2.1: what ends a stream after Z_SYNC_FLUSH, and is not sent.
+_TAIL: Final = b"\x00\x00\xff\xff"
+_EMPTY: Final = b"\x00"  # §7.2.3.6: an empty block without its tail
+# An empty stored block that is the last one: a stream that was cut off inside a block doesn't end with it.
+_END: Final = b"\x01\x00\x00\xff\xff"
+_BITS: Final = re.compile(r"[89]|1[0-5]")  # §7.1.2: without leading zeros
+# For want of a window of 256 bytes zlib refers back 250 bytes at most with one of 512.
+_LEAST_ZLIB_BITS: Final = 9
+_NO_LIMIT: Final = 1 << 62
+
+
+class Deflater:
+    """One direction of a connection that is compressed: a stream with one window, or messages of their own.
+
+    Args:
+        bits: of the window, 8 to 15.
+        takeover: whether a message may refer to those before it.
+        level: 0 to 9, or -1 for zlib's default.
+        memory_level: 1 to 9.
+    """
+
+    __slots__ = ("_compressor", "_settings", "_takeover")
+
+    def __init__(self, bits: int, *, takeover: bool, level: int, memory_level: int) -> None:
+        self._settings = (level, memory_level, max(bits, _LEAST_ZLIB_BITS))
+        self._takeover = takeover
+        self._compressor: Any = None
+
+    @property
+    def takeover(self) -> bool:
+        """Whether a message may refer to those before it."""
+        return self._takeover
+
+    def deflate(self, data: bytes) -> bytes:
+        """Return the compressed form of a message, RFC 7692 §7.2.1."""
+        if not data:
+            return _EMPTY
+        if not self._takeover:
+            compressor = _shared_compressor(*self._settings)
+            return (compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)).removesuffix(_TAIL)
+        if self._compressor is None:
+            level, memory_level, bits = self._settings
+            self._compressor = zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
+        return (self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_TAIL)
+
+    def release(self) -> None:
+        """Give the window back; what follows refers to nothing before it, which the peer need not know."""
+        self._compressor = None
+
+
+@lru_cache(maxsize=64)
+def _shared_compressor(level: int, memory_level: int, bits: int) -> Any:
+    """Return the compressor of all connections without context takeover: Z_FULL_FLUSH makes it forget."""
+    return zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
+
+
+class Inflater:
+    """The other direction.
+
+    Args:
+        bits: of the peer's window, 8 to 15.
+        takeover: whether a message may refer to those before it.
+    """
+
+    __slots__ = ("_bits", "_stream", "_takeover")
+
+    def __init__(self, bits: int, *, takeover: bool) -> None:
+        self._bits = max(bits, _LEAST_ZLIB_BITS)
+        self._takeover = takeover
+        self._stream: Any = None
+
+    def inflate(self, data: bytes, limit: int) -> bytes:
+        """Return what a compressed message says, RFC 7692 §7.2.2.
+
+        Raises:
+            ProtocolError: with 1009 if it is longer than the limit, 1007 if it is corrupt or cut off.
+        """
+        stream = self._stream if self._takeover and self._stream is not None else zlib.decompressobj(-self._bits)
+        self._stream = stream if self._takeover else None
+        parts: list[bytes] = []
+        rest = data + _TAIL
+        try:
+            while rest:
+                part = stream.decompress(rest, limit + 1)
+                parts.append(part)
+                limit -= len(part)
+                if limit < 0 or stream.unconsumed_tail:
+                    raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
+                rest = b""
+                if stream.eof:  # §7.2.3.4: the last block of a stream, and another one may follow
+                    rest = stream.unused_data if stream.unused_data != _TAIL else b""
+                    stream = zlib.decompressobj(-self._bits)
+                    self._stream = stream if self._takeover else None
+            self._check_end(stream)
+        except zlib.error:
+            raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is corrupt (RFC 7692 §7.2.2)") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_end(self, stream: Any) -> None:
+        """Refuse a stream that ends inside a block, which zlib alone takes for whole."""
+        probe = stream.copy() if self._takeover else stream
+        if probe.decompress(_END) or not probe.eof:
+            raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is cut off (RFC 7692 §7.2.2)")
+
+
+class DeflateMessage(Extension):
+    """permessage-deflate, RFC 7692: compressed messages, for clients and servers.
+
+    Args:
+        client_max_window_bits: of the window that the client compresses with: 8 to 15, which takes 2 ** bits bytes.
+        client_no_context_takeover: whether messages of the client don't refer to those before them.
+        server_max_window_bits: the same for the server.
+        server_no_context_takeover: the same for the server.
+        level: of compression: 0 to 9, or -1 for zlib's default.
+        memory_level: of this end's compressor: 1 to 9, which takes 2 ** (level + 9) bytes.
+        threshold: bytes below which a message is not compressed.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range.
+    """
+
+    names: ClassVar = ("permessage-deflate",)
+    rsv1: ClassVar = True
+    defaults: ClassVar = {
+        "server_no_context_takeover": False,
+        "client_no_context_takeover": False,
+        "server_max_window_bits": 15,
+        "client_max_window_bits": 15,
+    }
+
+    def __init__(  # noqa: PLR0913 -- the four parameters of RFC 7692 §7.1, and three of zlib
+        self,
+        *,
+        client_max_window_bits: int = 15,
+        client_no_context_takeover: bool = False,
+        server_max_window_bits: int = 15,
+        server_no_context_takeover: bool = False,
+        level: int = 6,
+        memory_level: int = 8,
+        threshold: int = 20,
+    ) -> None:
+        super().__init__(
+            client_max_window_bits=client_max_window_bits,
+            client_no_context_takeover=client_no_context_takeover,
+            server_max_window_bits=server_max_window_bits,
+            server_no_context_takeover=server_no_context_takeover,
+        )
+        for name in ("client_max_window_bits", "server_max_window_bits"):
+            if not 8 <= int(self.parameters[name]) <= 15:
+                raise ValueError(f"{name} must be from 8 to 15")
+        self._settings = _checked_settings(level, memory_level, threshold)
+
+    def offers(self) -> list[Parameters]:
+        """Return what a client asks for, RFC 7692 §7.1."""
+        values = self.parameters
+        offered: Parameters = [(name, None) for name in _FLAGS if values[name]]
+        if values["server_max_window_bits"] != 15:
+            offered.append(("server_max_window_bits", str(values["server_max_window_bits"])))
+        bits = values["client_max_window_bits"]
+        offered.append(("client_max_window_bits", None if bits == 15 else str(bits)))  # §7.1.2.2: a hint without a value
+        return [offered]
+
+    def accept(self, offered: Parameters) -> Parameters | None:
+        """Return a server's answer to an offer, RFC 7692 §7.1; None to decline one that isn't valid."""
+        try:
+            asked = _read_deflate(offered, hint_allowed=True)
+        except ValueError:
+            return None
+        own = self.parameters
+        answer: Parameters = [(name, None) for name in _FLAGS if name in asked or own[name]]
+        bits = min(int(own["server_max_window_bits"]), asked.get("server_max_window_bits", 15))
+        if bits != 15 or "server_max_window_bits" in asked:
+            answer.append(("server_max_window_bits", str(bits)))
+        if "client_max_window_bits" in asked:  # §7.1.2.2: never without having been offered
+            bits = min(int(own["client_max_window_bits"]), asked["client_max_window_bits"])
+            if bits != 15:
+                answer.append(("client_max_window_bits", str(bits)))
+        return answer
+
+    def agreed(self, role: Role, answer: Parameters) -> Mapping[str, Value]:
+        """Return what holds for a connection.
+
+        Raises:
+            ValueError: a server's answer breaks RFC 7692 §7.1, or goes beyond what was offered.
+        """
+        found = _read_deflate(answer, hint_allowed=False)
+        if role is Role.CLIENT:
+            self._check_answer(found)
+        level, memory_level, threshold = self._settings
+        return {
+            **self.defaults,
+            **{name: True for name in _FLAGS if name in found},
+            **{name: found.get(name, 15) for name in _WINDOWS},
+            "level": level,
+            "memory_level": memory_level,
+            "threshold": threshold,
+        }
+
+    def _check_answer(self, found: Mapping[str, int]) -> None:
+        own = self.parameters
+        if own["server_no_context_takeover"] and "server_no_context_takeover" not in found:
+            raise ValueError("the server insists on context takeover, RFC 7692 §7.1.1.1")
+        if found.get("server_max_window_bits", 15) > int(own["server_max_window_bits"]):
+            raise ValueError("the server's window is larger than was asked for, RFC 7692 §7.1.2.1")
+
+    class Instance(Extension.Instance):
+        """permessage-deflate on one connection."""
+
+        def __init__(self, role: Role, parameters: Mapping[str, Value]) -> None:
+            super().__init__(role, parameters)
+            own, peers = ("client", "server") if role is Role.CLIENT else ("server", "client")
+            self.threshold = int(parameters["threshold"])
+            self.deflater = Deflater(
+                int(parameters[f"{own}_max_window_bits"]),
+                takeover=not parameters[f"{own}_no_context_takeover"],
+                level=int(parameters["level"]),
+                memory_level=int(parameters["memory_level"]),
+            )
+            self.inflater = Inflater(
+                int(parameters[f"{peers}_max_window_bits"]), takeover=not parameters[f"{peers}_no_context_takeover"]
+            )
+
+        def onsend(self, frame: Frame) -> Frame:
+            """Compress a message, RFC 7692 §6.1, if that was asked for, or nothing was and it isn't short."""
+            wanted = len(frame.payload) >= self.threshold if frame.compress is None else frame.compress
+            if not wanted:
+                return frame
+            return received_frame(frame.opcode, self.deflater.deflate(frame.payload), final=frame.final, rsv=_RSV1)
+
+        def onrecv(self, frame: Frame) -> Frame:
+            """Inflate a message that is marked as compressed, RFC 7692 §6.2."""
+            if not frame.rsv1:
+                return frame
+            limit = _NO_LIMIT if self.max_size is None else self.max_size
+            return received_frame(frame.opcode, self.inflater.inflate(frame.payload, limit), final=frame.final)
+
+
+_RSV1: Final = 0x40
+_FLAGS: Final = ("server_no_context_takeover", "client_no_context_takeover")
+_WINDOWS: Final = ("server_max_window_bits", "client_max_window_bits")
+
+
+def _read_deflate(parameters: Parameters, *, hint_allowed: bool) -> dict[str, int]:
+    """Return the parameters of an offer or an answer, RFC 7692 §7.1.
+
+    Raises:
+        ValueError: one is unknown, repeated or out of range.
+    """
+    found: dict[str, int] = {}
+    for name, value in parameters:
+        if name in found:
+            raise ValueError("a parameter of permessage-deflate is repeated")
+        if name in _FLAGS and value is None:
+            found[name] = 1
+        elif name in _WINDOWS and value is not None and _BITS.fullmatch(value):
+            found[name] = int(value)
+        elif name == "client_max_window_bits" and value is None and hint_allowed:
+            found[name] = 15
+        else:
+            raise ValueError("a parameter of permessage-deflate is unknown, or has a wrong value")
+    return found
+
+
+def _checked_settings(level: int, memory_level: int, threshold: int) -> tuple[int, int, int]:
+    if not -1 <= level <= 9:
+        raise ValueError("level must be from -1 to 9")
+    if not 1 <= memory_level <= 9:
+        raise ValueError("memory_level must be from 1 to 9")
+    if threshold < 0:
+        raise ValueError("threshold must be at least 0")
+    return level, memory_level, threshold
+
+
+class DeflateFrame(Extension):
+    """deflate-frame, the draft before RFC 7692, also as ``x-webkit-deflate-frame``: each frame is compressed.
+
+    An end's parameters are what it asks of the other one.
+
+    Args:
+        max_window_bits: of the window that the peer compresses with, 8 to 15.
+        no_context_takeover: whether frames of the peer must not refer to those before them.
+        level: of compression: 0 to 9, or -1 for zlib's default.
+        memory_level: of this end's compressor, 1 to 9.
+        threshold: bytes below which a frame is not compressed.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range.
+    """
+
+    names: ClassVar = ("deflate-frame", "x-webkit-deflate-frame")
+    rsv1: ClassVar = True
+    per_message: ClassVar = False
+    defaults: ClassVar = {"max_window_bits": 15, "no_context_takeover": False}
+
+    def __init__(
+        self,
+        max_window_bits: int = 15,
+        no_context_takeover: bool = False,
+        *,
+        level: int = 6,
+        memory_level: int = 8,
+        threshold: int = 20,
+    ) -> None:
+        super().__init__(max_window_bits=max_window_bits, no_context_takeover=no_context_takeover)
+        if not 8 <= max_window_bits <= 15:
+            raise ValueError("max_window_bits must be from 8 to 15")
+        self._settings = _checked_settings(level, memory_level, threshold)
