@@ -63,11 +63,13 @@ class Deflater:
             return _EMPTY
         if not self._takeover:
             compressor = _shared_compressor(*self._settings)
-            return (compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)).removesuffix(_TAIL)
+            packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
+            return packed.removesuffix(_TAIL)
         if self._compressor is None:
             level, memory_level, bits = self._settings
             self._compressor = zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
-        return (self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_TAIL)
+        output: bytes = self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+        return output.removesuffix(_TAIL)
 
     def release(self) -> None:
         """Give the window back; what follows refers to nothing before it, which the peer need not know."""
@@ -78,6 +80,11 @@ class Deflater:
 def _shared_compressor(level: int, memory_level: int, bits: int) -> Any:
     """Return the compressor of all connections without context takeover: Z_FULL_FLUSH makes it forget."""
     return zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
+
+
+def too_big() -> ProtocolError:
+    """Return the exception for a message that is longer than its limit."""
+    return ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
 
 
 class Inflater:
@@ -111,7 +118,7 @@ class Inflater:
                 parts.append(part)
                 limit -= len(part)
                 if limit < 0 or stream.unconsumed_tail:
-                    raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
+                    raise too_big()
                 rest = b""
                 if stream.eof:  # §7.2.3.4: the last block of a stream, and another one may follow
                     rest = stream.unused_data if stream.unused_data != _TAIL else b""
@@ -184,13 +191,15 @@ class DeflateMessage(Extension):
         if values["server_max_window_bits"] != 15:
             offered.append(("server_max_window_bits", str(values["server_max_window_bits"])))
         bits = values["client_max_window_bits"]
-        offered.append(("client_max_window_bits", None if bits == 15 else str(bits)))  # §7.1.2.2: a hint without a value
+        offered.append(
+            ("client_max_window_bits", None if bits == 15 else str(bits))
+        )  # §7.1.2.2: a hint without a value
         return [offered]
 
     def accept(self, offered: Parameters) -> Parameters | None:
         """Return a server's answer to an offer, RFC 7692 §7.1; None to decline one that isn't valid."""
         try:
-            asked = _read_deflate(offered, hint_allowed=True)
+            asked = _read_deflate(offered, _MESSAGE_NAMES, hint_allowed=True)
         except ValueError:
             return None
         own = self.parameters
@@ -204,23 +213,20 @@ class DeflateMessage(Extension):
                 answer.append(("client_max_window_bits", str(bits)))
         return answer
 
-    def agreed(self, role: Role, answer: Parameters) -> Mapping[str, Value]:
+    def agreed(self, role: Role, offered: Parameters, answer: Parameters) -> Mapping[str, Value]:  # noqa: ARG002 -- in it
         """Return what holds for a connection.
 
         Raises:
             ValueError: a server's answer breaks RFC 7692 §7.1, or goes beyond what was offered.
         """
-        found = _read_deflate(answer, hint_allowed=False)
+        found = _read_deflate(answer, _MESSAGE_NAMES)
         if role is Role.CLIENT:
             self._check_answer(found)
-        level, memory_level, threshold = self._settings
         return {
             **self.defaults,
             **{name: True for name in _FLAGS if name in found},
             **{name: found.get(name, 15) for name in _WINDOWS},
-            "level": level,
-            "memory_level": memory_level,
-            "threshold": threshold,
+            **self._settings,
         }
 
     def _check_answer(self, found: Mapping[str, int]) -> None:
@@ -267,35 +273,47 @@ _FLAGS: Final = ("server_no_context_takeover", "client_no_context_takeover")
 _WINDOWS: Final = ("server_max_window_bits", "client_max_window_bits")
 
 
-def _read_deflate(parameters: Parameters, *, hint_allowed: bool) -> dict[str, int]:
+_MESSAGE_NAMES: Final = (_FLAGS, _WINDOWS)
+_FRAME_NAMES: Final = (("no_context_takeover",), ("max_window_bits",))
+
+
+def _read_deflate(
+    parameters: Parameters, names: tuple[tuple[str, ...], tuple[str, ...]], *, hint_allowed: bool = False
+) -> dict[str, int]:
     """Return the parameters of an offer or an answer, RFC 7692 §7.1.
+
+    Args:
+        parameters: as they were read.
+        names: of flags and of windows.
+        hint_allowed: whether ``client_max_window_bits`` may have no value, §7.1.2.2.
 
     Raises:
         ValueError: one is unknown, repeated or out of range.
     """
+    flags, windows = names
     found: dict[str, int] = {}
     for name, value in parameters:
         if name in found:
-            raise ValueError("a parameter of permessage-deflate is repeated")
-        if name in _FLAGS and value is None:
+            raise ValueError("a parameter is repeated")
+        if name in flags and value is None:
             found[name] = 1
-        elif name in _WINDOWS and value is not None and _BITS.fullmatch(value):
+        elif name in windows and value is not None and _BITS.fullmatch(value):
             found[name] = int(value)
         elif name == "client_max_window_bits" and value is None and hint_allowed:
             found[name] = 15
         else:
-            raise ValueError("a parameter of permessage-deflate is unknown, or has a wrong value")
+            raise ValueError("a parameter is unknown, or has a wrong value")
     return found
 
 
-def _checked_settings(level: int, memory_level: int, threshold: int) -> tuple[int, int, int]:
+def _checked_settings(level: int, memory_level: int, threshold: int) -> dict[str, int]:
     if not -1 <= level <= 9:
         raise ValueError("level must be from -1 to 9")
     if not 1 <= memory_level <= 9:
         raise ValueError("memory_level must be from 1 to 9")
     if threshold < 0:
         raise ValueError("threshold must be at least 0")
-    return level, memory_level, threshold
+    return {"level": level, "memory_level": memory_level, "threshold": threshold}
 
 
 class DeflateFrame(Extension):
@@ -333,3 +351,62 @@ class DeflateFrame(Extension):
         if not 8 <= max_window_bits <= 15:
             raise ValueError("max_window_bits must be from 8 to 15")
         self._settings = _checked_settings(level, memory_level, threshold)
+
+    def accept(self, offered: Parameters) -> Parameters | None:
+        """Return a server's answer, which is what it asks of the client; None to decline an offer that isn't valid."""
+        try:
+            _read_deflate(offered, _FRAME_NAMES)
+        except ValueError:
+            return None
+        return self.offers()[0]
+
+    def agreed(self, role: Role, offered: Parameters, answer: Parameters) -> Mapping[str, Value]:
+        """Return what holds for a connection: ``peer_`` stands before what the peer asks for.
+
+        Raises:
+            ValueError: a server's answer has a parameter that is unknown, repeated or out of range.
+        """
+        asked = _read_deflate(offered if role is Role.SERVER else answer, _FRAME_NAMES)
+        return {
+            **self.parameters,
+            "peer_max_window_bits": asked.get("max_window_bits", 15),
+            "peer_no_context_takeover": "no_context_takeover" in asked,
+            **self._settings,
+        }
+
+    class Instance(Extension.Instance):
+        """deflate-frame on one connection."""
+
+        def __init__(self, role: Role, parameters: Mapping[str, Value]) -> None:
+            super().__init__(role, parameters)
+            self.threshold = int(parameters["threshold"])
+            self.deflater = Deflater(
+                int(parameters["peer_max_window_bits"]),
+                takeover=not parameters["peer_no_context_takeover"],
+                level=int(parameters["level"]),
+                memory_level=int(parameters["memory_level"]),
+            )
+            self.inflater = Inflater(int(parameters["max_window_bits"]), takeover=not parameters["no_context_takeover"])
+            self._size = 0  # of the message so far
+
+        def onsend(self, frame: Frame) -> Frame:
+            """Compress a data frame, if that was asked for, or nothing was and it isn't short."""
+            wanted = len(frame.payload) >= self.threshold if frame.compress is None else frame.compress
+            if not wanted or frame.opcode >= Opcode.CLOSE:
+                return frame
+            return received_frame(frame.opcode, self.deflater.deflate(frame.payload), final=frame.final, rsv=_RSV1)
+
+        def onrecv(self, frame: Frame) -> Frame:
+            """Inflate a frame that is marked as compressed; the limit is for its whole message."""
+            if frame.opcode >= Opcode.CLOSE:
+                return frame
+            if frame.opcode != Opcode.CONTINUATION:
+                self._size = 0
+            limit = _NO_LIMIT if self.max_size is None else self.max_size
+            payload = frame.payload
+            if frame.rsv1:
+                payload = self.inflater.inflate(payload, limit - self._size)
+            self._size += len(payload)
+            if self._size > limit:
+                raise too_big()
+            return received_frame(frame.opcode, payload, final=frame.final)

@@ -7,13 +7,14 @@ both get a ``Chain``, which transforms what is sent and what arrives on one conn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
 from ._core import lib
 from .headers import is_token, parse_extensions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from .codes import Role
     from .frames import Frame
 
@@ -66,7 +67,12 @@ class Extension:
         Args:
             role: which end this is.
             parameters: what was agreed upon: a value for each of ``defaults``.
+
+        Attributes:
+            max_size: limit of a message after ``onrecv``, in bytes; None for no limit. Set by the connection.
         """
+
+        max_size: int | None = None
 
         def __init__(self, role: Role, parameters: Mapping[str, Value]) -> None:
             self.role = role
@@ -90,7 +96,9 @@ class Extension:
             if name not in self.defaults:
                 raise TypeError(f"{type(self).__name__} has no parameter {name}")
             if type(value) is not type(self.defaults[name]):
-                raise TypeError(f"{name} must be of type {type(self.defaults[name]).__name__}, not {type(value).__name__}")
+                raise TypeError(
+                    f"{name} must be of type {type(self.defaults[name]).__name__}, not {type(value).__name__}"
+                )
         self.parameters: dict[str, Value] = {**self.defaults, **parameters}
 
     def _check_class(self) -> None:
@@ -118,8 +126,13 @@ class Extension:
             return None
         return offered
 
-    def agreed(self, role: Role, answer: Parameters) -> Mapping[str, Value]:  # noqa: ARG002 -- for subclasses
+    def agreed(self, role: Role, offered: Parameters, answer: Parameters) -> Mapping[str, Value]:  # noqa: ARG002
         """Return the parameters of an instance: by default the defaults with what the server's answer says.
+
+        Args:
+            role: which end this is.
+            offered: what the client asked for: of its own side, the first of ``offers``.
+            answer: what the server said.
 
         Raises:
             ValueError: the answer is none to what a client has offered.
@@ -145,9 +158,7 @@ class Extension:
     @staticmethod
     def written(values: Mapping[str, Value]) -> Parameters:
         """Return parameters as they are written; False stands for none."""
-        return [
-            (name, None if value is True else str(value)) for name, value in values.items() if value is not False
-        ]
+        return [(name, None if value is True else str(value)) for name, value in values.items() if value is not False]
 
 
 def _read(default: Value, text: str | None) -> Value:
@@ -194,6 +205,7 @@ class Chain:
 class _Agreement(NamedTuple):
     name: str
     extension: Extension
+    offered: Parameters
     answer: Parameters
 
 
@@ -221,7 +233,7 @@ def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> t
                 continue
             answer = extension.accept(parameters)
             if answer is not None:
-                agreed.append(_Agreement(name, extension, answer))
+                agreed.append(_Agreement(name, extension, parameters, answer))
                 break
     chain = Chain((each.extension, _instance(each, role)) for each in agreed)
     return ", ".join(_written(each.name, each.answer) for each in agreed), chain
@@ -254,17 +266,19 @@ def confirm(extensions: Iterable[Extension], answered: str | None, role: Role) -
             raise ValueError("an extension was not offered")
         if any(_conflict(extension, other.extension) for other in agreed):
             raise ValueError("two extensions can't go together")
-        agreed.append(_Agreement(name, extension, parameters))
+        agreed.append(_Agreement(name, extension, extension.offers()[0], parameters))
     return Chain((each.extension, _instance(each, role)) for each in agreed)
 
 
 def _conflict(one: Extension, other: Extension) -> bool:
-    return bool(one is other or one.rsv & other.rsv or {*one.opcodes} & {*other.opcodes} or {*one.names} & {*other.names})
+    return bool(
+        one is other or one.rsv & other.rsv or {*one.opcodes} & {*other.opcodes} or {*one.names} & {*other.names}
+    )
 
 
 def _instance(agreement: _Agreement, role: Role) -> Extension.Instance:
     extension = agreement.extension
-    return extension.Instance(role, extension.agreed(role, agreement.answer))
+    return extension.Instance(role, extension.agreed(role, agreement.offered, agreement.answer))
 
 
 def _written(name: str, parameters: Parameters) -> str:

@@ -126,6 +126,7 @@ class Frame:
     rsv2: bool = False
     rsv3: bool = False
     unchecked: bool = False
+    compress: bool | None = None
 
     def __init__(  # noqa: PLR0913, PLR0917 -- each is a field of a frame, in the order of the original
         self,
