@@ -33,6 +33,9 @@ _BITS: Final = re.compile(r"[89]|1[0-5]")  # §7.1.2: without leading zeros
 # For want of a window of 256 bytes zlib refers back 250 bytes at most with one of 512.
 _LEAST_ZLIB_BITS: Final = 9
 _NO_LIMIT: Final = 1 << 62
+# So much is given to zlib, and taken from it, at once.
+_PIECE: Final = 16_384
+_STEP: Final = 65_536
 
 
 class Deflater:
@@ -108,32 +111,64 @@ class Inflater:
         Raises:
             ProtocolError: with 1009 if it is longer than the limit, 1007 if it is corrupt or cut off.
         """
-        stream = self._stream if self._takeover and self._stream is not None else zlib.decompressobj(-self._bits)
-        self._stream = stream if self._takeover else None
-        parts: list[bytes] = []
-        rest = data + _TAIL
+        if not data:
+            return b""
+        output = _Output(limit)
         try:
-            while rest:
-                part = stream.decompress(rest, limit + 1)
-                parts.append(part)
-                limit -= len(part)
-                if limit < 0 or stream.unconsumed_tail:
-                    raise too_big()
-                rest = b""
-                if stream.eof:  # §7.2.3.4: the last block of a stream, and another one may follow
-                    rest = stream.unused_data if stream.unused_data != _TAIL else b""
-                    stream = zlib.decompressobj(-self._bits)
-                    self._stream = stream if self._takeover else None
-            self._check_end(stream)
+            view = memoryview(data)
+            for start in range(0, len(view), _PIECE):
+                self._pour(view[start : start + _PIECE], output)
+            if self._stream is not None:  # else the last block was marked as that (§7.2.3.4), and nothing follows
+                self._pour(_TAIL, output)
+                self._check_end()
         except zlib.error:
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is corrupt (RFC 7692 §7.2.2)") from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            if not self._takeover:
+                self._stream = None
+        return output.whole()
 
-    def _check_end(self, stream: Any) -> None:
+    def _pour(self, data: bytes | memoryview, output: _Output) -> None:
+        """Inflate some of a message; a last block may be followed by another stream."""
+        while data:
+            if self._stream is None:
+                self._stream = zlib.decompressobj(-self._bits)
+            stream = self._stream
+            output.add(stream.decompress(data, output.step))
+            data = stream.unconsumed_tail
+            if stream.eof:
+                data, self._stream = stream.unused_data, None
+
+    def _check_end(self) -> None:
         """Refuse a stream that ends inside a block, which zlib alone takes for whole."""
-        probe = stream.copy() if self._takeover else stream
+        probe = self._stream.copy() if self._takeover else self._stream
         if probe.decompress(_END) or not probe.eof:
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is cut off (RFC 7692 §7.2.2)")
+
+
+class _Output:
+    """What a message is inflated to, up to a limit."""
+
+    __slots__ = ("_left", "_parts")
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._parts: list[bytes] = []
+
+    @property
+    def step(self) -> int:
+        """How much may be inflated at once: never much more than the limit, which it takes one byte to be over."""
+        return min(self._left, _STEP) + 1
+
+    def add(self, part: bytes) -> None:
+        if part:
+            self._left -= len(part)
+            if self._left < 0:
+                raise too_big()
+            self._parts.append(part)
+
+    def whole(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 class DeflateMessage(Extension):
@@ -235,6 +270,8 @@ class DeflateMessage(Extension):
             raise ValueError("the server insists on context takeover, RFC 7692 §7.1.1.1")
         if found.get("server_max_window_bits", 15) > int(own["server_max_window_bits"]):
             raise ValueError("the server's window is larger than was asked for, RFC 7692 §7.1.2.1")
+        if found.get("client_max_window_bits", 8) > int(own["client_max_window_bits"]):
+            raise ValueError("the client's window is larger than was offered, RFC 7692 §7.1.2.2")
 
     class Instance(Extension.Instance):
         """permessage-deflate on one connection."""

@@ -1,0 +1,176 @@
+"""Do two ends agree on extensions as RFC 6455 §9 wants it, and on nothing else?"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+from wspy.codes import Role
+from wspy.extensions import Chain, Extension, agree, confirm, offer
+from wspy.frames import Frame
+
+CLIENT, SERVER = Role.CLIENT, Role.SERVER
+
+
+class Upper(Extension):
+    names: ClassVar = ("x-upper", "x-old-upper")
+    rsv2: ClassVar = True
+    opcodes: ClassVar = (3, 11)
+    defaults: ClassVar = {"flag": False, "count": 7, "word": "none"}
+
+    class Instance(Extension.Instance):
+        def onsend(self, frame: Frame) -> Frame:
+            return Frame(frame.opcode, frame.payload.upper(), rsv2=True)
+
+
+class Frames(Extension):
+    names: ClassVar = ("x-frames",)
+    rsv3: ClassVar = True
+    per_message: ClassVar = False
+
+
+class SameBit(Extension):
+    names: ClassVar = ("x-same-bit",)
+    rsv2: ClassVar = True
+
+
+class SameOpcode(Extension):
+    names: ClassVar = ("x-same-opcode",)
+    opcodes: ClassVar = (11,)
+
+
+# ---- what an extension can be ----
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"names": ()},
+        {"names": ("no token",)},
+        {"names": ("x",), "defaults": {"no token": 1}},
+        {"names": ("x",), "opcodes": (1,)},
+        {"names": ("x",), "opcodes": (8,)},
+        {"names": ("x",), "opcodes": (16,)},
+    ],
+)
+def test_what_can_not_be_claimed(attributes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        type("Wrong", (Extension,), attributes)()
+
+
+@pytest.mark.parametrize("parameters", [{"other": 1}, {"flag": 1}, {"count": True}, {"count": "7"}, {"word": 7}])
+def test_what_is_no_parameter(parameters: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        Upper(**parameters)
+
+
+def test_the_bits_and_opcodes_of_a_chain_are_those_of_its_extensions() -> None:
+    _, chain = agree([Upper(), Frames()], "x-frames, x-upper", SERVER)
+    assert chain.rsv == 0x20 | 0x10
+    assert chain.opcodes == 1 << 3 | 1 << 11
+    assert [type(each) for each in chain.instances] == [Frames.Instance, Upper.Instance]
+    assert len(chain.per_message) == len(chain.per_frame) == 1
+    assert (Chain().rsv, Chain().opcodes, Chain().instances) == (0, 0, [])
+
+
+# ---- what a client asks for ----
+
+
+def test_an_offer_names_each_extension_by_each_of_its_names() -> None:
+    assert offer([Upper(), Frames()]) == "x-upper, x-old-upper, x-frames"
+    assert offer([]) == ""
+
+
+def test_an_offer_has_the_parameters_that_are_not_the_defaults() -> None:
+    assert offer([Upper(flag=True, count=3, word="w")]) == (
+        "x-upper; flag; count=3; word=w, x-old-upper; flag; count=3; word=w"
+    )
+
+
+def test_two_of_one_name_can_not_be_offered() -> None:
+    with pytest.raises(ValueError, match="same name"):
+        offer([Upper(), Upper()])
+
+
+# ---- what a server answers ----
+
+
+@pytest.mark.parametrize("offered", [None, "", "x-other", "x-other; a=1, x-none"])
+def test_what_is_not_spoken_is_not_answered(offered: str | None) -> None:
+    answer, chain = agree([Upper()], offered, SERVER)
+    assert answer == ""
+    assert not chain.instances
+
+
+@pytest.mark.parametrize(
+    ("offered", "answer"),
+    [
+        ("x-upper", "x-upper"),
+        ("x-old-upper", "x-old-upper"),
+        ("x-upper;flag ; count=3", "x-upper; flag; count=3"),
+        ('x-upper; count="3"', "x-upper; count=3"),
+        ("x-upper; unknown, x-upper; count=4", "x-upper; count=4"),
+        ("x-upper; flag; flag, x-upper", "x-upper"),
+        ("x-upper; flag=1, x-upper", "x-upper"),
+        ("x-upper; count, x-upper", "x-upper"),
+        ("x-upper; count=03, x-upper", "x-upper"),
+        ("x-upper; count=x, x-upper", "x-upper"),
+        ("x-upper, x-upper; flag", "x-upper"),
+        ("x-frames, x-upper", "x-frames, x-upper"),
+        ("x-upper, x-same-bit, x-frames", "x-upper, x-frames"),
+        ("x-same-opcode, x-upper", "x-same-opcode"),
+    ],
+)
+def test_g1_g2_g3_the_first_offer_that_goes_is_answered_once(offered: str, answer: str) -> None:
+    extensions = [Upper(), Frames(), SameBit(), SameOpcode()]
+    assert agree(extensions, offered, SERVER)[0] == answer
+
+
+def test_a_malformed_offer_is_an_error() -> None:
+    with pytest.raises(ValueError):
+        agree([Upper()], "x-upper;;", SERVER)
+
+
+# ---- what a client accepts ----
+
+
+def test_what_was_agreed_upon_reaches_the_instances() -> None:
+    own = Upper(count=3)
+    answer, chain = agree([Upper(count=9)], offer([own]), SERVER)
+    assert chain.instances[0].parameters == {"flag": False, "count": 3, "word": "none"}
+    confirmed = confirm([own], answer, CLIENT)
+    assert confirmed.instances[0].parameters == {"flag": False, "count": 3, "word": "none"}
+    assert (confirmed.instances[0].role, chain.instances[0].role) == (CLIENT, SERVER)
+
+
+def test_no_answer_is_an_empty_chain() -> None:
+    assert not confirm([Upper()], None, CLIENT).instances
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "x-other",
+        "x-upper; unknown",
+        "x-upper; flag; flag",
+        "x-upper; count=x",
+        "x-upper, x-upper",
+        "x-upper, x-old-upper",
+        "x-upper, x-same-bit",
+        "x-upper, x-same-opcode",
+        "x-upper;;",
+        "",
+    ],
+)
+def test_g7_an_answer_that_was_not_asked_for_fails_the_connection(answer: str) -> None:
+    with pytest.raises(ValueError):
+        confirm([Upper(), SameBit(), SameOpcode()], answer, CLIENT)
+
+
+def test_instances_leave_frames_alone_unless_they_say_otherwise() -> None:
+    frame = Frame(1, "text")
+    plain = Frames.Instance(CLIENT, {})
+    assert plain.onsend(frame) is frame
+    assert plain.onrecv(frame) is frame
+    assert Upper.Instance(CLIENT, {}).onsend(frame) == Frame(1, b"TEXT", rsv2=True)
