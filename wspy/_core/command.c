@@ -209,6 +209,18 @@ static void apply_grant(wspy_loop *loop, connection *conn, const uint8_t *payloa
     wspy_connection_wake(loop, conn);
 }
 
+/* ---- extensions ---- */
+
+static void apply_fail(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
+{
+    uint16_t close_code;
+    if (length != sizeof close_code)
+        return;
+    memcpy(&close_code, payload, sizeof close_code);
+    if (wspy_close_code_valid(close_code))
+        wspy_connection_fail(loop, conn, close_code);
+}
+
 /* ---- one payload for many ---- */
 
 static void apply_broadcast(wspy_loop *loop, int is_marked, const uint8_t *payload, size_t length)
@@ -265,6 +277,9 @@ static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *c
         return;
     case WSPY_COMMAND_FINISH:
         wspy_connection_let_finish(loop, conn);
+        return;
+    case WSPY_COMMAND_FAIL:
+        apply_fail(loop, conn, at->payload, at->length);
         return;
     case WSPY_COMMAND_GRANT:
         apply_grant(loop, conn, at->payload, at->length);

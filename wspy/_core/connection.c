@@ -119,6 +119,20 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
         wspy_loop_list_ending(loop, conn);
 }
 
+void wspy_connection_fail(wspy_loop *loop, connection *conn, int close_code)
+{
+    int is_ending = conn->phase == ENDING && !is_hard(conn->end_error) && conn->flags & SENDABLE;
+    if (conn->phase != OPEN && !is_ending)
+        return;
+    loop->stats.protocol_errors++;
+    wspy_protocol_fail_extension(&conn->protocol, close_code);
+    wspy_connection_forget_input(conn);
+    if (is_ending)
+        conn->end_error = WSPY_ERROR_EXTENSION;
+    else
+        wspy_connection_end(loop, conn, WSPY_ERROR_EXTENSION, 0);
+}
+
 void wspy_connection_let_finish(wspy_loop *loop, connection *conn)
 {
     if (!conn->awaits_finish)

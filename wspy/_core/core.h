@@ -44,6 +44,7 @@ enum wspy_error {
     WSPY_ERROR_CLOSE_LENGTH = -30,
     WSPY_ERROR_CLOSE_CODE = -31,
     WSPY_ERROR_CLOSE_UTF8 = -32,
+    WSPY_ERROR_EXTENSION = -33, /* FAIL says with which close code */
     /* the peer broke HTTP/1.1, or a limit on its request head */
     WSPY_ERROR_HEAD_SYNTAX = -48,
     WSPY_ERROR_HEAD_METHOD = -49,      /* over 32 bytes */
@@ -116,7 +117,7 @@ int wspy_frame_encode(uint8_t *output, const wspy_frame_header *header);
 /* ---- events: what the protocol and the loop report ---- */
 
 enum wspy_event_kind {
-    /* below 16: a frame, or a complete message, of that opcode; WSPY_NOT_FINAL and RSV bits are added */
+    /* below 16: a frame, or a complete message, of that opcode; NOT_FINAL, CLAIMED and RSV bits are added */
     WSPY_EVENT_CONTINUATION = 0,
     WSPY_EVENT_TEXT = 1,
     WSPY_EVENT_BINARY = 2,
@@ -125,6 +126,7 @@ enum wspy_event_kind {
     WSPY_EVENT_PONG = 10,
     WSPY_EVENT_NOT_FINAL = 0x80,
     WSPY_EVENT_RSV = 0x7000,       /* mask: RSV1 0x4000, RSV2 0x2000, RSV3 0x1000 */
+    WSPY_EVENT_CLAIMED = 0x8000,   /* extensions have claimed the opcode */
     WSPY_EVENT_APART = 0x10000,    /* payload: in the arena, not packed */
     WSPY_EVENT_DETACHED = 0x20000, /* payload: wspy_loop_detached(loop, start), in neither */
     /* the loop's own */
@@ -161,7 +163,9 @@ typedef struct {
 /* A protocol with buffers of its own, for use without the loop. Owned by the caller, until _free. Not
  * thread-safe. */
 typedef struct wspy_endpoint wspy_endpoint;
-/* rsv: the WSPY_RSV bits, opcodes: bit n for opcode n, that extensions have claimed. NULL without memory. */
+/* rsv: the WSPY_RSV bits, opcodes: bit n for opcode n, that extensions have claimed. A payload with such a bit, and a
+ * text if they have claimed that opcode, is for them to read: it need not be UTF-8, and in a message it may be a little
+ * longer than max_size. NULL without memory. */
 wspy_endpoint *wspy_endpoint_new(int role, int granularity, const wspy_limits *limits, int rsv, int opcodes);
 void wspy_endpoint_free(wspy_endpoint *endpoint);
 /* Feed bytes from the peer. Events and owed replies are added to those not taken yet. Returns the number of
@@ -299,7 +303,8 @@ enum wspy_command {
     WSPY_COMMAND_REFUSE =
         17, /* handle 0; an HTTP response for every connection that is in the middle of a request head;
                                 those without one are closed */
-    WSPY_COMMAND_FINISH = 18 /* what came before ENDING is answered */
+    WSPY_COMMAND_FINISH = 18, /* what came before ENDING is answered */
+    WSPY_COMMAND_FAIL = 19    /* uint16_t close code: an extension has found the peer to break a rule */
 };
 #define WSPY_BROADCAST_MARK 1
 

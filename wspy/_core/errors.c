@@ -33,6 +33,7 @@ static const entry entries[] = {
     {WSPY_ERROR_CLOSE_LENGTH, 1002, "RFC 6455 §5.5.1", "the payload of a Close frame is one byte long"},
     {WSPY_ERROR_CLOSE_CODE, 1002, "RFC 6455 §7.4", "a Close frame carries an invalid code"},
     {WSPY_ERROR_CLOSE_UTF8, 1007, "RFC 6455 §5.5.1", "the reason of a Close frame is not valid UTF-8"},
+    {WSPY_ERROR_EXTENSION, 1002, "RFC 6455 §9", "what the peer sent breaks a rule of an extension"},
     {WSPY_ERROR_HEAD_SYNTAX, 1006, "RFC 9112 §2.2", "the request head is malformed"},
     {WSPY_ERROR_HEAD_METHOD, 1006, "RFC 9112 §3.1", "the request method is too long"},
     {WSPY_ERROR_HEAD_LINE, 1006, "RFC 9112 §3", "the request line is longer than max_line"},

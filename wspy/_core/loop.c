@@ -216,6 +216,8 @@ static void report(wspy_loop *loop, connection *conn, uint32_t kind, uint32_t st
 
 static uint32_t closed_code(const connection *conn)
 {
+    if (conn->end_error == WSPY_ERROR_EXTENSION)
+        return conn->protocol.close_code;
     if (conn->end_error != WSPY_OK)
         return (uint32_t)wspy_error_close_code(conn->end_error);
     return 1005; /* Python knows the code of the peer's Close */

@@ -209,6 +209,8 @@ void wspy_connection_close(wspy_loop *loop, connection *conn, const uint8_t *pay
  * still leave. error 0: after a closing handshake, or an HTTP response. */
 void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int system_error);
 void wspy_connection_finish(wspy_loop *loop, connection *conn);
+/* An extension has found what came before the end, if one is decided, to break a rule. */
+void wspy_connection_fail(wspy_loop *loop, connection *conn, int close_code);
 /* It need not wait for FINISH any longer. */
 void wspy_connection_let_finish(wspy_loop *loop, connection *conn);
 /* Ends it with a reset; one that is ending already isn't waited for any more. */

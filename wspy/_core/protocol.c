@@ -84,6 +84,7 @@ static enum frame_class classify(int opcode)
 
 /* Opcodes that RFC 6455 §5.2 defines. */
 #define DEFINED_OPCODES 0x0707
+#define RESERVED_OPCODES 0xf8f8
 
 void wspy_protocol_init(wspy_protocol *protocol, const wspy_limits *limits, int role, int granularity, int rsv,
                         int opcodes)
@@ -121,12 +122,27 @@ void wspy_protocol_fail(wspy_protocol *protocol, int error)
     }
 }
 
+void wspy_protocol_fail_extension(wspy_protocol *protocol, int close_code)
+{
+    protocol->error = WSPY_ERROR_EXTENSION;
+    protocol->close_code = (uint16_t)close_code;
+    drop_message(protocol);
+    if (!(protocol->close_state & WSPY_CLOSE_SENT))
+        protocol->close_state |= WSPY_CLOSE_OWED;
+}
+
 /* ---- delivering ---- */
 
-static uint32_t event_kind(int first)
+static int is_claimed(const wspy_protocol *protocol, int opcode)
 {
-    return (uint32_t)(first & 0x0f) | (first & WSPY_FIN ? 0 : WSPY_EVENT_NOT_FINAL) |
-           (uint32_t)(first & 0x70) << 8;
+    return protocol->claimed_opcodes >> opcode & 1;
+}
+
+static uint32_t event_kind(const wspy_protocol *protocol, int first)
+{
+    int opcode = first & 0x0f;
+    return (uint32_t)opcode | (first & WSPY_FIN ? 0 : WSPY_EVENT_NOT_FINAL) | (uint32_t)(first & 0x70) << 8 |
+           (is_claimed(protocol, opcode) ? WSPY_EVENT_CLAIMED : 0);
 }
 
 static wspy_event *add_event(wspy_sink *sink, uint32_t kind)
@@ -235,10 +251,16 @@ static int reserve(wspy_protocol *protocol, uint64_t count)
     return 1;
 }
 
-/* §8.1, at once for each part of a text; not for what an extension must transform first. */
+/* Whether an extension must transform a message first. */
+static int is_opaque(const wspy_protocol *protocol, int opcode, int rsv)
+{
+    return rsv || is_claimed(protocol, opcode);
+}
+
+/* §8.1, at once for each part of a text. */
 static int accept_text(wspy_protocol *protocol, const uint8_t *data, size_t length)
 {
-    if (protocol->opcode != WSPY_EVENT_TEXT || protocol->rsv)
+    if (protocol->opcode != WSPY_EVENT_TEXT || is_opaque(protocol, WSPY_EVENT_TEXT, protocol->rsv))
         return 1;
     if (wspy_utf8_feed(&protocol->utf8, data, length) == length)
         return 1;
@@ -259,8 +281,8 @@ static int text_is_whole(wspy_protocol *protocol)
 static uint32_t delivery_kind(const wspy_protocol *protocol)
 {
     if (protocol->granularity == WSPY_FRAMES)
-        return event_kind(protocol->first);
-    return event_kind(WSPY_FIN | protocol->rsv | protocol->opcode);
+        return event_kind(protocol, protocol->first);
+    return event_kind(protocol, WSPY_FIN | protocol->rsv | protocol->opcode);
 }
 
 static void end_frame(wspy_protocol *protocol)
@@ -370,12 +392,23 @@ static int check_start(const wspy_protocol *protocol, const uint8_t *data)
     return check_place(protocol->state, data[0], data[1] & 0x7f);
 }
 
+/* What can't be compressed grows by so much: 5 bytes for each block, and a few more. */
+static uint64_t most_opaque(uint64_t max_size)
+{
+    uint64_t more = max_size / 1024 + 64;
+    return max_size > UINT64_MAX - more ? UINT64_MAX : max_size + more;
+}
+
 /* Limits that the header alone decides, before anything is allocated. */
-static int check_size(const wspy_protocol *protocol, int is_first, uint64_t length)
+static int check_size(const wspy_protocol *protocol, int first, uint64_t length)
 {
     const wspy_limits *limits = protocol->limits;
-    uint64_t size = is_first ? 0 : protocol->size; /* <= max_size, so that nothing wraps */
-    if (length > limits->max_size - size)
+    int is_first = (first & 0x0f) != WSPY_EVENT_CONTINUATION;
+    int rsv = (first & 0x70) | (is_first ? 0 : protocol->rsv);
+    int opcode = is_first ? first & 0x0f : protocol->opcode;
+    uint64_t most = is_opaque(protocol, opcode, rsv) ? most_opaque(limits->max_size) : limits->max_size;
+    uint64_t size = is_first ? 0 : protocol->size; /* <= most, so that nothing wraps */
+    if (length > most - size)
         return WSPY_ERROR_MESSAGE_SIZE;
     if (length > limits->max_fragment_size)
         return WSPY_ERROR_FRAGMENT_SIZE;
@@ -409,7 +442,7 @@ static size_t read_data(wspy_protocol *protocol, const wspy_frame_header *header
                         size_t available, wspy_sink *sink)
 {
     int first = header->flags | header->opcode;
-    int error = check_size(protocol, header->opcode != WSPY_EVENT_CONTINUATION, header->length);
+    int error = check_size(protocol, first, header->length);
     if (error) {
         wspy_protocol_fail(protocol, error);
         return 0;
@@ -514,7 +547,7 @@ static void read_control(wspy_protocol *protocol, const wspy_frame_header *heade
             report_control(sink, WSPY_EVENT_PONG, payload, length);
         return;
     default:
-        add_payload(sink, event_kind(header->flags | header->opcode), payload, length);
+        report_control(sink, event_kind(protocol, header->flags | header->opcode), payload, length);
     }
 }
 
@@ -556,9 +589,10 @@ size_t wspy_protocol_feed(wspy_protocol *protocol, uint8_t *data, size_t length,
 
 /* ---- frames of ours, which the same rules hold for ---- */
 
-static int check_sent_text(wspy_sending *sending, int first, const uint8_t *payload, size_t length)
+static int check_sent_text(const wspy_protocol *protocol, wspy_sending *sending, int first,
+                           const uint8_t *payload, size_t length)
 {
-    if (sending->opcode != WSPY_EVENT_TEXT || sending->rsv)
+    if (sending->opcode != WSPY_EVENT_TEXT || is_opaque(protocol, WSPY_EVENT_TEXT, sending->rsv))
         return WSPY_OK;
     if (wspy_utf8_feed(&sending->utf8, payload, length) < length)
         return WSPY_ERROR_UTF8;
@@ -583,7 +617,7 @@ int wspy_protocol_check(const wspy_protocol *protocol, wspy_sending *sending, in
         if (opcode != WSPY_EVENT_CONTINUATION)
             next = (wspy_sending){.state = next.state, .opcode = (uint8_t)opcode};
         next.rsv |= first & 0x70;
-        error = check_sent_text(&next, first, payload, length);
+        error = check_sent_text(protocol, &next, first, payload, length);
     }
     if (!error)
         *sending = next;
@@ -593,7 +627,7 @@ int wspy_protocol_check(const wspy_protocol *protocol, wspy_sending *sending, in
 int wspy_frame_check(int first, const uint8_t *payload, size_t length)
 {
     const wspy_protocol any = {
-        .claimed_opcodes = UINT16_MAX,
+        .claimed_opcodes = RESERVED_OPCODES,
         .claimed_rsv = WSPY_RSV1 | WSPY_RSV2 | WSPY_RSV3,
         .granularity = WSPY_FRAMES,
     };

@@ -101,5 +101,7 @@ int wspy_protocol_check(const wspy_protocol *protocol, wspy_sending *sending, in
                         size_t length);
 /* The same as if the peer had broken a rule: nothing more is decoded, a Close frame is owed. */
 void wspy_protocol_fail(wspy_protocol *protocol, int error);
+/* The same for a rule of an extension, in what came before a Close that may have been received since. */
+void wspy_protocol_fail_extension(wspy_protocol *protocol, int close_code);
 
 #endif
