@@ -113,7 +113,8 @@ class Decoder:
         close_sent: bool = False,
     ) -> None:
         self.role, self.frames, self.rsv, self.close_sent = role, frames, rsv, close_sent
-        self.opcodes = DEFINED | {n for n in range(16) if opcodes >> n & 1}
+        self.claimed = {n for n in range(16) if opcodes >> n & 1}
+        self.opcodes = DEFINED | self.claimed
         self.max_size, self.max_fragment_size, self.max_fragments = max_size, max_fragment_size, max_fragments
 
     def decode(self, data: bytes) -> Outcome:
@@ -176,13 +177,15 @@ class Decoder:
             self.message, self.text, self.size, self.message_rsv, self.opcode = [], b"", 0, 0, opcode
         self.size += length
         self.message_rsv |= rsv
-        self.require("MESSAGE_SIZE", self.max_size is None or self.size <= self.max_size)
+        is_opaque = self.message_rsv or self.opcode in self.claimed
+        more = self.max_size // 1024 + 64 if self.max_size is not None and is_opaque else 0
+        self.require("MESSAGE_SIZE", self.max_size is None or self.size <= self.max_size + more)
         self.require("FRAGMENT_SIZE", self.max_fragment_size is None or length <= self.max_fragment_size)
         many = opcode == 0 and self.max_fragments is not None and len(self.message) >= self.max_fragments
         self.require("FRAGMENT_COUNT", not many)
         payload = masked(self.data[self.at : self.at + length], key)
         is_whole = len(payload) == length
-        if self.opcode == 1 and not self.message_rsv:
+        if self.opcode == 1 and not is_opaque:
             self.text += payload
             self.require("UTF8", is_utf8(self.text, final=final and is_whole))
         self.need(length)

@@ -22,9 +22,10 @@ NAME = "permessage-deflate"
 
 def pair(client: Extension, server: Extension) -> tuple[Any, Any]:
     """Return the instances of a client and a server that have agreed."""
-    answer, chain = agree([server], offer([client]), SERVER)
-    assert answer
-    (one,), (other,) = confirm([client], answer, CLIENT).instances, chain.instances
+    agreement = agree([server], offer([client]), SERVER)
+    assert agreement
+    (one,) = confirm([client], agreement.answer, CLIENT).chain().instances
+    (other,) = agreement.chain().instances
     return one, other
 
 
@@ -71,7 +72,7 @@ def texts(seed: int, count: int, longest: int = 5000) -> list[bytes]:
     ],
 )
 def test_an_offer_is_answered_with_what_it_asks_for(offered: str, answer: str) -> None:
-    assert agree([DeflateMessage()], NAME + offered, SERVER)[0] == NAME + answer
+    assert agree([DeflateMessage()], NAME + offered, SERVER).answer == NAME + answer
 
 
 @pytest.mark.parametrize(
@@ -85,20 +86,20 @@ def test_an_offer_is_answered_with_what_it_asks_for(offered: str, answer: str) -
     ],
 )  # fmt: skip
 def test_g1_what_is_not_valid_is_declined_and_the_next_offer_tried(offered: str) -> None:
-    assert agree([DeflateMessage()], f"{NAME}; {offered}", SERVER)[0] == ""
-    assert agree([DeflateMessage()], f"{NAME}; {offered}, {NAME}", SERVER)[0] == NAME
+    assert agree([DeflateMessage()], f"{NAME}; {offered}", SERVER).answer == ""
+    assert agree([DeflateMessage()], f"{NAME}; {offered}, {NAME}", SERVER).answer == NAME
 
 
 def test_g5_a_clients_window_is_limited_only_if_it_can_be() -> None:
     server = DeflateMessage(client_max_window_bits=10)
-    assert agree([server], NAME, SERVER)[0] == NAME
-    assert agree([server], f"{NAME}; client_max_window_bits", SERVER)[0] == f"{NAME}; client_max_window_bits=10"
-    assert agree([server], f"{NAME}; client_max_window_bits=9", SERVER)[0] == f"{NAME}; client_max_window_bits=9"
+    assert agree([server], NAME, SERVER).answer == NAME
+    assert agree([server], f"{NAME}; client_max_window_bits", SERVER).answer == f"{NAME}; client_max_window_bits=10"
+    assert agree([server], f"{NAME}; client_max_window_bits=9", SERVER).answer == f"{NAME}; client_max_window_bits=9"
 
 
 def test_a_server_may_ask_for_less_by_itself() -> None:
     server = DeflateMessage(server_no_context_takeover=True, client_no_context_takeover=True, server_max_window_bits=9)
-    assert agree([server], NAME, SERVER)[0] == (
+    assert agree([server], NAME, SERVER).answer == (
         f"{NAME}; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=9"
     )
 
@@ -318,13 +319,13 @@ def test_connections_without_takeover_share_a_compressor_and_nothing_else() -> N
     ],
 )  # fmt: skip
 def test_g23_negotiation_of_deflate_frame(name: str, offered: str, answer: str | None) -> None:
-    assert agree([DeflateFrame()], name + offered, SERVER)[0] == ("" if answer is None else name + answer)
+    assert agree([DeflateFrame()], name + offered, SERVER).answer == ("" if answer is None else name + answer)
 
 
 def test_g23_only_one_of_the_two_is_agreed_upon() -> None:
     both = [DeflateMessage(), DeflateFrame()]
-    assert agree(both, "permessage-deflate, deflate-frame", SERVER)[0] == "permessage-deflate"
-    assert agree(both, "deflate-frame, permessage-deflate", SERVER)[0] == "deflate-frame"
+    assert agree(both, "permessage-deflate, deflate-frame", SERVER).answer == "permessage-deflate"
+    assert agree(both, "deflate-frame, permessage-deflate", SERVER).answer == "deflate-frame"
 
 
 @pytest.mark.parametrize("bits", [8, 15])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from wspy.codes import Role
-from wspy.extensions import Chain, Extension, agree, confirm, offer
+from wspy.extensions import Extension, agree, checked_extensions, confirm, offer
 from wspy.frames import Frame
 
 CLIENT, SERVER = Role.CLIENT, Role.SERVER
@@ -66,12 +66,14 @@ def test_what_is_no_parameter(parameters: dict[str, Any]) -> None:
 
 
 def test_the_bits_and_opcodes_of_a_chain_are_those_of_its_extensions() -> None:
-    _, chain = agree([Upper(), Frames()], "x-frames, x-upper", SERVER)
-    assert chain.rsv == 0x20 | 0x10
-    assert chain.opcodes == 1 << 3 | 1 << 11
-    assert [type(each) for each in chain.instances] == [Frames.Instance, Upper.Instance]
-    assert len(chain.per_message) == len(chain.per_frame) == 1
-    assert (Chain().rsv, Chain().opcodes, Chain().instances) == (0, 0, [])
+    agreement = agree([Upper(), Frames()], "x-frames, x-upper", SERVER)
+    assert agreement.rsv == 0x20 | 0x10
+    assert agreement.opcodes == 1 << 3 | 1 << 11 | 0x07
+    assert agreement.has_frames
+    assert [type(each) for each in agreement.chain().instances] == [Frames.Instance, Upper.Instance]
+    none = agree([], None, SERVER)
+    assert not none
+    assert (none.rsv, none.opcodes, none.has_frames, none.chain().instances) == (0, 0, False, [])
 
 
 # ---- what a client asks for ----
@@ -90,7 +92,7 @@ def test_an_offer_has_the_parameters_that_are_not_the_defaults() -> None:
 
 def test_two_of_one_name_can_not_be_offered() -> None:
     with pytest.raises(ValueError, match="same name"):
-        offer([Upper(), Upper()])
+        checked_extensions([Upper(), Upper])
 
 
 # ---- what a server answers ----
@@ -98,9 +100,9 @@ def test_two_of_one_name_can_not_be_offered() -> None:
 
 @pytest.mark.parametrize("offered", [None, "", "x-other", "x-other; a=1, x-none"])
 def test_what_is_not_spoken_is_not_answered(offered: str | None) -> None:
-    answer, chain = agree([Upper()], offered, SERVER)
-    assert answer == ""
-    assert not chain.instances
+    agreement = agree([Upper()], offered, SERVER)
+    assert agreement.answer == ""
+    assert not agreement
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_what_is_not_spoken_is_not_answered(offered: str | None) -> None:
 )
 def test_g1_g2_g3_the_first_offer_that_goes_is_answered_once(offered: str, answer: str) -> None:
     extensions = [Upper(), Frames(), SameBit(), SameOpcode()]
-    assert agree(extensions, offered, SERVER)[0] == answer
+    assert agree(extensions, offered, SERVER).answer == answer
 
 
 def test_a_malformed_offer_is_an_error() -> None:
@@ -137,15 +139,16 @@ def test_a_malformed_offer_is_an_error() -> None:
 
 def test_what_was_agreed_upon_reaches_the_instances() -> None:
     own = Upper(count=3)
-    answer, chain = agree([Upper(count=9)], offer([own]), SERVER)
+    agreement = agree([Upper(count=9)], offer([own]), SERVER)
+    chain = agreement.chain()
     assert chain.instances[0].parameters == {"flag": False, "count": 3, "word": "none"}
-    confirmed = confirm([own], answer, CLIENT)
+    confirmed = confirm([own], agreement.answer, CLIENT).chain()
     assert confirmed.instances[0].parameters == {"flag": False, "count": 3, "word": "none"}
     assert (confirmed.instances[0].role, chain.instances[0].role) == (CLIENT, SERVER)
 
 
 def test_no_answer_is_an_empty_chain() -> None:
-    assert not confirm([Upper()], None, CLIENT).instances
+    assert not confirm([Upper()], None, CLIENT)
 
 
 @pytest.mark.parametrize(

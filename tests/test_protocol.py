@@ -210,7 +210,7 @@ OPTIONS = st.fixed_dictionaries(
         "max_fragment_size": st.sampled_from([None, None, 12, 1]),
         "max_fragments": st.sampled_from([None, 131072, 3, 1, 0]),
         "rsv": st.sampled_from([0, 0, RSV1, RSV1 | RSV2 | RSV3]),
-        "opcodes": st.sampled_from([0, 0, 0x0008, 0x8080]),
+        "opcodes": st.sampled_from([0, 0, 0x0008, 0x8080, 0x0007]),
     }
 )
 MUTATIONS = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255)), max_size=2)
@@ -855,7 +855,7 @@ def test_h13_each_allocation_fails_once(role: Role, frames: bool) -> None:
         {"rsv": 0x80},
         {"rsv": 0x0F},
         {"rsv": -1},
-        {"opcodes": 1 << 1},
+        {"opcodes": 1 << 8},
         {"opcodes": 1 << 9},
         {"opcodes": 1 << 16},
         {"opcodes": -1},
@@ -1653,7 +1653,7 @@ def own_frame(fields: tuple[int, bytes, bool, int]) -> Frame:
     st.lists(st.lists(OWN_FRAMES, min_size=1, max_size=3), max_size=8),
     st.booleans(),
     st.sampled_from([0, RSV1, RSV1 | RSV2 | RSV3]),
-    st.sampled_from([0, 0x0008, 0x8080]),
+    st.sampled_from([0, 0x0008, 0x8080, 0x0007]),
 )
 def test_what_can_be_said_is_what_the_reference_accepts(
     role: Role, groups: list[list[tuple[int, bytes, bool, int]]], frames: bool, rsv: int, opcodes: int

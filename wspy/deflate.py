@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 import zlib
-from functools import lru_cache
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .codes import CloseCode, Opcode, Role
 from .errors import ProtocolError
-from .extensions import Extension, Parameters
+from .extensions import Extension, Parameters, too_big
 from .frames import received_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from .extensions import Value
     from .frames import Frame
@@ -65,12 +65,9 @@ class Deflater:
         if not data:
             return _EMPTY
         if not self._takeover:
-            compressor = _shared_compressor(*self._settings)
-            packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
-            return packed.removesuffix(_TAIL)
+            return _deflate_alone(data, self._settings)
         if self._compressor is None:
-            level, memory_level, bits = self._settings
-            self._compressor = zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
+            self._compressor = _new_compressor(*self._settings)
         output: bytes = self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
         return output.removesuffix(_TAIL)
 
@@ -79,15 +76,26 @@ class Deflater:
         self._compressor = None
 
 
-@lru_cache(maxsize=64)
-def _shared_compressor(level: int, memory_level: int, bits: int) -> Any:
-    """Return the compressor of all connections without context takeover: Z_FULL_FLUSH makes it forget."""
+def _new_compressor(level: int, memory_level: int, bits: int) -> Any:
     return zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
 
 
-def too_big() -> ProtocolError:
-    """Return the exception for a message that is longer than its limit."""
-    return ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
+# Compressors that nobody uses now, by their settings. Who needs one takes it away, so that neither another thread nor a
+# signal handler can come between two of its calls; pop and append are atomic.
+_idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
+
+
+def _deflate_alone(data: bytes, settings: tuple[int, int, int]) -> bytes:
+    """Compress a message without context takeover, by a compressor of all such connections."""
+    idle = _idle[settings]
+    try:
+        compressor = idle.pop()
+    except IndexError:
+        compressor = _new_compressor(*settings)
+    # Z_FULL_FLUSH makes it forget; if something is raised in between, it is not used again
+    packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
+    idle.append(compressor)
+    return packed.removesuffix(_TAIL)
 
 
 class Inflater:
@@ -190,6 +198,7 @@ class DeflateMessage(Extension):
 
     names: ClassVar = ("permessage-deflate",)
     rsv1: ClassVar = True
+    only_marked: ClassVar = True
     defaults: ClassVar = {
         "server_no_context_takeover": False,
         "client_no_context_takeover": False,
@@ -263,6 +272,13 @@ class DeflateMessage(Extension):
             **{name: found.get(name, 15) for name in _WINDOWS},
             **self._settings,
         }
+
+    def sharing(self, role: Role, parameters: Mapping[str, Value]) -> Hashable:
+        """Return the settings of a compressor that connections without context takeover have in common."""
+        own = "client" if role is Role.CLIENT else "server"
+        if not parameters[f"{own}_no_context_takeover"]:
+            return None
+        return parameters[f"{own}_max_window_bits"]
 
     def _check_answer(self, found: Mapping[str, int]) -> None:
         own = self.parameters

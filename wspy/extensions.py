@@ -1,7 +1,7 @@
 """Extensions of the protocol, RFC 6455 §9: what one is, and how the two ends agree on some.
 
 No I/O. A server that reads ``Sec-WebSocket-Extensions`` calls ``agree``, a client calls ``offer`` and then ``confirm``;
-both get a ``Chain``, which transforms what is sent and what arrives on one connection.
+both get an ``Agreement``, which makes a ``Chain`` for each connection: that transforms what is sent and what arrives.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
-from ._core import lib
+from .codes import CloseCode, Opcode
+from .errors import ProtocolError
+from .frames import FIN, fragments, received_frame
 from .headers import is_token, parse_extensions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     from .codes import Role
     from .frames import Frame
 
-__all__ = ["Chain", "Extension", "Parameters", "agree", "confirm", "offer"]
+__all__ = ["Agreement", "Chain", "Extension", "Parameters", "agree", "checked_extensions", "confirm", "offer", "too_big"]
 
 Parameters: TypeAlias = list[tuple[str, str | None]]
 """Names and values in their order; None for a parameter without a value."""
@@ -27,6 +29,15 @@ Value: TypeAlias = bool | int | str
 
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 _RESERVED: Final = frozenset([3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
+# Reserved bits as in the first byte of a frame, RFC 6455 §5.2.
+_RSV1, _RSV2, _RSV3, _RSV = 0x40, 0x20, 0x10, 0x70
+# Continuation, text and binary: claimed, they tell the core that every message is for an extension to read.
+_DATA: Final = 0x07
+
+
+def too_big() -> ProtocolError:
+    """Return the exception for a message that is longer than its limit."""
+    return ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
 
 
 class Extension:
@@ -42,6 +53,8 @@ class Extension:
         opcodes: the reserved opcodes that it claims: 3 to 7 for data, 11 to 15 for control frames.
         per_message: whether its instances transform messages, before they are fragmented and after they are whole;
             otherwise single frames.
+        only_marked: whether what arrives without its reserved bits and opcodes is none of its business: such messages
+            then take the quickest way, past ``onrecv``.
         defaults: its parameters, by name. A bool stands for a parameter without a value, a number for one in decimal
             digits, a str for any token.
 
@@ -59,10 +72,13 @@ class Extension:
     rsv3: ClassVar[bool] = False
     opcodes: ClassVar[tuple[int, ...]] = ()
     per_message: ClassVar[bool] = True
+    only_marked: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Value]] = {}
 
     class Instance:
-        """An extension on one connection.
+        """An extension on one connection, made when the first message is sent or arrives.
+
+        ``onsend`` is called by one thread at a time, and so is ``onrecv``; but the two may run at the same time.
 
         Args:
             role: which end this is.
@@ -79,14 +95,19 @@ class Extension:
             self.parameters = parameters
 
         def onsend(self, frame: Frame) -> Frame:
-            """Return what is sent instead of a frame, or of a whole message as one frame."""
+            """Return what is sent instead of a frame, or of a whole message as one frame.
+
+            What this raises is raised to who sends, and closes the connection with 1011. ``frame.compress`` is what
+            was said when it was sent.
+            """
             return frame
 
         def onrecv(self, frame: Frame) -> Frame:
             """Return what has arrived in a frame, or in a whole message as one frame.
 
             Raises:
-                ProtocolError: the peer broke the rules of the extension.
+                ProtocolError: the peer broke the rules of the extension, and is told the code. Every other exception
+                    is a fault of this side, which closes with 1011.
             """
             return frame
 
@@ -110,7 +131,7 @@ class Extension:
     @property
     def rsv(self) -> int:
         """The reserved bits that it claims, as in the first byte of a frame: 0x40, 0x20 and 0x10."""
-        return lib.WSPY_RSV1 * self.rsv1 | lib.WSPY_RSV2 * self.rsv2 | lib.WSPY_RSV3 * self.rsv3
+        return _RSV1 * self.rsv1 | _RSV2 * self.rsv2 | _RSV3 * self.rsv3
 
     # ---- negotiation, which a subclass may do in its own way ----
 
@@ -119,7 +140,10 @@ class Extension:
         return [self.written({n: v for n, v in self.parameters.items() if v != self.defaults[n]})]
 
     def accept(self, offered: Parameters) -> Parameters | None:
-        """Return a server's answer to an offer, None to decline it; by default the offer, if it can be read."""
+        """Return a server's answer to an offer, None to decline it; by default the offer, if it can be read.
+
+        A server keeps the answer for the next request with the same offers.
+        """
         try:
             self.read(offered)
         except ValueError:
@@ -138,6 +162,13 @@ class Extension:
             ValueError: the answer is none to what a client has offered.
         """
         return self.read(answer)
+
+    def sharing(self, role: Role, parameters: Mapping[str, Value]) -> Hashable:  # noqa: ARG002, PLR6301 -- for subclasses
+        """Return what instances have in common that transform the same frame to the same bytes.
+
+        A broadcast is transformed once for all of them. None, as by default: each has to do it by itself.
+        """
+        return None
 
     def read(self, parameters: Parameters) -> dict[str, Value]:
         """Return the values that parameters have, and the defaults of those that are absent.
@@ -175,41 +206,185 @@ def _read(default: Value, text: str | None) -> Value:
     return int(text)
 
 
-class Chain:
-    """The extensions of one connection, in the order in which they transform what is sent. Not thread-safe.
+class _Part(NamedTuple):
+    """One extension of an agreement."""
 
-    Args:
-        agreed: each extension with its instance.
-
-    Attributes:
-        rsv: the reserved bits that they have claimed: 0x40, 0x20 and 0x10.
-        opcodes: the reserved opcodes that they have claimed, bit n for opcode n.
-        instances: those of the extensions, in order.
-        per_message: those that transform whole messages.
-        per_frame: those that transform single frames.
-    """
-
-    __slots__ = ("instances", "opcodes", "per_frame", "per_message", "rsv")
-
-    def __init__(self, agreed: Iterable[tuple[Extension, Extension.Instance]] = ()) -> None:
-        pairs = list(agreed)
-        self.instances = [instance for _, instance in pairs]
-        self.per_message = [instance for extension, instance in pairs if extension.per_message]
-        self.per_frame = [instance for extension, instance in pairs if not extension.per_message]
-        self.rsv = self.opcodes = 0
-        for extension, _ in pairs:
-            self.rsv |= extension.rsv
-            self.opcodes |= sum(1 << opcode for opcode in extension.opcodes)
-
-
-class _Agreement(NamedTuple):
     name: str
     extension: Extension
     offered: Parameters
     answer: Parameters
 
 
-def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> tuple[str, Chain]:
+class Agreement:
+    """The extensions that two ends have agreed upon: the same for all connections with this offer and this answer.
+
+    Immutable, and true if there are any.
+
+    Args:
+        parts: of the agreement, in the order in which they transform what is sent.
+        role: which end this is.
+
+    Attributes:
+        answer: the value of the response's field, "" for none.
+        rsv: the reserved bits that they have claimed: 0x40, 0x20 and 0x10.
+        opcodes: the opcodes that they have claimed, bit n for opcode n: reserved ones, and 0 to 2 if all messages are for
+            them to read.
+        has_frames: whether one of them transforms single frames.
+        sharing: what connections have in common that send the same for the same message; None if they don't.
+
+    Raises:
+        ValueError: an answer is none to what a client has offered.
+    """
+
+    __slots__ = ("_parts", "_role", "answer", "has_frames", "opcodes", "rsv", "sharing")
+
+    def __init__(self, parts: Iterable[_Part], role: Role) -> None:
+        listed = list(parts)
+        self._role = role
+        self._parts = [(part.extension, part.extension.agreed(role, part.offered, part.answer)) for part in listed]
+        self.answer = ", ".join(_written(part.name, part.answer) for part in listed)
+        extensions = [part.extension for part in listed]
+        self.has_frames = not all(extension.per_message for extension in extensions)
+        self.rsv = self.opcodes = 0
+        for extension in extensions:
+            self.rsv |= extension.rsv
+            self.opcodes |= sum(1 << opcode for opcode in extension.opcodes)
+        if self.has_frames or not all(extension.only_marked for extension in extensions):
+            self.opcodes |= _DATA
+        shared = [(id(extension), extension.sharing(role, values)) for extension, values in self._parts]
+        self.sharing: Hashable = None if any(key is None for _, key in shared) else tuple(shared)
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def chain(self, max_size: int | None = None) -> Chain:
+        """Return the extensions for one connection.
+
+        Args:
+            max_size: of a message that was received and transformed, in bytes; None for no limit.
+        """
+        return Chain(self._parts, self._role, max_size)
+
+
+class Chain:
+    """The extensions of one connection, in the order in which they transform what is sent.
+
+    One thread may send while another one receives, but no two may do the same.
+
+    Args:
+        parts: each extension with the parameters of its instance.
+        role: which end this is.
+        max_size: see ``Agreement.chain``.
+
+    Attributes:
+        instances: those of the extensions, in order.
+    """
+
+    __slots__ = ("_max_size", "_per_frame", "_per_message", "_rsv", "instances")
+
+    def __init__(
+        self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
+    ) -> None:
+        self.instances: list[Extension.Instance] = []
+        self._per_message: list[Extension.Instance] = []
+        self._per_frame: list[Extension.Instance] = []
+        self._max_size = max_size
+        self._rsv = 0
+        for extension, parameters in parts:
+            instance = extension.Instance(role, parameters)
+            instance.max_size = max_size
+            self.instances.append(instance)
+            (self._per_message if extension.per_message else self._per_frame).append(instance)
+            self._rsv |= extension.rsv
+
+    def send(self, frame: Frame, fragment_size: int | None = None) -> list[Frame]:
+        """Return the frames to send instead of a message, or of a frame as it is.
+
+        Args:
+            frame: the whole message; ``frame.compress`` says what was asked for.
+            fragment_size: bytes of payload of each frame but the last, after the message is transformed; None for one.
+
+        Raises:
+            ValueError: an extension has set a reserved bit that none has claimed.
+            Exception: whatever an extension raises: what follows could not be understood, so the connection ends.
+        """
+        compress = frame.compress
+        for instance in self._per_message:
+            frame = instance.onsend(frame)
+            frame.compress = compress
+        frames = [frame] if fragment_size is None else _fragments(frame, fragment_size)
+        if self._per_frame:
+            frames = [self.send_frame(each) for each in frames]
+        if any(each.first_byte() & _RSV & ~self._rsv for each in frames):
+            raise ValueError("an extension has set a reserved bit that none has claimed (RFC 6455 §5.2)")
+        return frames
+
+    def send_frame(self, frame: Frame) -> Frame:
+        """Return what is sent instead of a single frame, when those that transform messages have seen it."""
+        compress = frame.compress
+        for instance in self._per_frame:
+            frame = instance.onsend(frame)
+            frame.compress = compress
+        return frame
+
+    def receive_frame(self, frame: Frame) -> Frame:
+        """Return what a frame says that has arrived: a part of a message, or a control frame that was claimed.
+
+        Raises:
+            ProtocolError: the peer broke the rules of an extension.
+        """
+        instances = self._per_frame
+        if frame.opcode >= Opcode.CLOSE:
+            # RFC 6455 defines what the others say
+            instances = self.instances if frame.opcode in _RESERVED else []
+        for instance in reversed(instances):
+            frame = instance.onrecv(frame)
+        return frame
+
+    def receive_message(self, frame: Frame) -> Frame:
+        """Return what a whole message says, as one frame.
+
+        Raises:
+            ProtocolError: the peer broke the rules of an extension, or the message is over ``max_size``.
+        """
+        for instance in reversed(self._per_message):
+            frame = instance.onrecv(frame)
+        if self._max_size is not None and len(frame.payload) > self._max_size:
+            raise too_big()
+        return frame
+
+
+def _fragments(frame: Frame, size: int) -> list[Frame]:
+    """Split a message, RFC 6455 §5.4; its reserved bits are those of the first frame (RFC 7692 §6.1)."""
+    rsv = frame.first_byte() & _RSV
+    frames = []
+    for first, part in fragments(frame.opcode, frame.payload, size):
+        frames.append(received_frame(first & 0x0F, part, final=bool(first & FIN), rsv=rsv))
+        frames[-1].compress = frame.compress
+        rsv = 0
+    return frames
+
+
+def checked_extensions(extensions: Iterable[Extension | type[Extension]]) -> tuple[Extension, ...]:
+    """Return extensions, with an instance for each class.
+
+    Raises:
+        TypeError: one is none, or they are no collection.
+        ValueError: two of them have a name in common; or see ``Extension``.
+    """
+    known = []
+    for extension in extensions:
+        one = extension() if isinstance(extension, type) and issubclass(extension, Extension) else extension
+        if not isinstance(one, Extension):
+            raise TypeError(f"extensions: {one!r} is neither an Extension nor a subclass of it")
+        known.append(one)
+    names = [name for extension in known for name in extension.names]
+    if len(set(names)) != len(names):
+        raise ValueError("extensions: two have the same name")
+    return tuple(known)
+
+
+def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> Agreement:
     """Choose from a client's offers, in its order, what a server speaks too (RFC 6455 §9.1).
 
     An extension is agreed upon once, and not at all beside one that has its name, a reserved bit or an opcode of it.
@@ -219,13 +394,10 @@ def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> t
         offered: the value of the request's field; None if it has none.
         role: of the instances.
 
-    Returns:
-        the value of the response's field, "" for none, and the chain.
-
     Raises:
         ValueError: the value is malformed.
     """
-    agreed: list[_Agreement] = []
+    agreed: list[_Part] = []
     known = list(extensions) if offered else []
     for name, parameters in parse_extensions(offered) if offered and known else ():
         for extension in known:
@@ -233,32 +405,23 @@ def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> t
                 continue
             answer = extension.accept(parameters)
             if answer is not None:
-                agreed.append(_Agreement(name, extension, parameters, answer))
+                agreed.append(_Part(name, extension, parameters, answer))
                 break
-    chain = Chain((each.extension, _instance(each, role)) for each in agreed)
-    return ", ".join(_written(each.name, each.answer) for each in agreed), chain
+    return Agreement(agreed, role)
 
 
 def offer(extensions: Iterable[Extension]) -> str:
-    """Return the value of the field for a client's request, "" for none.
-
-    Raises:
-        ValueError: two of the extensions have a name in common.
-    """
-    known = list(extensions)
-    names = [name for extension in known for name in extension.names]
-    if len(set(names)) != len(names):
-        raise ValueError("extensions: two have the same name")
-    return ", ".join(_written(name, each) for one in known for name in one.names for each in one.offers())
+    """Return the value of the field for a client's request, "" for none."""
+    return ", ".join(_written(name, each) for one in extensions for name in one.names for each in one.offers())
 
 
-def confirm(extensions: Iterable[Extension], answered: str | None, role: Role) -> Chain:
-    """Check a server's answer, and return the chain.
+def confirm(extensions: Iterable[Extension], answered: str | None, role: Role) -> Agreement:
+    """Check a server's answer.
 
     Raises:
         ValueError: the answer is malformed, or names what was not offered or can't go together (RFC 6455 §4.1, §9.1).
     """
-    agreed: list[_Agreement] = []
+    agreed: list[_Part] = []
     known = {name: extension for extension in extensions for name in extension.names}
     for name, parameters in parse_extensions(answered) if answered is not None else ():
         extension = known.get(name)
@@ -266,19 +429,14 @@ def confirm(extensions: Iterable[Extension], answered: str | None, role: Role) -
             raise ValueError("an extension was not offered")
         if any(_conflict(extension, other.extension) for other in agreed):
             raise ValueError("two extensions can't go together")
-        agreed.append(_Agreement(name, extension, extension.offers()[0], parameters))
-    return Chain((each.extension, _instance(each, role)) for each in agreed)
+        agreed.append(_Part(name, extension, extension.offers()[0], parameters))
+    return Agreement(agreed, role)
 
 
 def _conflict(one: Extension, other: Extension) -> bool:
     return bool(
         one is other or one.rsv & other.rsv or {*one.opcodes} & {*other.opcodes} or {*one.names} & {*other.names}
     )
-
-
-def _instance(agreement: _Agreement, role: Role) -> Extension.Instance:
-    extension = agreement.extension
-    return extension.Instance(role, extension.agreed(role, agreement.offered, agreement.answer))
 
 
 def _written(name: str, parameters: Parameters) -> str:

@@ -34,7 +34,7 @@ __all__ = ["Event", "Protocol"]
 
 _MAX_CONTROL = 125
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
-_RESERVED_OPCODES = 0xF8F8  # §5.2: 3 to 7 and 11 to 15
+_CLAIMABLE_OPCODES = 0xF8FF
 
 # The C endpoint copies what it is fed: a large read is fed in pieces, so that the copy stays small. A payload of 64 KiB
 # has to fit with its header: what doesn't is copied once more.
@@ -121,7 +121,8 @@ class Protocol:
         max_fragments: limit of the number of data frames of a message; None for no limit. Beyond: 1008.
         rsv: the reserved bits that extensions have claimed: 0x40, 0x20 and 0x10 (§9). Payloads with one set are not
             checked to be UTF-8.
-        opcodes: the reserved opcodes that extensions have claimed, bit n for opcode n (§9).
+        opcodes: the opcodes that extensions have claimed, bit n for opcode n (§9): reserved ones, and 0 to 2 if all data
+            is for them to read: then texts are not checked to be UTF-8.
 
     Raises:
         TypeError: a limit, ``rsv`` or ``opcodes`` isn't an integer.
@@ -160,8 +161,8 @@ class Protocol:
     ) -> None:
         if index(rsv) & ~_RSV_BITS:
             raise ValueError(f"rsv must be made of 0x40, 0x20 and 0x10, not {rsv:#x}")
-        if index(opcodes) & ~_RESERVED_OPCODES:
-            raise ValueError(f"only 3 to 7 and 11 to 15 can be claimed, not {opcodes:#x}")
+        if index(opcodes) & ~_CLAIMABLE_OPCODES:
+            raise ValueError(f"only 0 to 7 and 11 to 15 can be claimed, not {opcodes:#x}")
         limits = ffi.new(
             "wspy_limits *",
             (

@@ -109,9 +109,9 @@ static int is_utf8(const uint8_t *s, size_t length)
     return 1;
 }
 
-static void check_end_of_message(const watch *w)
+static void check_end_of_message(const setup *s, const watch *w)
 {
-    if (w->opcode == WSPY_EVENT_TEXT && !w->rsv)
+    if (w->opcode == WSPY_EVENT_TEXT && !w->rsv && !(s->opcodes >> WSPY_EVENT_TEXT & 1))
         require(is_utf8(w->text.data, w->text.length));
 }
 
@@ -145,7 +145,8 @@ static void check_event(const setup *s, watch *w, uint32_t kind, const uint8_t *
     int opcode = kind & 0x0f;
     int rsv = (int)(kind & WSPY_EVENT_RSV) >> 8;
     int final = !(kind & WSPY_EVENT_NOT_FINAL);
-    require((kind & ~(uint32_t)(0x0f | WSPY_EVENT_RSV | WSPY_EVENT_NOT_FINAL)) == 0);
+    require((kind & ~(uint32_t)(0x0f | WSPY_EVENT_RSV | WSPY_EVENT_NOT_FINAL | WSPY_EVENT_CLAIMED)) == 0);
+    require(!(kind & WSPY_EVENT_CLAIMED) == !(s->opcodes >> opcode & 1));
     require((0x0707 | s->opcodes) >> opcode & 1);
     require((rsv & ~s->rsv) == 0);
     if (opcode & 0x08) {
@@ -164,10 +165,11 @@ static void check_event(const setup *s, watch *w, uint32_t kind, const uint8_t *
         check_frame(s, w, opcode, rsv, length);
         w->in_message = !final;
     }
-    require(w->size <= s->limits.max_size);
+    uint64_t more = w->rsv || s->opcodes >> w->opcode & 1 ? s->limits.max_size / 1024 + 64 : 0;
+    require(more > UINT64_MAX - s->limits.max_size || w->size <= s->limits.max_size + more);
     append(&w->text, payload, (size_t)length);
     if (final)
-        check_end_of_message(w);
+        check_end_of_message(s, w);
 }
 
 static void take_event(const setup *s, result *r, watch *w, uint32_t kind, const uint8_t *payload,
@@ -463,7 +465,7 @@ static setup read_setup(const uint8_t *input)
         .granularity = role & 2 ? WSPY_FRAMES : WSPY_MESSAGES,
         .close_sent = (role & 0x0c) == 0x0c,
         .rsv = (role & 0x10 ? WSPY_RSV1 : 0) | (role & 0x20 ? WSPY_RSV2 | WSPY_RSV3 : 0),
-        .opcodes = (role & 0x40 ? 0x0088 : 0) | (role & 0x80 ? 0x8800 : 0),
+        .opcodes = (role & 0x40 ? 0x0088 : 0) | (role & 0x80 ? 0x8800 : 0) | (role & 0x20 ? 0x0007 : 0),
         .limits =
             {
                 .max_size = sizes[limits & 7],
