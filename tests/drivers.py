@@ -66,9 +66,9 @@ def until(predicate: Callable[[], object], what: str, deadline_s: float = DEADLI
 # ---- what a peer sends ----
 
 
-def frame(opcode: int, payload: bytes = b"", *, final: bool = True, key: bytes = MASKING_KEY) -> bytes:
+def frame(opcode: int, payload: bytes = b"", *, final: bool = True, key: bytes = MASKING_KEY, rsv: int = 0) -> bytes:
     """Return a frame as a client sends it."""
-    first = opcode | (FIN if final else 0)
+    first = opcode | (FIN if final else 0) | rsv
     length = len(payload)
     if length < 126:
         header = bytes([first, 0x80 | length])
@@ -199,6 +199,10 @@ class RawClient:
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         self._pace = pace
         self._data = bytearray()
+        self.claimed = 0
+        """The reserved bits that the server may set."""
+        self.rsv = 0
+        """Those of the last frame."""
         try:
             if receive_buffer is not None:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -301,7 +305,8 @@ class RawClient:
     def frame(self) -> Received:
         """Receive one frame."""
         first, second = self.exactly(2)
-        assert first & 0x70 == 0, "a reserved bit is set"
+        self.rsv = first & 0x70
+        assert self.rsv & ~self.claimed == 0, "a reserved bit is set"
         assert second & 0x80 == 0, "a server does not mask (RFC 6455 §5.1)"
         length = second
         if second == 126:
@@ -839,6 +844,7 @@ class Connections(Server):
         "broadcast": "a Connection knows no others",
         "calls": "no thread of its own calls anything later",
         "clients": "a Connection knows no others, and no server",
+        "extensions": "it has not got that argument",
         "http": "a websocket takes opening handshakes and nothing else, and its user is asked about none",
         "keepalive": "it sends no pings of its own",
         "kind": "a Connection is no server, and what is about the class of one isn't about it",

@@ -23,7 +23,7 @@ LAYERS = (
     {"loop", "heads", "deadline", "calls", "listening", "signals", "threads", "held", "lenient", "outbox"},
     {"connecting", "exclusive", "reception"},
     {"websocket"},
-    {"connection", "async_client", "async_server", "serving", "asyncio", "sync"},
+    {"connection", "async_client", "extended", "async_server", "serving", "asyncio", "sync"},
     {"server", "server_client"},
     {"exceptions", "conformance"},
     {"__init__"},

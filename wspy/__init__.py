@@ -24,9 +24,11 @@ What else there is:
 - ``Frame`` and ``ControlFrame``: single frames; ``read_frame``, ``pop_frame``, ``contains_frame``, ``receive_frame``,
   ``create_close_frame`` and ``mask``: from bytes and to them.
 - ``Protocol``: the protocol without I/O, for both roles, to use with sockets of your own.
+- ``DeflateMessage``: compression (RFC 7692), for ``extensions=`` of a server; ``DeflateFrame``, its predecessor;
+  ``Extension``, to write others.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
-TLS, compression and an asyncio API are not there yet.
+TLS and an asyncio API are not there yet.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ from .codes import (
     Role,
 )
 from .connection import Connection
+from .deflate import DeflateFrame, DeflateMessage
 from .errors import (
     CoreError,
     HandshakeError,
@@ -70,6 +73,7 @@ from .errors import (
     SSLError,
     WebSocketError,
 )
+from .extensions import Extension
 from .frames import (
     ControlFrame,
     Frame,
@@ -120,6 +124,9 @@ __all__ = [
     "Connection",
     "ControlFrame",
     "CoreError",
+    "DeflateFrame",
+    "DeflateMessage",
+    "Extension",
     "Frame",
     "HandshakeError",
     "Headers",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from . import loop as core
 from .codes import CloseCode, Opcode
-from .errors import PingError, SocketClosed
+from .errors import PingError, ProtocolError, SocketClosed
 from .frames import FIN, Frame, close_payload, fragments, received_frame
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
@@ -27,6 +27,7 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
+    from .extensions import Agreement, Extension
     from .http11 import Request
     from .serving import BaseServer
 
@@ -42,13 +43,13 @@ HOLD: Final = 1
 DROP: Final = 2
 
 _MAX_PING: Final = 125
-_MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits in the queue
+MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits in the queue
 
 
 class Rare:
     """What only some connections need, made when it is first needed."""
 
-    __slots__ = ("close_code", "close_reason", "fragments", "held", "is_aborted", "peer", "resumes", "sent")
+    __slots__ = ("close_code", "close_reason", "failure", "fragments", "held", "is_aborted", "peer", "resumes", "sent")
 
     def __init__(self) -> None:
         # what arrived during a pause: kind, payload, and whether onframe has seen it
@@ -58,6 +59,7 @@ class Rare:
         self.sent: OrderedDict[int, Message | Frame] = OrderedDict()
         self.fragments: list[bytes] = []
         self.is_aborted = False
+        self.failure: ProtocolError | None = None  # of what the peer sent, as an extension has found
         self.close_code: int | None = None
         self.close_reason = ""
         self.peer: core.Address | None = None
@@ -99,14 +101,25 @@ class AsyncClient:
         self._state: SocketClosed | None = None
         self._rare: Rare | None = None
 
+    # of those that have extensions
+    _agreed: Agreement | None = None
+
     # ---- sending ----
 
-    def send(self, message: Sendable, fragment_size: int | None = None) -> None:
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        *,
+        compress: bool | None = None,  # noqa: ARG002 -- where no extension was agreed upon, nothing compresses
+    ) -> None:
         """Queue a message and return at once; ``onsent`` tells when the kernel has it.
 
         Args:
             message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer. It may be changed afterwards.
             fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
+            compress: whether to compress it, if that was agreed upon; None leaves it to the extension.
+                A secret should not be compressed together with what others have a say in (RFC 7692 §8).
 
         Raises:
             SocketClosed: the connection is closed or closing.
@@ -140,7 +153,7 @@ class AsyncClient:
 
     def _send_otherwise(self, message: Message, payload: bytes, fragment_size: int | None) -> None:
         self._check_open()
-        if fragment_size is None and len(payload) > _MAX_FRAME:
+        if fragment_size is None and len(payload) > MAX_FRAME:
             raise ValueError("a message above 4 GiB needs a fragment_size")
         if len(payload) <= core.LARGE:
             self.server._push(self._commands(message, payload, fragment_size))
@@ -159,6 +172,10 @@ class AsyncClient:
         commands: Commands = []
         for first, part in fragments(message.opcode, payload, fragment_size):
             commands += (self._key, core.message_prefix(first, len(part)), part)
+        return commands
+
+    def _marked(self, commands: Commands, message: Message) -> Commands:  # noqa: ARG002 -- for MarkingClient
+        """Return the commands of a message, and what tells of its end if somebody wants to know."""
         return commands
 
     def _check_open(self) -> None:
@@ -212,10 +229,14 @@ class AsyncClient:
             return
         sent = (CloseCode.NO_STATUS if code is None else code, reason)
         self._state = SocketClosed(initialized=True, message="this side has closed the connection", sent=sent)
-        self.server._push(core.command(self._handle | core.CLOSE, payload))
+        self._push_in_order(core.command(self._handle | core.CLOSE, payload))
         self.server._flush()
         if self._mode == HOLD:
             self.resume_reading()
+
+    def _push_in_order(self, commands: core.Command) -> None:
+        """Queue commands behind what was sent before."""
+        self.server._push(commands)
 
     def abort(self) -> None:
         """End the connection at once, with a reset: queued bytes are lost, and nothing is delivered but ``onclose``."""
@@ -290,6 +311,11 @@ class AsyncClient:
     # ---- who it is ----
 
     @property
+    def extensions(self) -> tuple[Extension.Instance, ...]:
+        """What was agreed upon, in the order in which it transforms what is sent (RFC 6455 §9.1)."""
+        return ()
+
+    @property
     def request(self) -> Request | None:
         """The request of the opening handshake, parsed anew at each look; None if it was not kept."""
         request = self._request
@@ -346,13 +372,21 @@ class MarkingClient(AsyncClient):
 
     __slots__ = ()
 
-    def send(self, message: Sendable, fragment_size: int | None = None) -> None:
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        *,
+        compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
+    ) -> None:
         """See ``AsyncClient.send``."""
         whole = create_message(message)
         self._send_otherwise(whole, whole.bytes, fragment_size)
 
     def _commands(self, message: Message, payload: bytes, fragment_size: int | None) -> Commands:
-        commands = super()._commands(message, payload, fragment_size)
+        return self._marked(super()._commands(message, payload, fragment_size), message)
+
+    def _marked(self, commands: Commands, message: Message) -> Commands:
         commands[-3] = core.key(self._handle | core.MARK)
         return [*core.note(self._handle, message), *commands]
 

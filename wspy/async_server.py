@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import loop as core
 from .async_client import DELIVER, DROP, HOLD, AsyncClient, MarkingClient
+from .extended import ExtendedClient, ExtendedMarkingClient
 from .limits import checked_seconds
 from .messages import Message, ReceivedBinary, ReceivedText
 from .serving import BaseServer
@@ -50,9 +51,10 @@ class AsyncServer(BaseServer[AsyncClient]):
         locations: the paths that are served; empty for all.
         require_origin: refuse a request without Origin.
         require_protocol: refuse a client that offers none of ``protocols``.
+        extensions: what the server speaks, such as ``DeflateMessage``: ``Extension`` objects or classes.
         extra_headers: header fields for the 101 response, or a function that returns them for a request.
         server_header: the value of ``Server`` in responses; None to leave it out.
-        max_size: of a message, after reassembly; over it the connection is closed with 1009.
+        max_size: of a message, after reassembly and decompression; over it the connection is closed with 1009.
         max_fragments: frames of a message; over it 1008.
         max_line: of the request line, up to 256 KiB; over it status 414.
         max_header_line: of one header line, up to 256 KiB; over it 431.
@@ -89,6 +91,8 @@ class AsyncServer(BaseServer[AsyncClient]):
 
     _client_class = AsyncClient
     _marking_class = MarkingClient
+    _extended_class = ExtendedClient
+    _extended_marking_class = ExtendedMarkingClient
     _instead = (
         ", called in the server's thread: let a thread do what takes long and hand its result back with call_soon"
     )

@@ -13,7 +13,9 @@ from copy import copy
 from os import urandom
 from typing import TYPE_CHECKING, NoReturn
 
+from .codes import Role
 from .errors import ResponseError
+from .extensions import Agreement, Extension, checked_extensions, confirm, offer
 from .handshake import Fields, accept_value, checked_headers, checked_protocols
 from .headers import Headers, parse_host, parse_token_list
 from .http11 import (
@@ -78,6 +80,7 @@ class ClientHandshake:
         uri: what to ask for.
         origin: the value of ``Origin``; None to send none, as all do that are no browser.
         protocols: the subprotocols that the client speaks, the preferred one first.
+        extensions: what the client offers, as ``Extension`` objects or classes, the preferred one first.
         extra_headers: header fields for the request. ``Host`` and ``User-Agent`` stand in for the usual ones; what else
             the handshake writes is refused.
         user_agent: the value of ``User-Agent``; None to leave it out.
@@ -91,6 +94,7 @@ class ClientHandshake:
         request: the complete request head. Each handshake has a new key.
         response: the head of the 101, once it is there.
         subprotocol: the one that the server chose, or None.
+        extensions: what was agreed upon, or None.
         rest: what followed the 101 in the same segments, which are frames.
 
     Raises:
@@ -104,6 +108,7 @@ class ClientHandshake:
         *,
         origin: str | None = None,
         protocols: Iterable[str] = (),
+        extensions: Iterable[Extension | type[Extension]] = (),
         extra_headers: Fields = (),
         user_agent: str | None = f"wspy/{__version__}",
         max_line: int = MAX_LINE,
@@ -115,6 +120,7 @@ class ClientHandshake:
         key = b2a_base64(urandom(16), newline=False)  # RFC 6455 §4.1 item 7
         self._accept = accept_value(key).decode()
         self._protocols = checked_protocols(protocols)
+        self._extensions = checked_extensions(extensions)
         self._max_line = checked_count("max_line", max_line, 1, HEAD_LIMIT)
         self._max_header_line = checked_count("max_header_line", max_header_line, 1, HEAD_LIMIT)
         self._max_head = checked_count("max_head", max_head, 1, HEAD_LIMIT)
@@ -123,9 +129,12 @@ class ClientHandshake:
         fields = [] if origin is None else [("Origin", _checked_origin(origin))]
         if self._protocols:
             fields.append(("Sec-WebSocket-Protocol", ", ".join(self._protocols)))
+        if self._extensions:
+            fields.append(("Sec-WebSocket-Extensions", offer(self._extensions)))
         self.request = _request(uri, key, fields, _checked_extra(extra_headers), user_agent)
         self.response: ResponseHead | None = None
         self.subprotocol: str | None = None
+        self.extensions: Agreement | None = None
         self.rest = b""
         self._buffer = bytearray()
         self._scanned = 0
@@ -232,9 +241,10 @@ class ClientHandshake:
             return "Connection does not list upgrade, RFC 6455 §4.1 item 3"
         if headers.get_all("sec-websocket-accept") != [self._accept]:
             return "Sec-WebSocket-Accept is not the answer to the key, RFC 6455 §4.1 item 4"
-        # Item 5: the request offers none.
-        if "sec-websocket-extensions" in headers:
-            return "Sec-WebSocket-Extensions names what was not offered, RFC 6455 §4.1 item 5"
+        try:
+            self.extensions = confirm(self._extensions, headers.get("sec-websocket-extensions"), Role.CLIENT) or None
+        except ValueError as error:
+            return f"Sec-WebSocket-Extensions is no answer to the offer, RFC 6455 §4.1 item 5: {error}"
         if not self._is_offered(headers.get_all("sec-websocket-protocol")):
             return "Sec-WebSocket-Protocol is repeated, or was not offered, RFC 6455 §4.1 item 6"
         # RFC 9110 §8.6, RFC 9112 §6.1: a 101 has no content. If one is announced, two readers may disagree on

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from .codes import Role
     from .frames import Frame
 
-__all__ = ["Agreement", "Chain", "Extension", "Parameters", "agree", "checked_extensions", "confirm", "offer", "too_big"]
+__all__ = [
+    "Agreement",
+    "Chain",
+    "Extension",
+    "Parameters",
+    "agree",
+    "checked_extensions",
+    "confirm",
+    "offer",
+    "too_big",
+]
 
 Parameters: TypeAlias = list[tuple[str, str | None]]
 """Names and values in their order; None for a parameter without a value."""
@@ -163,7 +173,7 @@ class Extension:
         """
         return self.read(answer)
 
-    def sharing(self, role: Role, parameters: Mapping[str, Value]) -> Hashable:  # noqa: ARG002, PLR6301 -- for subclasses
+    def sharing(self, role: Role, parameters: Mapping[str, Value]) -> Hashable:  # noqa: ARG002 -- for subclasses
         """Return what instances have in common that transform the same frame to the same bytes.
 
         A broadcast is transformed once for all of them. None, as by default: each has to do it by itself.
@@ -227,8 +237,8 @@ class Agreement:
     Attributes:
         answer: the value of the response's field, "" for none.
         rsv: the reserved bits that they have claimed: 0x40, 0x20 and 0x10.
-        opcodes: the opcodes that they have claimed, bit n for opcode n: reserved ones, and 0 to 2 if all messages are for
-            them to read.
+        opcodes: the opcodes that they have claimed, bit n for opcode n: reserved ones, and 0 to 2 if all messages are
+            for them to read.
         has_frames: whether one of them transforms single frames.
         sharing: what connections have in common that send the same for the same message; None if they don't.
 

@@ -345,6 +345,11 @@ def fragments(opcode: int, payload: bytes, size: int) -> Iterator[tuple[int, byt
         yield first, part
 
 
+def is_close_code(number: int) -> bool:
+    """Tell whether a Close frame may carry this code, RFC 6455 §7.4."""
+    return bool(0 <= number <= 0xFFFF and lib.wspy_close_code_valid(number))
+
+
 def close_payload(code: int | None, reason: str = "") -> bytes:
     """Return the payload of a Close frame, RFC 6455 §5.5.1. Thread-safe.
 
@@ -364,7 +369,7 @@ def close_payload(code: int | None, reason: str = "") -> bytes:
             raise ValueError("a reason needs a code")
         return b""
     number = index(code)
-    if not (0 <= number <= 0xFFFF and lib.wspy_close_code_valid(number)):
+    if not is_close_code(number):
         raise ValueError(f"a Close frame can't carry the code {number}")
     encoded = reason.encode()
     if len(encoded) > _MAX_REASON:

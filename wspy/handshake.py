@@ -11,11 +11,13 @@ import re
 from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha1
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from .codes import Role
 from .errors import HandshakeError, ResponseError
+from .extensions import Agreement, Extension, agree, checked_extensions
 from .headers import Headers, is_token, parse_extensions, parse_host, parse_token_list
 from .http11 import (
     ALLOW_GET,
@@ -115,14 +117,19 @@ class Acceptance(NamedTuple):
     Args:
         response: the complete head of the 101 response.
         subprotocol: the one that was chosen, or None.
+        extensions: what was agreed upon, or None.
     """
 
     response: bytes
     subprotocol: str | None
+    extensions: Agreement | None = None
 
 
 class ServerHandshake:
     """The policy of a server on opening handshakes. Thread-safe: nothing changes after it was made.
+
+    Attributes:
+        extensions: those that the server speaks.
 
     Args:
         protocols: the subprotocols that the server speaks; the first one a client offers among them is chosen.
@@ -133,6 +140,7 @@ class ServerHandshake:
         locations: the paths that are served, without a query; a slash at the end makes no difference. Empty: all.
         require_origin: refuse a request without ``Origin``, which no browser sends; None in ``trusted_origins`` wins.
         require_protocol: refuse a client that offers none of ``protocols``.
+        extensions: what the server speaks, as ``Extension`` objects or classes; the client's preference decides.
         extra_headers: header fields for the 101 response, or a function that returns them for a request.
         server_header: the value of ``Server`` in 101 responses and refusals; None to leave it out.
         max_line: limit of the request line, in bytes without CRLF, up to 256 KiB.
@@ -153,6 +161,7 @@ class ServerHandshake:
         locations: Iterable[str] = (),
         require_origin: bool = False,
         require_protocol: bool = False,
+        extensions: Iterable[Extension | type[Extension]] = (),
         extra_headers: Fields | Callable[[Request], Fields] = (),
         server_header: str | None = None,
         max_line: int = MAX_LINE,
@@ -164,6 +173,9 @@ class ServerHandshake:
         self._origins = _Origins(trusted_origins, required=require_origin)
         self._locations = frozenset(map(_checked_location, _strings("locations", locations)))
         self._require_protocol = require_protocol
+        self.extensions = known = checked_extensions(_collection("extensions", extensions))
+        # Browsers offer one of a few values for ever; what a peer can make this keep is bounded.
+        self._agree = lru_cache(maxsize=64)(partial(agree, known, role=Role.SERVER)) if known else None
         server = () if server_header is None else [("Server", server_header)]
         self._server = checked_headers("server_header", server)
         self._extra_headers = extra_headers if callable(extra_headers) else None
@@ -194,8 +206,8 @@ class ServerHandshake:
         Raises:
             HandshakeError: it doesn't ask for that rightly (400, 405, 426), or the server's policy is against it
                 (400, 403, 404).
-            Exception: what a function given as ``extra_headers`` raises, and ``ValueError`` or ``TypeError`` for
-                what it returns: answer with 500.
+            Exception: what a function given as ``extra_headers`` or an extension raises, and ``ValueError`` or
+                ``TypeError`` for what the function returns: answer with 500.
         """
         if self._locations and _location(request.path) not in self._locations:
             raise HandshakeError(404, "the location is not served")
@@ -206,11 +218,15 @@ class ServerHandshake:
         key = _check_key(headers)
         self._origins.check(headers)
         subprotocol, line = self._choose_protocol(headers)
-        extensions = headers.get("sec-websocket-extensions")
-        if extensions is not None:
-            _check_extensions(extensions)
+        agreement = None
+        offered = headers.get("sec-websocket-extensions")
+        if offered is not None:
+            _check_extensions(offered)
+            if self._agree is not None and (agreed := self._agree(offered)):
+                agreement = agreed
+                line += b"\r\nSec-WebSocket-Extensions: %b" % agreement.answer.encode()
         end = self._end if self._extra_headers is None else self._response_end(self._extra_headers(request))
-        return Acceptance(_ACCEPT_START + accept_value(key.encode()) + line + end, subprotocol)
+        return Acceptance(_ACCEPT_START + accept_value(key.encode()) + line + end, subprotocol, agreement)
 
     def _choose_protocol(self, headers: Headers) -> tuple[str | None, bytes]:
         """Choose what the client prefers, RFC 6455 §4.2.2 /subprotocol/, and the field line that says so."""
@@ -425,7 +441,6 @@ def _offered_protocols(value: str) -> list[str]:
     return names
 
 
-# Browsers send one of a few values for ever; what a peer can make this keep is bounded.
 @lru_cache(maxsize=64)
 def _check_extensions(value: str) -> None:
     try:

@@ -44,6 +44,7 @@ __all__ = [
     "close_code",
     "command",
     "error_text",
+    "failure",
     "grant",
     "handle",
     "key",
@@ -68,6 +69,7 @@ BROADCAST_MARK: Final = BROADCAST | lib.WSPY_BROADCAST_MARK
 NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
 REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
 FINISH: Final = lib.WSPY_COMMAND_FINISH << SHIFT
+FAIL: Final = lib.WSPY_COMMAND_FAIL << SHIFT
 HANDLE: Final = (1 << SHIFT) - 1
 SLOT: Final = lib.WSPY_SLOT_MASK
 EVERYONE: Final = lib.WSPY_FOREVER
@@ -80,6 +82,7 @@ EVENT_PING: Final = lib.WSPY_EVENT_PING
 EVENT_PONG: Final = lib.WSPY_EVENT_PONG
 EVENT_NOT_FINAL: Final = lib.WSPY_EVENT_NOT_FINAL
 EVENT_RSV: Final = lib.WSPY_EVENT_RSV
+EVENT_CLAIMED: Final = lib.WSPY_EVENT_CLAIMED
 EVENT_APART: Final = lib.WSPY_EVENT_APART
 EVENT_DETACHED: Final = lib.WSPY_EVENT_DETACHED
 EVENT_HEAD: Final = lib.WSPY_EVENT_HEAD
@@ -91,6 +94,9 @@ EVENT_PINGED: Final = lib.WSPY_EVENT_PINGED
 EVENT_ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
 EVENT_DRAINED: Final = lib.WSPY_EVENT_DRAINED
 EVENT_ENDING: Final = lib.WSPY_EVENT_ENDING
+
+# As a positive number, as CLOSED has it.
+EXTENSION_ERROR: Final = -lib.WSPY_ERROR_EXTENSION
 
 MESSAGES: Final = lib.WSPY_MESSAGES
 FRAMES: Final = lib.WSPY_FRAMES
@@ -108,6 +114,7 @@ _ACCEPT: Final = struct.Struct("=IHBB")
 _NUMBER: Final = struct.Struct("=Q")
 _KEY: Final = struct.Struct("=Q")
 _LENGTH: Final = struct.Struct("=I")
+_CODE: Final = struct.Struct("=H")
 _FAR: Final = struct.Struct("=QQ")
 
 Note: TypeAlias = "Callable[[int, int, Any], object]"
@@ -556,15 +563,24 @@ def _take_notes(commands: list[Any], number: int, take: Note) -> None:
         number += 1
 
 
-def acceptance(response: bytes, *, granularity: int, credit: int | None = None) -> bytes:
-    """Return the payload of an ACCEPT command without extensions.
+def acceptance(
+    response: bytes, *, granularity: int, credit: int | None = None, rsv: int = 0, opcodes: int = 0
+) -> bytes:
+    """Return the payload of an ACCEPT command.
 
     Args:
         response: the 101.
         granularity: MESSAGES or FRAMES.
         credit: how many messages may be delivered before more are granted; None for any number.
+        rsv: the reserved bits that extensions have claimed.
+        opcodes: that they have claimed, bit n for opcode n; see core.h.
     """
-    return _ACCEPT.pack(UNLIMITED if credit is None else credit, 0, 0, granularity) + response
+    return _ACCEPT.pack(UNLIMITED if credit is None else credit, opcodes, rsv, granularity) + response
+
+
+def failure(handle: int, close_code: int) -> Command:
+    """Return a command to push: an extension has found what the peer sent to break a rule."""
+    return command(handle | FAIL, _CODE.pack(close_code))
 
 
 def grant(handle: int, count: int) -> Command:

@@ -121,8 +121,8 @@ class Protocol:
         max_fragments: limit of the number of data frames of a message; None for no limit. Beyond: 1008.
         rsv: the reserved bits that extensions have claimed: 0x40, 0x20 and 0x10 (§9). Payloads with one set are not
             checked to be UTF-8.
-        opcodes: the opcodes that extensions have claimed, bit n for opcode n (§9): reserved ones, and 0 to 2 if all data
-            is for them to read: then texts are not checked to be UTF-8.
+        opcodes: the opcodes that extensions have claimed, bit n for opcode n (§9): reserved ones, and 0 to 2 if all
+            data is for them to read: then texts are not checked to be UTF-8.
 
     Raises:
         TypeError: a limit, ``rsv`` or ``opcodes`` isn't an integer.

@@ -14,7 +14,14 @@ from .async_client import DELIVER, DROP, HOLD
 from .codes import CloseCode
 from .errors import HandshakeError, SocketClosed
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
-from .server_client import CALL, ENDED, Client, MarkingThreadClient
+from .server_client import (
+    CALL,
+    ENDED,
+    Client,
+    ExtendedMarkingThreadClient,
+    ExtendedThreadClient,
+    MarkingThreadClient,
+)
 from .serving import BaseServer, Options
 from .threads import Threads
 
@@ -77,6 +84,8 @@ class Server(BaseServer[Client]):
 
     _client_class = Client
     _marking_class = MarkingThreadClient
+    _extended_class = ExtendedThreadClient
+    _extended_marking_class = ExtendedMarkingThreadClient
     _instead = ", called in a thread of each client, where they may wait"
 
     def __init__(

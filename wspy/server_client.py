@@ -16,6 +16,7 @@ from . import loop as core
 from .async_client import DELIVER, DROP, AsyncClient, MarkingClient, Rare
 from .codes import CloseCode
 from .errors import SocketClosed
+from .extended import Extends
 from .limits import checked_seconds
 from .messages import received_message
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from threading import Thread
     from types import EllipsisType
 
+    from .extensions import Agreement
     from .http11 import Request
     from .messages import Message, Sendable
     from .server import Server
 
-__all__ = ["Client", "MarkingThreadClient"]
+__all__ = ["Client", "ExtendedMarkingThreadClient", "ExtendedThreadClient", "MarkingThreadClient"]
 
 # In the inbox, beside the kinds of events: look at the calls.
 CALL: Final = -1
@@ -36,7 +38,7 @@ CALL: Final = -1
 # As _thread_id: there was one.
 ENDED: Final = -1
 
-_COSTS_CREDIT: Final = frozenset((core.EVENT_PING, core.EVENT_PONG))
+_COSTS_NO_CREDIT: Final = frozenset((core.EVENT_CLOSE, core.EVENT_OPENED, core.EVENT_SENT, core.EVENT_PINGED))
 
 
 class Client(AsyncClient):
@@ -89,7 +91,12 @@ class Client(AsyncClient):
     # ---- sending ----
 
     def send(
-        self, message: Sendable, fragment_size: int | None = None, timeout: float | EllipsisType | None = ...
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        timeout: float | EllipsisType | None = ...,
+        *,
+        compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
     ) -> None:
         """Queue a message, once no more than ``write_limit`` of this client is unsent; ``onsent`` tells of its end.
 
@@ -100,6 +107,7 @@ class Client(AsyncClient):
             message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer. It may be changed afterwards.
             fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
             timeout: seconds to wait; None for ever; by default ``send_timeout`` of the server.
+            compress: see ``AsyncClient.send``.
 
         Raises:
             SocketClosed: the connection is closed or closing, or became so while this waited.
@@ -240,7 +248,7 @@ class Client(AsyncClient):
 
     def _spend(self, kind: int) -> None:
         """Count what is delivered, and grant as much again."""
-        if kind & 0x7F > core.EVENT_BINARY and kind not in _COSTS_CREDIT:
+        if kind & 0x7F in _COSTS_NO_CREDIT:
             return
         self._taken += 1
         if self._taken == self.server._grants:
@@ -324,13 +332,50 @@ class MarkingThreadClient(MarkingClient, Client):
     __slots__ = ()
 
     def send(
-        self, message: Sendable, fragment_size: int | None = None, timeout: float | EllipsisType | None = ...
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        timeout: float | EllipsisType | None = ...,
+        *,
+        compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
     ) -> None:
         """See ``Client.send``."""
         server = self.server
         if server._backlogs[self._slot] > server._write_limit:
             self._wait_for_room(timeout)
         MarkingClient.send(self, message, fragment_size)
+
+
+class ExtendedThreadClient(Extends, Client):
+    """A client that extensions were agreed upon with."""
+
+    __slots__ = ("_agreed", "_exchange")
+
+    def __init__(
+        self, server: Server, handle: int, request: Request, subprotocol: str | None, agreed: Agreement
+    ) -> None:
+        super().__init__(server, handle, request, subprotocol)
+        self._agreed, self._exchange = agreed, None
+
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        timeout: float | EllipsisType | None = ...,
+        *,
+        compress: bool | None = None,
+    ) -> None:
+        """See ``Client.send``."""
+        server = self.server
+        if server._backlogs[self._slot] > server._write_limit:
+            self._wait_for_room(timeout)
+        Extends.send(self, message, fragment_size, compress=compress)
+
+
+class ExtendedMarkingThreadClient(ExtendedThreadClient, MarkingClient):
+    """The same, of a server that overrides ``onsent``."""
+
+    __slots__ = ()
 
 
 def _left(end: float | None) -> float:

@@ -13,31 +13,37 @@ import socket
 import threading
 import warnings
 import weakref
+from contextlib import suppress
 from functools import lru_cache
 from math import ceil, inf
 from time import gmtime, monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict, TypeVar
 
 from . import loop as core
 from .async_client import DELIVER, DROP, HOLD, AnyClient, AsyncClient, Clients, Rare, peer_name
 from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
-from .errors import CoreError, HandshakeError, SocketClosed
-from .frames import FIN, Frame, frame_header, received_frame
+from .errors import CoreError, HandshakeError, ProtocolError, SocketClosed
+from .extended import Exchange, Extends
+from .frames import FIN, Frame, frame_header, is_close_code, received_frame
 from .handshake import HEAD_STATUSES, Acceptance, ServerHandshake
 from .http11 import Request, Response
 from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
 from .listening import Address, close_listener, open_listener
-from .loop import Loop, Settings, acceptance, broadcast_payload, error_text
+from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
 from .signals import StopSignals
 from .version import __version__
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+
+    from .extensions import Agreement, Extension
 
 __all__ = ["BaseServer", "Options"]
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("wspy.server")
 
@@ -70,6 +76,7 @@ class Options(TypedDict, total=False):
     locations: Iterable[str]
     require_origin: bool
     require_protocol: bool
+    extensions: Iterable[Extension | type[Extension]]
     extra_headers: (
         Mapping[str, str]
         | Iterable[tuple[str, str]]
@@ -109,6 +116,7 @@ class BaseServer(Generic[AnyClient]):
         locations: Iterable[str] = (),
         require_origin: bool = False,
         require_protocol: bool = False,
+        extensions: Iterable[Extension | type[Extension]] = (),
         extra_headers: Mapping[str, str]
         | Iterable[tuple[str, str]]
         | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]] = (),
@@ -141,6 +149,7 @@ class BaseServer(Generic[AnyClient]):
             locations=locations,
             require_origin=require_origin,
             require_protocol=require_protocol,
+            extensions=extensions,
             extra_headers=extra_headers,
             server_header=server_header,
             max_line=max_line,
@@ -150,6 +159,7 @@ class BaseServer(Generic[AnyClient]):
         )
         self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
         self._keep_request = keep_request
+        self._max_size = max_size
         self._server_header = server_header
         self._max_connections = checked_limit("max_connections", max_connections, 0, NO_COUNT_LIMIT)
         if max_connections is None:
@@ -208,6 +218,7 @@ class BaseServer(Generic[AnyClient]):
         self.clients: Clients[AnyClient] = Clients()
         self._marks = self._overrides("onsent")
         self._make_client = self._marking_class if self._marks else self._client_class
+        self._make_extended = self._extended_marking_class if self._marks else self._extended_class
         self._thread = 0
         self.loop = Loop(settings)
         # for clients: as few steps as possible on the way of a message
@@ -215,6 +226,8 @@ class BaseServer(Generic[AnyClient]):
         self._busy = 0  # the thread that calls handlers now: what it queues leaves when they have returned
         self._rares: dict[bytes, Rare] = {}
         """Of open connections, by their keys."""
+        self._exchanges: dict[bytes, Exchange] = {}
+        """The same, of those that have used their extensions."""
         if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
 
@@ -492,13 +505,19 @@ class BaseServer(Generic[AnyClient]):
         """Return what few clients need, of one that is gone something that nobody keeps. Thread-safe."""
         return _rare_of(client, self.clients, self._rares)
 
-    def broadcast(self, message: Sendable, clients: Iterable[AnyClient] | None = None) -> None:
+    def broadcast(
+        self, message: Sendable, clients: Iterable[AnyClient] | None = None, *, compress: bool | None = None
+    ) -> None:
         """Send a message to many clients; it is encoded once. Thread-safe, and never blocks.
+
+        It is compressed once for all whose messages don't refer to those before them and who agreed upon the same, and
+        for each other client by itself.
 
         Args:
             message: as for ``client.send``.
             clients: None for all that are open. Clients that are closed are passed over, as are all of a server that
                 was closed.
+            compress: as for ``client.send``.
 
         Raises:
             TypeError: it is no message.
@@ -508,6 +527,9 @@ class BaseServer(Generic[AnyClient]):
         payload = whole.bytes
         told = None if clients is None else self._own(clients)
         if self.loop.closed:
+            return
+        if self.handshake.extensions:
+            self._broadcast_extended(whole, list(self.clients) if told is None else told, compress)
             return
         frame = frame_header(FIN | whole.opcode, len(payload)) + payload
         if self._marks:
@@ -524,6 +546,40 @@ class BaseServer(Generic[AnyClient]):
             if client.server is not self:
                 raise ValueError(f"{client!r} is not a client of this server")
         return own
+
+    def _broadcast_extended(self, message: Message, clients: list[AnyClient], compress: bool | None) -> None:
+        """Send to those with extensions what they make of a message, and to the others what it is."""
+        groups: dict[Hashable, tuple[Agreement | None, list[AnyClient]]] = {}
+        alone: list[Extends] = []
+        for client in clients:
+            agreed = client._agreed
+            if isinstance(client, Extends) and client._agreed.sharing is None:
+                alone.append(client)
+            else:
+                groups.setdefault(agreed and agreed.sharing, (agreed, []))[1].append(client)
+        payload = message.bytes
+        for agreed, told in groups.values():
+            if agreed is None:
+                frame = frame_header(FIN | message.opcode, len(payload)) + payload
+            else:
+                frame = self._transformed(agreed, message, compress)
+            if self._marks:
+                self._broadcast_marked(message, frame, told)
+            else:
+                keys = [client._key for client in told]
+                self._push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
+        for one in alone:
+            with suppress(SocketClosed):
+                one._send_transformed(message, None, compress)
+        self._flush()
+
+    @staticmethod
+    def _transformed(agreed: Agreement, message: Message, compress: bool | None) -> bytes:
+        """Return the frames that all get with whom this was agreed upon: their extensions remember nothing."""
+        whole = received_frame(message.opcode, message.bytes)
+        whole.compress = compress
+        frames = agreed.chain().send(whole)
+        return b"".join([frame_header(one.first_byte(), len(one.payload)) + one.payload for one in frames])
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AnyClient]) -> None:
         told = [client for client in clients if not client.closed]
@@ -551,6 +607,8 @@ class BaseServer(Generic[AnyClient]):
 
     _client_class: type[AnyClient]
     _marking_class: type[AnyClient]
+    _extended_class: type[Any]
+    _extended_marking_class: type[Any]
     _instead = ""
     """What to do about a handler that takes long."""
     _credit: int | None = None
@@ -666,6 +724,11 @@ class BaseServer(Generic[AnyClient]):
 
     def _deliver(self, client: AnyClient, kind: int, payload: bytes, is_seen: bool = False) -> None:
         """Call the handlers for one message, or one frame, which onframe may have seen."""
+        if isinstance(client, Extends) and not is_seen and (client._agreed.has_frames or kind & 0x0F > Opcode.PONG):
+            frame = self._extend(client, client._received_frame, _frame(kind, payload))
+            if frame is None:
+                return
+            kind, payload = _kind(frame), frame.payload
         if self._frames and not is_seen:
             self._guarded(client, self.onframe, client, _frame(kind, payload))
             if client._mode == HOLD:
@@ -676,25 +739,53 @@ class BaseServer(Generic[AnyClient]):
             self._guarded(client, self.onpingreceived, client, payload)
         elif kind == core.EVENT_PONG:
             self._guarded(client, self.onpong, client, payload)
-        elif kind != core.EVENT_CLOSE:
+        elif kind & 0x0F < Opcode.CLOSE:
             self._deliver_data(client, kind, payload)
 
     def _deliver_data(self, client: AnyClient, kind: int, payload: bytes) -> None:
-        opcode = kind & 0x0F
-        if kind & core.EVENT_NOT_FINAL or opcode == Opcode.CONTINUATION:
+        first = kind & 0x0F | kind >> 8 & 0x70
+        if kind & core.EVENT_NOT_FINAL or first == Opcode.CONTINUATION:
             parts = client._its_rare().fragments
-            parts.append(payload if parts else bytes([opcode]) + payload)
+            parts.append(payload if parts else bytes([first]) + payload)
             if kind & core.EVENT_NOT_FINAL:
                 return
             whole = b"".join(parts)
             parts.clear()
-            opcode, payload = whole[0], whole[1:]
-        message: Message
-        if opcode == Opcode.TEXT:
+            first, payload = whole[0], whole[1:]
+        message: Message | None
+        if isinstance(client, Extends):
+            message = self._extend(client, client._received_message, first, payload)
+            if message is None:
+                return
+        elif first == Opcode.TEXT:
             message = TextMessage(str(payload, "utf-8"))
         else:
             message = BinaryMessage(payload)
         self._deliver_message(client, message)
+
+    def _extend(self, client: AnyClient, read: Callable[..., _T], *arguments: Any) -> _T | None:
+        """Return what extensions make of something that has arrived; None if it ends the connection."""
+        try:
+            return read(*arguments)
+        except ProtocolError as error:
+            if is_close_code(error.code):
+                self._fail(client, error)
+            else:
+                self._handler_failed(client, error)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
+            self._handler_failed(client, error)
+        return None
+
+    def _fail(self, client: AnyClient, error: ProtocolError) -> None:
+        """End a connection whose peer broke a rule of an extension (RFC 6455 §7.1.7): nothing behind that counts."""
+        log.debug("%s: %s", client, error.message)
+        rare = client._its_rare()
+        rare.failure, rare.close_code = error, None
+        client._mode = DROP
+        if client._state is None:
+            client._state = SocketClosed(initialized=True, message=error.message, sent=(error.code, ""))
+        self._push(failure(client._handle, error.code))
+        self._flush()
 
     def _deliver_message(self, client: AnyClient, message: Message) -> None:
         self._guarded(client, self.onmessage, client, message)
@@ -814,8 +905,21 @@ class BaseServer(Generic[AnyClient]):
             raise HandshakeError(503, "the server is stopping")
         if len(self.clients) + len(self._opening) >= self._max_connections:
             raise HandshakeError(503, "there are max_connections already")
-        self._opening[handle & core.SLOT] = self._make_client(self, handle, request, accepted.subprotocol)
-        response = acceptance(accepted.response, granularity=self._granularity, credit=self._credit)
+        agreed = accepted.extensions
+        client: AnyClient
+        if agreed is None:
+            client = self._make_client(self, handle, request, accepted.subprotocol)
+            response = acceptance(accepted.response, granularity=self._granularity, credit=self._credit)
+        else:
+            client = self._make_extended(self, handle, request, accepted.subprotocol, agreed)
+            response = acceptance(
+                accepted.response,
+                granularity=core.FRAMES if agreed.has_frames else self._granularity,
+                credit=self._credit,
+                rsv=agreed.rsv,
+                opcodes=agreed.opcodes,
+            )
+        self._opening[handle & core.SLOT] = client
         self._push(core.command(handle | core.ACCEPT, response))
 
     def _refuse(self, handle: int, error: HandshakeError, head: bytes = b"") -> None:
@@ -863,6 +967,8 @@ class BaseServer(Generic[AnyClient]):
 
     def _peer_closes(self, client: AnyClient, payload: bytes) -> None:
         rare = client._its_rare()
+        if rare.failure is not None:
+            return
         rare.close_code = int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
         rare.close_reason = str(payload[2:], "utf-8")
         rcvd = (rare.close_code, rare.close_reason)
@@ -877,6 +983,7 @@ class BaseServer(Generic[AnyClient]):
         if opening is not None:
             log.info("%s went away before its handshake was answered", opening)
             self._rares.pop(opening._key, None)
+            self._exchanges.pop(opening._key, None)
         client = self.clients._find(slot)
         if client is None:
             return
@@ -884,8 +991,11 @@ class BaseServer(Generic[AnyClient]):
         self._deliver_last(client)
         self.clients._remove(slot)
         self._rares.pop(client._key, None)
+        self._exchanges.pop(client._key, None)
         rare.peer = self.loop.peer(client._handle)
         reason = "" if rare.close_code is not None else error_text(error & 0xFF, error >> 8)
+        if rare.failure is not None and error & 0xFF == core.EXTENSION_ERROR:
+            reason = rare.failure.message
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
         self._event(client, core.EVENT_CLOSED, (start, reason))
@@ -975,6 +1085,11 @@ def _asked(head: bytes) -> str:
 
 def _frame(kind: int, payload: bytes) -> Frame:
     return received_frame(kind & 0x0F, payload, final=not kind & core.EVENT_NOT_FINAL, rsv=kind >> 8 & 0x70)
+
+
+def _kind(frame: Frame) -> int:
+    """Return the kind of event that a frame would be."""
+    return frame.first_byte() & 0x0F | (frame.first_byte() & 0x70) << 8 | (not frame.final) * core.EVENT_NOT_FINAL
 
 
 # Never by strftime, whose names are those of a locale.

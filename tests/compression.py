@@ -1,0 +1,82 @@
+"""What does a peer say and hear that speaks permessage-deflate? Written for tests, with zlib alone and RFC 7692 beside it."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+from drivers import BINARY, CONTINUATION, TEXT, frame
+
+if TYPE_CHECKING:
+    from drivers import RawClient
+
+RSV1: Final = 0x40
+TAIL: Final = b"\x00\x00\xff\xff"
+NAME: Final = "permessage-deflate"
+
+
+def deflated(data: bytes, *, bits: int = 15, flush: int = zlib.Z_SYNC_FLUSH, level: int = 6) -> bytes:
+    """Return a message that is compressed by itself, RFC 7692 §7.2.1."""
+    stream = zlib.compressobj(level, zlib.DEFLATED, -bits)
+    return (stream.compress(data) + stream.flush(flush)).removesuffix(TAIL)
+
+
+def compressed(opcode: int, data: bytes, **options: Any) -> bytes:
+    """Return the frame of such a message."""
+    return frame(opcode, deflated(data, **options), rsv=RSV1)
+
+
+class Deflating:
+    """A raw client that has agreed on permessage-deflate.
+
+    Args:
+        peer: a client that has sent nothing yet.
+        parameters: what it offers, from the first semicolon on.
+    """
+
+    def __init__(self, peer: RawClient, parameters: str = "; client_max_window_bits") -> None:
+        self.peer = peer
+        peer.claimed = RSV1
+        answer = peer.open(headers=[("Sec-WebSocket-Extensions", NAME + parameters)]).headers
+        name, *found = answer["sec-websocket-extensions"].split("; ")
+        assert name == NAME
+        self.agreed = dict(one.partition("=")[::2] for one in found)
+        self._bits = max(int(self.agreed.get("client_max_window_bits", 15)), 9)
+        self._peers_bits = int(self.agreed.get("server_max_window_bits", 15))
+        self._deflater: Any = None
+        self._inflater: Any = None
+
+    def deflate(self, data: bytes) -> bytes:
+        """Return what stands for a message."""
+        if self._deflater is None or "client_no_context_takeover" in self.agreed:
+            self._deflater = zlib.compressobj(6, zlib.DEFLATED, -self._bits)
+        return bytes(self._deflater.compress(data) + self._deflater.flush(zlib.Z_SYNC_FLUSH)).removesuffix(TAIL)
+
+    def send(self, message: str | bytes, size: int | None = None) -> None:
+        """Send a compressed message, in fragments of so many bytes if that is said."""
+        opcode, data = (TEXT, message.encode()) if isinstance(message, str) else (BINARY, message)
+        payload = self.deflate(data)
+        step = size or max(len(payload), 1)
+        parts = [payload[start : start + step] for start in range(0, len(payload), step)]
+        for number, part in enumerate(parts):
+            first = (opcode, RSV1) if number == 0 else (CONTINUATION, 0)
+            self.peer.send(frame(first[0], part, final=number == len(parts) - 1, rsv=first[1]))
+
+    def receive(self) -> tuple[str | bytes, bool]:
+        """Receive a message; say whether it was compressed."""
+        opcode, payload, final = self.peer.frame()
+        is_compressed = bool(self.peer.rsv)
+        while not final:
+            continuation, part, final = self.peer.frame()
+            assert continuation == CONTINUATION
+            assert not self.peer.rsv  # RFC 7692 §6.1
+            payload += part
+        if is_compressed:
+            payload = self.inflate(payload)
+        return (payload.decode() if opcode == TEXT else payload), is_compressed
+
+    def inflate(self, payload: bytes) -> bytes:
+        """Return what a compressed message says."""
+        if self._inflater is None or "server_no_context_takeover" in self.agreed:
+            self._inflater = zlib.decompressobj(-max(self._peers_bits, 9))
+        return bytes(self._inflater.decompress(payload + TAIL))
