@@ -1,4 +1,4 @@
-"""What does a peer say and hear that speaks permessage-deflate? Written for tests, with zlib alone and RFC 7692 beside it."""
+"""What does a peer say and hear that speaks permessage-deflate? Made of zlib and RFC 7692 alone."""
 
 from __future__ import annotations
 

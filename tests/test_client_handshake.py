@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from measures import best_time
 
 from wspy.client_handshake import MAX_BODY, REDIRECTS, ClientHandshake
+from wspy.deflate import DeflateFrame, DeflateMessage
 from wspy.errors import HandshakeError, ResponseError
 from wspy.handshake import ServerHandshake
 from wspy.headers import Headers
@@ -713,6 +714,42 @@ def test_m3_what_was_not_offered(protocols: tuple[str, ...], more: bytes, item: 
     error = refused(lambda client: answer(client, more=more), protocols=protocols)
     assert f"RFC 6455 §4.1 item {item}" in error["message"]
     assert error["status"] == 101
+
+
+@pytest.mark.parametrize(
+    ("value", "answered"),
+    [
+        (None, None),
+        (b"permessage-deflate", {"server_max_window_bits": 15, "client_max_window_bits": 15}),
+        (b"permessage-deflate; client_max_window_bits=10", {"client_max_window_bits": 10}),
+        (b'permessage-deflate;server_max_window_bits="9"', {"server_max_window_bits": 9}),
+        (b"permessage-deflate; server_no_context_takeover", {"server_no_context_takeover": True}),
+    ],
+)
+def test_what_a_server_agrees_upon(value: bytes | None, answered: dict[str, Any] | None) -> None:
+    client = handshake(extensions=[DeflateMessage, DeflateFrame()])
+    offered = "permessage-deflate; client_max_window_bits, deflate-frame, x-webkit-deflate-frame"
+    assert fields_of(client)["Sec-WebSocket-Extensions"] == offered
+    assert client.feed(answer(client, {b"Sec-WebSocket-Extensions": value}))
+    assert (client.extensions is not None) == (answered is not None)
+    if client.extensions:
+        (instance,) = client.extensions.chain().instances
+        assert instance.parameters.items() >= (answered or {}).items()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"x-other", b"permessage-deflate; unknown", b"permessage-deflate, permessage-deflate",
+        b"permessage-deflate, deflate-frame", b"permessage-deflate; server_max_window_bits=16",
+        b"permessage-deflate; client_max_window_bits", b"permessage-deflate; server_no_context_takeover=1", b"", b";",
+        b"permessage-deflate; server_max_window_bits=8; server_max_window_bits=8",
+    ],
+)  # fmt: skip
+def test_g7_an_answer_that_is_none_to_the_offer(value: bytes) -> None:
+    fields: dict[bytes, bytes | None] = {b"Sec-WebSocket-Extensions": value}
+    error = refused(lambda client: answer(client, fields), extensions=[DeflateMessage, DeflateFrame], splits=3)
+    assert "RFC 6455 §4.1 item 5" in error["message"]
 
 
 @pytest.mark.parametrize("frames", [b"\x81\x05hello", b"\x88\x00", bytes(range(256)), b"\r\n\r\n", b"HTTP/1.1 404 "])

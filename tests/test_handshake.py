@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -18,10 +18,12 @@ from measures import best_time
 
 from wspy import handshake
 from wspy.errors import HandshakeError, ResponseError
+from wspy.extensions import Extension
 from wspy.handshake import HEAD_STATUSES, Acceptance, HeadError, ServerHandshake
 from wspy.headers import Headers
 
 if TYPE_CHECKING:
+    from wspy.extensions import Parameters
     from wspy.http11 import Request
 
 CORE_H = Path(__file__).resolve().parent.parent / "wspy" / "_core" / "core.h"
@@ -92,6 +94,7 @@ def test_c19_the_answer_to_the_sample_of_rfc_6455_1_3() -> None:
     assert accept(head()) == (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + ACCEPT + b"\r\n\r\n",
+        None,
         None,
     )
 
@@ -571,6 +574,63 @@ def test_c13_lists_are_judged_in_less_than_5_ms(name: str) -> None:
             pass
 
     assert best_time(judge) < 0.005
+
+
+# Extensions
+
+
+class Numbered(Extension):
+    names: ClassVar = ("x-numbered",)
+    defaults: ClassVar = {"number": 0}
+    asked: ClassVar[list[object]] = []
+
+    def accept(self, offered: Parameters) -> Parameters | None:
+        self.asked.append(offered)
+        return super().accept(offered)
+
+
+@pytest.mark.parametrize(
+    ("offered", "answered"),
+    [
+        (b"x-numbered", "x-numbered"),
+        (b"x-other, x-numbered; number=4", "x-numbered; number=4"),
+        (b'x-numbered; number=x, x-numbered;number="5"', "x-numbered; number=5"),
+        (b"x-other", None),
+        (b"x-numbered; other", None),
+        (None, None),
+    ],
+)
+def test_what_is_agreed_upon_is_answered(offered: bytes | None, answered: str | None) -> None:
+    acceptance = accept(head({b"Sec-WebSocket-Extensions": offered}), extensions=[Numbered])
+    assert split(acceptance.response)[1].get("sec-websocket-extensions") == answered
+    assert (acceptance.extensions.answer if acceptance.extensions else None) == answered
+
+
+def test_two_fields_are_one_list() -> None:
+    more = b"Sec-WebSocket-Extensions: x-other\r\nSec-WebSocket-Extensions: x-numbered\r\n"
+    assert accept(head(more=more), extensions=[Numbered()]).extensions
+
+
+def test_an_answer_is_kept_for_the_next_with_the_same_offer() -> None:
+    server = ServerHandshake(extensions=[Numbered])
+    request = server.read(head({b"Sec-WebSocket-Extensions": b"x-numbered; number=7"}))
+    Numbered.asked.clear()
+    first, second = server.accept(request), server.accept(request)
+    assert first.extensions is second.extensions
+    assert Numbered.asked == [[("number", "7")]]
+
+
+@pytest.mark.parametrize("value", [b"", b";", b"x-numbered;;", b"x-numbered; number=", b'x-numbered; number="a b"'])
+def test_c15_what_is_malformed_is_refused_before_extensions_are_asked(value: bytes) -> None:
+    Numbered.asked.clear()
+    assert refused(head({b"Sec-WebSocket-Extensions": value}), extensions=[Numbered]).status == 400
+    assert not Numbered.asked
+
+
+@pytest.mark.parametrize("extensions", [[Numbered, Numbered()], ["x-numbered"], [object], "x-numbered", 5])
+def test_what_is_no_collection_of_extensions(extensions: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="extensions"):
+        ServerHandshake(extensions=extensions)
 
 
 # Locations

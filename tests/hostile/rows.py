@@ -19,6 +19,7 @@ ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
 TLS: Final = "no TLS yet"
 EXTENSIONS: Final = "no extensions yet"
+NO_ZLIB_SEAM: Final = "zlib is that of Python, whose allocations can't be made to fail"
 AUTHENTICATION: Final = "no authentication yet"
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
@@ -179,7 +180,30 @@ ROWS: Final[dict[str, Row]] = {
     "F7": Row("binary messages are not text"),
     "F8": Row("the validator at every split"),
     "F9": Row("a lone surrogate is sent"),
-    **later("G", 23, EXTENSIONS),
+    # compression
+    "G1": Row("malformed parameters in an offer", {"connection": EXTENSIONS}),
+    "G2": Row("several offers, the first not acceptable", {"connection": EXTENSIONS}),
+    "G3": Row("two acceptable offers", {"connection": EXTENSIONS}),
+    "G4": Row("a window of 256 bytes", {"connection": EXTENSIONS}),
+    "G5": Row("a client whose window can't be limited", {"connection": EXTENSIONS}),
+    "G6": Row("a quoted value", {"connection": EXTENSIONS}),
+    "G7": Row("an answer that was not asked for", {"*": CLIENT}),
+    "G8": Row("the samples of RFC 7692", {"connection": EXTENSIONS}),
+    "G9": Row("a last block in the middle of a connection", {"connection": EXTENSIONS}),
+    "G10": Row("empty messages", {"connection": EXTENSIONS}),
+    "G11": Row("RSV1 where it can't be", {"connection": EXTENSIONS}),
+    "G12": Row("data that is not DEFLATE", {"connection": EXTENSIONS}),
+    "G13": Row("a truncated message", {"connection": EXTENSIONS}),
+    "G14": Row("bytes behind a last block", {"connection": EXTENSIONS}),
+    "G15": Row("a bomb", {"connection": EXTENSIONS}),
+    "G16": Row("a message at its limit", {"connection": EXTENSIONS}),
+    "G17": Row("compressed text that is not UTF-8", {"connection": EXTENSIONS}),
+    "G18": Row("plain messages between compressed ones", {"connection": EXTENSIONS}),
+    "G19": Row("references to a message that was to be forgotten", {"connection": EXTENSIONS}),
+    "G20": Row("connections that agree and never compress", {"connection": EXTENSIONS}),
+    "G21": Row("what is compressed and not sent", {"connection": EXTENSIONS}),
+    "G22": Row("a secret beside what others say", {"connection": EXTENSIONS}),
+    "G23": Row("deflate-frame", {"connection": EXTENSIONS}),
     # resources
     "H1": Row("fragments beyond the limit"),
     "H2": Row("endless fragments"),
@@ -194,7 +218,7 @@ ROWS: Final[dict[str, Row]] = {
     "H11": Row("no descriptors", {"connection": NO_SERVER}),
     "H12": Row("accept() fails", {"connection": NO_SEAM}),
     "H13": Row("no memory"),
-    "H14": Row("no memory for zlib", {"*": EXTENSIONS}),
+    "H14": Row("no memory for zlib", {"*": NO_ZLIB_SEAM}),
     "H15": Row("a flood of log lines"),
     "H16": Row("a text of 4-byte characters"),
     "H17": Row("the worst case for parsers"),
