@@ -24,6 +24,7 @@ from turns import (
     CLOSED,
     DRAINED,
     ENDING,
+    FAIL,
     FINISH,
     FOREVER,
     GRANT,
@@ -1521,3 +1522,113 @@ def test_a_finish_of_what_is_not_ending_is_nothing(pair: Pair) -> None:
         turns.push(FINISH, handle)
         peer.sendall(frame(1, b"x"))
         assert kinds(turns.settle()) == [TEXT]
+
+
+# ---- extensions ----
+
+INVALID = b"\x03\xef"  # 1007
+FAIL_1007 = struct.pack("=H", 1007)
+
+
+def test_what_an_extension_has_to_see_says_so(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair, rsv=0x40, opcodes=1 << 3 | 1 << 11)
+        peer.sendall(b"\xc1" + frame(1, b"\xff")[1:] + frame(1, b"text") + frame(3, b"own") + frame(11, b"control"))
+        events = turns.until(11)
+        claimed = lib.WSPY_EVENT_CLAIMED
+        assert kinds(events) == [TEXT | 0x4000, TEXT, 3 | claimed, 11 | claimed]
+        assert [event.payload for event in events] == [b"\xff", b"text", b"own", b"control"]
+        assert handle
+
+
+def test_texts_that_are_claimed_are_not_checked(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair, opcodes=0x07)
+        peer.sendall(frame(1, b"a\xff", final=False) + frame(0, b"\xfe") + frame(2, b""))
+        events = turns.until(BINARY)
+        assert kinds(events) == [TEXT | lib.WSPY_EVENT_CLAIMED, BINARY | lib.WSPY_EVENT_CLAIMED]
+        assert events[0].payload == b"a\xff\xfe"
+
+
+def test_a_claimed_control_frame_costs_credit(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair, opcodes=1 << 11, credit=3)
+        peer.sendall(frame(11, b"x") * 10)
+        assert len(turns.settle()) == 3
+        turns.push(GRANT, handle, (7).to_bytes(4, "little"))
+        assert len(turns.settle()) == 7
+
+
+@pytest.mark.parametrize("wants", [0, lib.WSPY_WANT_ENDING])
+def test_a_rule_of_an_extension_ends_a_connection_like_any_other(pair: Pair, wants: int) -> None:
+    with Turns(wants=wants) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(1, b"one") + frame(1, b"unfinished", final=False))
+        turns.until(TEXT)
+        turns.push(SEND, handle, text(b"1"))
+        turns.push(FAIL, handle, FAIL_1007)
+        turns.push(FAIL, handle, struct.pack("=H", 1002))  # the first counts
+        turns.push(SEND, handle, text(b"2"))
+        peer.sendall(frame(1, b"never"))
+        if wants:
+            assert kinds(turns.until(ENDING, handle)) == [ENDING]
+            turns.push(FINISH, handle)
+        events = turns.until(CLOSED, handle)
+        assert kinds(events) == [CLOSED]
+        assert (events[0].start, events[0].error) == (1007, lib.WSPY_ERROR_EXTENSION)
+        # §5.5.1: what was queued before the end was carried out comes before the Close
+        assert server_frames(to_the_end(peer, turns)) == [(1, b"1"), (1, b"2"), (CLOSE_FRAME, INVALID)]
+        assert turns.stats()["protocol_errors"] == 1
+
+
+@pytest.mark.parametrize("wants", [0, lib.WSPY_WANT_ENDING])
+@pytest.mark.parametrize("end", ["Close", "violation", "FIN"])
+def test_a_fault_in_what_came_before_the_end_is_what_counts(pair: Pair, wants: int, end: str) -> None:
+    with Turns(wants=wants) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        behind = {"Close": frame(8, NORMAL), "violation": b"\xf1\x80", "FIN": b""}[end]
+        peer.sendall(frame(1, b"one") + behind)
+        if end == "FIN":
+            peer.shutdown(socket.SHUT_WR)
+        turns.until(ENDING if wants else TEXT)
+        turns.push(FAIL, handle, FAIL_1007)
+        turns.push(FINISH, handle)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1007, lib.WSPY_ERROR_EXTENSION)
+        assert server_frames(to_the_end(peer, turns)) == [(CLOSE_FRAME, INVALID)]
+
+
+def test_a_fault_after_our_close_ends_the_wait_for_the_peers(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(CLOSE, handle, NORMAL)
+        turns.turn()
+        turns.push(FAIL, handle, FAIL_1007)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1007, lib.WSPY_ERROR_EXTENSION)
+        assert server_frames(to_the_end(peer, turns)) == [(CLOSE_FRAME, NORMAL)]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\1", struct.pack("=H", 1006), struct.pack("=H", 999), FAIL_1007 + b"x"])
+def test_a_failure_without_a_code_that_can_be_sent_is_none(pair: Pair, payload: bytes) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(FAIL, handle, payload)
+        peer.sendall(frame(1, b"still open"))
+        assert kinds(turns.until(TEXT)) == [TEXT]
+
+
+def test_nothing_fails_before_it_is_open_or_after_its_end(pair: Pair) -> None:
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        turns.push(FAIL, handle, FAIL_1007)
+        turns.turn()
+        turns.push(ACCEPT, handle, accept())
+        turns.until(OPENED, handle)
+        turns.push(ABORT, handle)
+        turns.push(FAIL, handle, FAIL_1007)
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_ABORTED)
+        turns.push(FAIL, handle, FAIL_1007)
+        turns.turn()
+        assert peer

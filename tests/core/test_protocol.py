@@ -83,7 +83,7 @@ def test_section_5_every_first_byte_in_every_state(role: Role, frames: bool, sta
 
 
 @ROLES
-@pytest.mark.parametrize("claims", [(0, 0), (RSV1, 0), (0x70, 0), (0, 0xF8F8), (0x20, 0x0808)], ids=str)
+@pytest.mark.parametrize("claims", [(0, 0), (RSV1, 0), (0x70, 0), (0, 0xF8F8), (0x20, 0x0808), (0, 0x07)], ids=str)
 def test_section_5_8_every_first_byte_with_every_claim(role: Role, claims: tuple[int, int]) -> None:
     options: dict[str, Any] = {"rsv": claims[0], "opcodes": claims[1]}
     for first, frames in itertools.product(range(256), (False, True)):
@@ -131,6 +131,20 @@ def test_d8_max_size_over_fragments(role: Role, limit: int) -> None:
             if length < 1 << 63:
                 wires = [Wire(BINARY, so_far), Wire(CONTINUATION, announced=length)]
                 assert decides(role, wires, max_size=limit) == error
+
+
+@ROLES
+@pytest.mark.parametrize("limit", [0, 1, 1023, 1024, 1 << 20, 1 << 62])
+def test_g16_what_extensions_are_to_read_may_be_a_little_longer(role: Role, limit: int) -> None:
+    most = limit + limit // 1024 + 64
+    for length, error in ((most, 0), (most + 1, lib.WSPY_ERROR_MESSAGE_SIZE)):
+        for first, claims in ((RSV1 | TEXT, {"rsv": RSV1}), (TEXT, {"opcodes": 0x07}), (3, {"opcodes": 1 << 3})):
+            assert decides(role, [Wire(first, announced=length)], max_size=limit, **claims) == error
+            fragments = [Wire(first, b"x"), Wire(CONTINUATION, announced=length - 1)]
+            assert decides(role, fragments, max_size=limit, **claims) == error
+    unmarked = [Wire(FIN | BINARY, announced=limit + 1)]
+    assert decides(role, unmarked, max_size=limit, rsv=RSV1) == lib.WSPY_ERROR_MESSAGE_SIZE
+    assert decides(role, [Wire(FIN | RSV1 | BINARY, announced=1 << 62)], max_size=NONE, rsv=RSV1) == 0
 
 
 @ROLES

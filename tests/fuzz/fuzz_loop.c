@@ -54,9 +54,10 @@ typedef struct {
     int heads;
     int is_bad, is_due; /* the head; its answer was not asked for yet */
     int opened;
-    int awaits_finish, is_finished;              /* ENDING was reported, FINISH was applied */
-    int owes_drained;                            /* it was full, so somebody may wait for room */
-    int paused_from, aborted_from, refused_from; /* turns */
+    int awaits_finish, is_finished;                           /* ENDING was reported, FINISH was applied */
+    int owes_drained;                                         /* it was full, so somebody may wait for room */
+    int paused_from, aborted_from, refused_from, failed_from; /* turns */
+    int fail_code;                                            /* of the first FAIL */
     uint32_t credit;
     int close_count; /* CLOSE commands that were applied */
     uint8_t close_payload[125];
@@ -285,6 +286,9 @@ static void check_close(guest *g, const uint8_t *payload, size_t length)
     g->wire_closed = 1;
     if (g->close_count && length == g->close_length && memcmp(payload, g->close_payload, length) == 0)
         return;
+    if (g->fail_code && length == 2 && payload[0] << 8 == (g->fail_code & 0xff00) &&
+        payload[1] == (g->fail_code & 0xff))
+        return;
     int error = wspy_endpoint_error(g->reference);
     uint8_t expected[2] = {0};
     if (error) {
@@ -390,6 +394,18 @@ static void note_close(guest *g, const command *c)
         memcpy(g->close_payload, c->payload, c->length);
 }
 
+static void note_fail(guest *g, const command *c, int first_turn)
+{
+    uint16_t code;
+    if (!g || g->state != ACCEPTED || g->fail_code || c->length != sizeof code)
+        return;
+    memcpy(&code, c->payload, sizeof code);
+    if (!wspy_close_code_valid(code))
+        return;
+    g->fail_code = code;
+    g->failed_from = first_turn;
+}
+
 static void note_grant(guest *g, const command *c)
 {
     uint32_t more;
@@ -462,6 +478,9 @@ static void note(const command *c, int first_turn)
     case WSPY_COMMAND_ABORT:
         if (g && g->aborted_from == NEVER)
             g->aborted_from = first_turn;
+        return;
+    case WSPY_COMMAND_FAIL:
+        note_fail(g, c, first_turn);
         return;
     case WSPY_COMMAND_PAUSE:
         if (g && g->paused_from == NEVER)
@@ -700,7 +719,7 @@ static const wspy_event *next_expected(guest *g)
 static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_t length)
 {
     require(g->state == ACCEPTED && g->opened && !g->awaits_finish);
-    require(run.turn < g->paused_from && run.turn < g->aborted_from);
+    require(run.turn < g->paused_from && run.turn < g->aborted_from && run.turn < g->failed_from);
     const wspy_event *expected = next_expected(g);
     require(expected && (expected->kind & ~(uint32_t)WSPY_EVENT_DETACHED) == kind);
     require(reference_equals(g, expected, payload, length));
@@ -739,9 +758,11 @@ static void take_closed(guest *g, uint32_t code, uint32_t length)
 {
     int error = -(int)(length & 0xff);
     require(g->state != GONE && (g->state != WAITING || g->heads)); /* what Python never saw ends in silence */
-    require(code == (uint32_t)(error ? wspy_error_close_code(error) : 1005));
+    int is_failed = error == WSPY_ERROR_EXTENSION;
+    require(code == (uint32_t)(is_failed ? g->fail_code : error ? wspy_error_close_code(error) : 1005));
+    require(!is_failed || g->fail_code);
     int is_violation = error <= WSPY_ERROR_RSV && error >= WSPY_ERROR_CLOSE_UTF8;
-    require(error == 0 || error == WSPY_ERROR_NO_MEMORY || is_violation ||
+    require(error == 0 || error == WSPY_ERROR_NO_MEMORY || is_violation || is_failed ||
             (error <= WSPY_ERROR_EOF && error >= WSPY_ERROR_ABORTED));
     if (error == 0)
         require(g->got_close && g->wire_closed);
@@ -787,7 +808,7 @@ static void take_of_guest(guest *g, const wspy_event *event, uint32_t kind, cons
         take_closed(g, event->start, event->length);
         return;
     default:
-        require((kind & ~(uint32_t)(0x0f | WSPY_EVENT_NOT_FINAL | WSPY_EVENT_RSV)) == 0);
+        require((kind & ~(uint32_t)(0x0f | WSPY_EVENT_NOT_FINAL | WSPY_EVENT_RSV | WSPY_EVENT_CLAIMED)) == 0);
         take_received(g, kind, payload, length);
     }
 }
@@ -919,6 +940,10 @@ static void check_open(guest *g, const fake_peer *peer, uint32_t backlog)
     require(!g->owes_drained || backlog > run.settings.write_limit);
     if (is_quiet)
         require(g->item_next == g->item_count);
+    if (g->failed_from <= run.turn + 1) {
+        require(backlog || g->awaits_finish);
+        return;
+    }
     if (g->paused_from <= run.turn + 1 || g->credit == 0)
         return;
     require(!next_expected(g));
@@ -1008,7 +1033,7 @@ static void connect_peer(int listener)
     if (!peer)
         return;
     guest *g = guest_of(peer);
-    *g = (guest){.paused_from = NEVER, .aborted_from = NEVER, .refused_from = NEVER};
+    *g = (guest){.paused_from = NEVER, .aborted_from = NEVER, .refused_from = NEVER, .failed_from = NEVER};
     if (listener >= 0)
         return;
     if (wspy_loop_adopt(run.loop, peer->fd, &g->handle) == WSPY_OK)
@@ -1165,7 +1190,7 @@ static void accept_guest(guest *g, uint8_t choice)
     wspy_accept accept = {.credit = credits[choice & 7],
                           .granularity = choice & 8 ? WSPY_FRAMES : WSPY_MESSAGES,
                           .rsv = choice & 16 ? WSPY_RSV1 : 0,
-                          .opcodes = choice & 32 ? 0x0808 : 0};
+                          .opcodes = (choice & 32 ? 0x0808 : 0) | (choice & 64 ? 0x0007 : 0)};
     if (g->state == WAITING || (g->state == DECIDING && (!g->is_due || g->is_bad)))
         return;
     g->is_due = 0;
@@ -1227,6 +1252,14 @@ static void close_guest(guest *g, uint8_t choice)
     push(g->handle, WSPY_COMMAND_CLOSE, payload, lengths[choice & 7]);
 }
 
+/* What an extension does, which has seen a message; sometimes with what is no close code. */
+static void fail_guest(guest *g, uint8_t choice)
+{
+    static const uint16_t codes[] = {1002, 1007, 1009, 3000, 4999, 1006, 0, 5000};
+    if (g->opened)
+        push(g->handle, WSPY_COMMAND_FAIL, &codes[choice & 7], choice & 8 ? 1 : 2);
+}
+
 static void grant(guest *g, uint8_t choice)
 {
     static const uint32_t amounts[] = {1, 2, 5, 0, WSPY_FOREVER, 100, 1, 3};
@@ -1258,7 +1291,7 @@ static void broadcast(uint8_t choice)
 static void push_garbage(void)
 {
     static const int harmless[] = {
-        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, WSPY_COMMAND_FAR, 7, 19, 4095,
+        WSPY_COMMAND_ACCEPT, WSPY_COMMAND_RESPOND, WSPY_COMMAND_GRANT, WSPY_COMMAND_FAR, 7, 20, 4095,
         WSPY_COMMAND_NOTE};
     uint8_t payload[8] = {0};
     uint8_t choice = take();
@@ -1301,7 +1334,10 @@ static void command_guest(uint8_t operation)
         close_guest(g, choice);
         return;
     case 3:
-        push(g->handle, WSPY_COMMAND_ABORT, "", 0);
+        if (choice & 64)
+            fail_guest(g, choice);
+        else
+            push(g->handle, WSPY_COMMAND_ABORT, "", 0);
         return;
     case 4:
         push(g->handle, WSPY_COMMAND_PAUSE, "", 0);

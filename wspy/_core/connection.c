@@ -122,7 +122,7 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
 void wspy_connection_fail(wspy_loop *loop, connection *conn, int close_code)
 {
     int is_ending = conn->phase == ENDING && !is_hard(conn->end_error) && conn->flags & SENDABLE;
-    if (conn->phase != OPEN && !is_ending)
+    if ((conn->phase != OPEN && !is_ending) || conn->end_error == WSPY_ERROR_EXTENSION)
         return;
     loop->stats.protocol_errors++;
     wspy_protocol_fail_extension(&conn->protocol, close_code);
