@@ -15,6 +15,7 @@ import aiohttp
 import websockets.asyncio.client
 import websockets.exceptions
 import websockets.sync.client
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping
@@ -50,7 +51,7 @@ class Peer:
         seconds: what an operation may take.
         subprotocols: to offer.
         headers: for the request.
-        deflate: offer permessage-deflate; none of these gets it.
+        deflate: offer permessage-deflate; with these parameters of RFC 7692 §7.1, if some are given.
     """
 
     sends_fragments: ClassVar[bool] = True
@@ -107,7 +108,7 @@ class SyncWebsockets(Peer):
         *,
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
-        deflate: bool = True,
+        deflate: bool | Mapping[str, bool | int] = True,
     ) -> None:
         self.seconds = seconds
         self._stack = contextlib.ExitStack()
@@ -116,7 +117,7 @@ class SyncWebsockets(Peer):
                 url,
                 subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
                 additional_headers=headers,
-                compression="deflate" if deflate else None,
+                **_websockets_offer(deflate),
                 proxy=None,
                 open_timeout=seconds,
                 close_timeout=seconds,
@@ -160,6 +161,13 @@ class SyncWebsockets(Peer):
         self._stack.close()
 
 
+def _websockets_offer(deflate: bool | Mapping[str, bool | int]) -> dict[str, Any]:
+    if isinstance(deflate, bool):
+        return {"compression": "deflate" if deflate else None}
+    factory: Any = ClientPerMessageDeflateFactory
+    return {"compression": None, "extensions": [factory(**deflate)]}
+
+
 def _websockets_end(close: Any) -> End:
     return End(1006, "") if close is None else End(int(close.code), close.reason)
 
@@ -194,7 +202,7 @@ class AsyncWebsockets(AsyncPeer):
         *,
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
-        deflate: bool = True,
+        deflate: bool | Mapping[str, bool | int] = True,
     ) -> None:
         super().__init__(seconds)
         self._stack = contextlib.AsyncExitStack()
@@ -202,7 +210,7 @@ class AsyncWebsockets(AsyncPeer):
             url,
             subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
             additional_headers=headers,
-            compression="deflate" if deflate else None,
+            **_websockets_offer(deflate),
             proxy=None,
             open_timeout=seconds,
             close_timeout=seconds,
@@ -259,7 +267,7 @@ class Aiohttp(AsyncPeer):
         *,
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
-        deflate: bool = True,
+        deflate: bool | Mapping[str, bool | int] = True,
     ) -> None:
         super().__init__(seconds)
         self._connection: Any = None
@@ -267,7 +275,9 @@ class Aiohttp(AsyncPeer):
         options: dict[str, Any] = {
             "protocols": subprotocols,
             "headers": headers,
-            "compress": 15 if deflate else 0,
+            "compress": int(deflate.get("client_max_window_bits", 15))
+            if not isinstance(deflate, bool)
+            else 15 * deflate,
             "autoping": False,
             "max_msg_size": 0,
         }
@@ -334,10 +344,15 @@ class NodeWs(Peer):
         *,
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
-        deflate: bool = True,
+        deflate: bool | Mapping[str, bool | int] = True,
     ) -> None:
         self._node = node
-        options = {"url": url, "subprotocols": list(subprotocols), "headers": headers or {}, "deflate": deflate}
+        options = {
+            "url": url,
+            "subprotocols": list(subprotocols),
+            "headers": headers or {},
+            "deflate": deflate if isinstance(deflate, bool) else _node_offer(deflate),
+        }
         opened = self._ask("open", **options)
         if "status" in opened:
             raise Refused(opened["status"])
@@ -378,6 +393,15 @@ class NodeWs(Peer):
 
     def free(self) -> None:
         self._ask("free", id=self._id)
+
+
+def _node_offer(parameters: Mapping[str, bool | int]) -> dict[str, bool | int]:
+    """Return parameters by the names that ws has for them; it leaves short messages alone unless told otherwise."""
+    words = {name: name.split("_") for name in parameters}
+    return {
+        "threshold": 0,
+        **{first + "".join(map(str.title, more)): parameters[name] for name, (first, *more) in words.items()},
+    }
 
 
 def _packed(message: str | bytes) -> dict[str, str]:

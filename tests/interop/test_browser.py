@@ -459,6 +459,26 @@ def test_compression_is_offered_and_not_taken(browser: Browser, server: Recorder
     assert request.headers["Origin"] == origin
 
 
+def test_compression_is_taken(browser: Browser, serve: Callable[..., Recorder]) -> None:
+    server = serve(extensions=[wspy.DeflateMessage])
+    body = """
+        const texts = [];
+        for (let size = 0; size < 100; size++) texts.push(("Größe " + size + " 漢字 ").repeat(size * size));
+        const all = [];
+        const complete = new Promise((resolve) => {
+            socket.onmessage = (event) => { if (all.push(event.data) === texts.length) resolve(); };
+        });
+        for (const text of texts) socket.send(text);
+        await complete;
+        return [socket.extensions, all.every((data, index) => data === texts[index])];
+    """
+    extensions, is_equal = talk(browser, server, body)
+    assert extensions.startswith("permessage-deflate")
+    assert is_equal
+    (instance,) = server.opened.get(timeout=20).extensions
+    assert instance.deflater._compressor is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "seen", "told"),
     [
