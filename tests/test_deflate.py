@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wspy.codes import Role
-from wspy.deflate import DeflateFrame, DeflateMessage
+from wspy.deflate import DeflateFrame, DeflateMessage, Inflater
 from wspy.errors import ProtocolError
 from wspy.extensions import Extension, agree, confirm, offer
 from wspy.frames import Frame, received_frame
@@ -364,3 +364,24 @@ def test_g23_the_limit_is_for_the_whole_message() -> None:
         assert caught.value.code == 1009
         client, server = pair(DeflateFrame(), DeflateFrame())
         server.max_size = 1999
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+@pytest.mark.parametrize("more", [b"", b"x" * 20_000], ids=["short", "long"])
+@pytest.mark.parametrize("size", [0, 10, 65_535, 65_536, 65_537, 300_000])
+def test_a_last_block_ends_wherever_it_likes(takeover: bool, more: bytes, size: int) -> None:
+    """RFC 7692 §7.2.3.4: also if what is not sent is a part of it, and before more of the same message."""
+    inflater = Inflater(15, takeover=takeover)
+    data = bytes(size) + random.Random(size).randbytes(len(more))
+    last = raw(data, flush=zlib.Z_FINISH)
+    stored = raw(data) + b"\0\0\xff\xff\x01"  # an empty last block, but for its length
+    for packed, expected in [
+        (last, data), (last + b"\0", data), (last + raw(b"more"), data + b"more"), (stored, data),
+        (last + last, data * 2), (b"\x01", b""), (b"\x01\x00\x00\xff\xff" + last, data),
+    ]:  # fmt: skip
+        assert inflater.inflate(packed, 1 << 20) == expected
+        assert inflater.inflate(raw(b"next"), 1 << 20) == b"next"
+    for cut in (last[:-1], b"\x02", b"\x03", b"\xab" * 300):
+        with pytest.raises(ProtocolError) as caught:
+            Inflater(15, takeover=takeover).inflate(cut, 1 << 20)
+        assert caught.value.code == 1007

@@ -121,14 +121,26 @@ class Inflater:
         """
         if not data:
             return b""
-        output = _Output(limit)
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = zlib.decompressobj(-self._bits)
         try:
-            view = memoryview(data)
-            for start in range(0, len(view), _PIECE):
-                self._pour(view[start : start + _PIECE], output)
-            if self._stream is not None:  # else the last block was marked as that (§7.2.3.4), and nothing follows
-                self._pour(_TAIL, output)
-                self._check_end()
+            if len(data) <= _PIECE:  # most messages are done in one step
+                part: bytes = stream.decompress(data, _STEP)
+                if len(part) < _STEP and not stream.eof:
+                    self._end()
+                    if len(part) > limit:
+                        raise too_big()
+                    return part
+                output = _Output(limit)
+                output.add(part)
+                self._pour(self._left(), output)
+            else:
+                output = _Output(limit)
+                view = memoryview(data)
+                for start in range(0, len(view), _PIECE):
+                    self._pour(view[start : start + _PIECE], output)
+            self._end()
         except zlib.error:
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is corrupt (RFC 7692 §7.2.2)") from None
         finally:
@@ -136,21 +148,39 @@ class Inflater:
                 self._stream = None
         return output.whole()
 
+    def _left(self) -> bytes:
+        """Return what was not inflated yet of what was given; a last block may be followed by another stream."""
+        stream = self._stream
+        if not stream.eof:
+            return bytes(stream.unconsumed_tail)
+        self._stream = None
+        return bytes(stream.unused_data)
+
     def _pour(self, data: bytes | memoryview, output: _Output) -> None:
-        """Inflate some of a message; a last block may be followed by another stream."""
-        while data:
+        """Inflate some of a message. All of it: a full step may leave something behind even if no input is left."""
+        is_full = self._stream is not None
+        while data or is_full:
             if self._stream is None:
                 self._stream = zlib.decompressobj(-self._bits)
-            stream = self._stream
-            output.add(stream.decompress(data, output.step))
-            data = stream.unconsumed_tail
-            if stream.eof:
-                data, self._stream = stream.unused_data, None
+            step = output.step
+            part = self._stream.decompress(data, step)
+            output.add(part)
+            data = self._left()
+            is_full = len(part) == step and self._stream is not None
 
-    def _check_end(self) -> None:
-        """Refuse a stream that ends inside a block, which zlib alone takes for whole."""
-        probe = self._stream.copy() if self._takeover else self._stream
-        if probe.decompress(_END) or not probe.eof:
+    def _end(self) -> None:
+        """Give the stream what was not sent, and refuse one that ends inside a block, which zlib takes for whole."""
+        stream = self._stream
+        if stream is None:  # the last block was marked as that (§7.2.3.4)
+            return
+        is_whole = not stream.decompress(_TAIL)
+        if stream.eof:  # the same, and what was not sent is its length
+            self._stream = None
+            is_whole = is_whole and not stream.unused_data
+        else:
+            probe = stream.copy() if self._takeover else stream
+            is_whole = is_whole and not probe.decompress(_END) and probe.eof
+        if not is_whole:
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is cut off (RFC 7692 §7.2.2)")
 
 

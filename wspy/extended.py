@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,22 +50,23 @@ class Exchange:
         self._sender = 0  # the thread that holds the lock
         self._delayed: deque[Callable[[], object]] = deque()
 
-    def in_order(self, function: Callable[[], object]) -> None:
+    def in_order(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function alone: behind that of another thread, and behind the one that this thread is in.
 
         The latter is what a signal handler or a finalizer asks for that interrupts it, or the extension itself.
         """
         thread = get_ident()
         if self._sender == thread:
-            self._delayed.append(function)
+            self._delayed.append(partial(function, *arguments))
             return
         with self._lock:
             # no signal handler can run between the lock and this
             self._sender = thread
             try:
-                function()
+                function(*arguments)
             finally:
-                self._catch_up()
+                if self._delayed:
+                    self._catch_up()
                 self._sender = 0
 
     def _catch_up(self) -> None:
@@ -117,25 +119,24 @@ class Extends(AsyncClient):
             raise ValueError("a message above 4 GiB needs a fragment_size")
         if self.server.loop.closed:
             return
-        self._its_exchange().in_order(lambda: self._transform(message, frame, fragment_size))
+        exchange = self._exchange or self._its_exchange()
+        exchange.in_order(self._transform, exchange, message, frame, fragment_size)
         if self.server.loop.has_large:
             self.server._submit()
         else:
             self.server._flush()
 
-    def _transform(self, message: Message, frame: Frame, fragment_size: int | None) -> None:
+    def _transform(self, exchange: Exchange, message: Message, frame: Frame, fragment_size: int | None) -> None:
         """Queue what extensions make of a message: in order, see ``Exchange``."""
-        exchange = self._its_exchange()
         if exchange.has_failed:
             self._check_open()
         try:
             frames = exchange.chain.send(frame, fragment_size)
             commands: list[Any] = []
-            for each in frames:
-                payload = each.payload
+            for first, payload in frames:
                 if len(payload) > core.LARGE:
                     self.server.loop.has_large = True
-                commands += (self._key, core.message_prefix(each.first_byte(), len(payload)), payload)
+                commands += (self._key, core.message_prefix(first, len(payload)), payload)
             self.server._push(self._marked(commands, message))
         except BaseException:
             # what was compressed and not sent is missing in the peer's window
@@ -149,7 +150,7 @@ class Extends(AsyncClient):
         if exchange is None:
             self.server._push(commands)
         else:
-            exchange.in_order(lambda: self.server._push(commands))
+            exchange.in_order(self.server._push, commands)
 
     # ---- receiving: where this client's handlers are called ----
 
@@ -167,7 +168,7 @@ class Extends(AsyncClient):
             ProtocolError: the peer broke the rules of an extension.
         """
         frame = received_frame(first & 0x0F, payload, rsv=first & 0x70)
-        frame = self._its_exchange().chain.receive_message(frame)
+        frame = (self._exchange or self._its_exchange()).chain.receive_message(frame)
         message: Message
         if frame.opcode == Opcode.TEXT:
             message = ReceivedText()

@@ -290,7 +290,7 @@ class Chain:
         instances: those of the extensions, in order.
     """
 
-    __slots__ = ("_max_size", "_per_frame", "_per_message", "_rsv", "instances")
+    __slots__ = ("_max_size", "_per_frame", "_per_message", "_unclaimed", "instances")
 
     def __init__(
         self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
@@ -299,16 +299,16 @@ class Chain:
         self._per_message: list[Extension.Instance] = []
         self._per_frame: list[Extension.Instance] = []
         self._max_size = max_size
-        self._rsv = 0
+        self._unclaimed = _RSV
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
             (self._per_message if extension.per_message else self._per_frame).append(instance)
-            self._rsv |= extension.rsv
+            self._unclaimed &= ~extension.rsv
 
-    def send(self, frame: Frame, fragment_size: int | None = None) -> list[Frame]:
-        """Return the frames to send instead of a message, or of a frame as it is.
+    def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
+        """Return what to send instead of a message: first byte and payload of each frame.
 
         Args:
             frame: the whole message; ``frame.compress`` says what was asked for.
@@ -322,12 +322,17 @@ class Chain:
         for instance in self._per_message:
             frame = instance.onsend(frame)
             frame.compress = compress
+        if fragment_size is None and not self._per_frame:  # as most are
+            return [(self._first_byte(frame), frame.payload)]
         frames = [frame] if fragment_size is None else _fragments(frame, fragment_size)
-        if self._per_frame:
-            frames = [self.send_frame(each) for each in frames]
-        if any(each.first_byte() & _RSV & ~self._rsv for each in frames):
+        frames = [self.send_frame(each) for each in frames]
+        return [(self._first_byte(each), each.payload) for each in frames]
+
+    def _first_byte(self, frame: Frame) -> int:
+        first = frame.first_byte()
+        if first & self._unclaimed:
             raise ValueError("an extension has set a reserved bit that none has claimed (RFC 6455 §5.2)")
-        return frames
+        return first
 
     def send_frame(self, frame: Frame) -> Frame:
         """Return what is sent instead of a single frame, when those that transform messages have seen it."""

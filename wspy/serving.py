@@ -579,7 +579,7 @@ class BaseServer(Generic[AnyClient]):
         whole = received_frame(message.opcode, message.bytes)
         whole.compress = compress
         frames = agreed.chain().send(whole)
-        return b"".join([frame_header(one.first_byte(), len(one.payload)) + one.payload for one in frames])
+        return b"".join([frame_header(first, len(payload)) + payload for first, payload in frames])
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AnyClient]) -> None:
         told = [client for client in clients if not client.closed]
