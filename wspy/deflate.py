@@ -338,17 +338,24 @@ class DeflateMessage(Extension):
 
         def onsend(self, frame: Frame) -> Frame:
             """Compress a message, RFC 7692 §6.1, if that was asked for, or nothing was and it isn't short."""
-            wanted = len(frame.payload) >= self.threshold if frame.compress is None else frame.compress
-            if not wanted:
-                return frame
-            return received_frame(frame.opcode, self.deflater.deflate(frame.payload), final=frame.final, rsv=_RSV1)
+            packed = self.deflate(frame.payload, frame.compress)
+            return frame if packed is None else received_frame(frame.opcode, packed, final=frame.final, rsv=_RSV1)
 
         def onrecv(self, frame: Frame) -> Frame:
             """Inflate a message that is marked as compressed, RFC 7692 §6.2."""
             if not frame.rsv1:
                 return frame
-            limit = _NO_LIMIT if self.max_size is None else self.max_size
-            return received_frame(frame.opcode, self.inflater.inflate(frame.payload, limit), final=frame.final)
+            return received_frame(frame.opcode, self.inflate(frame.payload), final=frame.final)
+
+        def deflate(self, payload: bytes, compress: bool | None) -> bytes | None:
+            """Return the compressed form of a message, None for one that is sent as it is."""
+            if compress is None:
+                compress = len(payload) >= self.threshold
+            return self.deflater.deflate(payload) if compress else None
+
+        def inflate(self, payload: bytes) -> bytes:
+            """Return what a message says that is marked as compressed."""
+            return self.inflater.inflate(payload, _NO_LIMIT if self.max_size is None else self.max_size)
 
 
 _RSV1: Final = 0x40

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from . import loop as core
 from .async_client import MAX_FRAME, AsyncClient, MarkingClient
 from .codes import CloseCode, Opcode
+from .deflate import DeflateMessage
 from .errors import ProtocolError, SocketClosed
-from .frames import received_frame
+from .frames import FIN, received_frame
 from .messages import Message, ReceivedBinary, ReceivedText, create_message
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["Exchange", "ExtendedClient", "ExtendedMarkingClient", "Extends"]
 
 log = logging.getLogger("wspy.server")
 
+_COMPRESSED: Final = FIN | 0x40  # RSV1
 _INVALID_TEXT: Final = "a text message is not valid UTF-8 (RFC 6455 §8.1)"
 
 
@@ -39,12 +41,21 @@ class Exchange:
 
     What they send depends on what they have sent, so messages have to reach the queue in the order in which they were
     transformed: one thread at a time does both.
+
+    Args:
+        chain: the extensions.
+        is_orderly: whether that holds; without context takeover it doesn't.
     """
 
-    __slots__ = ("_delayed", "_lock", "_sender", "chain", "has_failed")
+    __slots__ = ("_delayed", "_lock", "_sender", "chain", "deflate", "has_failed", "is_orderly")
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, *, is_orderly: bool = True) -> None:
         self.chain = chain
+        instances = chain.instances
+        # nothing but permessage-deflate, as it mostly is: it needs no frames
+        is_alone = len(instances) == 1 and type(instances[0]) is DeflateMessage.Instance
+        self.deflate: Any = instances[0] if is_alone else None
+        self.is_orderly = is_orderly
         self.has_failed = False
         self._lock = Lock()
         self._sender = 0  # the thread that holds the lock
@@ -91,7 +102,7 @@ class Extends(AsyncClient):
         """Return the extensions at work; whoever comes first makes them, from any thread."""
         if self._exchange is None:
             server = self.server
-            fresh = Exchange(self._agreed.chain(server._max_size))
+            fresh = Exchange(self._agreed.chain(server._max_size), is_orderly=self._agreed.sharing is None)
             # atomic: see _its_rare
             self._exchange = server._exchanges.setdefault(self._key, fresh)  # type: ignore[misc]  # in the slot of below
             if self not in server.clients and self._state is not None:
@@ -110,6 +121,11 @@ class Extends(AsyncClient):
         self._send_transformed(create_message(message, self._agreed.opcodes), fragment_size, compress)
 
     def _send_transformed(self, message: Message, fragment_size: int | None, compress: bool | None) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.is_orderly and fragment_size is None and self._state is None:
+            deflate = exchange.deflate
+            if deflate is not None and self._send_alone(deflate, message, compress):
+                return
         frame = received_frame(message.opcode, message.bytes)
         frame.compress = compress
         self._check_open()
@@ -125,6 +141,22 @@ class Extends(AsyncClient):
             self.server._submit()
         else:
             self.server._flush()
+
+    def _send_alone(self, deflate: DeflateMessage.Instance, message: Message, compress: bool | None) -> bool:
+        """Send a message that is compressed by itself, the quickest way; return whether it was."""
+        packed = deflate.deflate(message.bytes, compress)
+        if packed is None:
+            return False
+        commands = [self._key, core.message_prefix(_COMPRESSED | message.opcode, len(packed)), packed]
+        server = self.server
+        if len(packed) > core.LARGE:
+            server.loop.has_large = True
+        server._push(self._marked(commands, message) if server._marks else commands)
+        if len(packed) > core.LARGE:
+            server._submit()
+        elif get_ident() != server._busy:
+            server._write()
+        return True
 
     def _transform(self, exchange: Exchange, message: Message, frame: Frame, fragment_size: int | None) -> None:
         """Queue what extensions make of a message: in order, see ``Exchange``."""
@@ -167,20 +199,25 @@ class Extends(AsyncClient):
         Raises:
             ProtocolError: the peer broke the rules of an extension.
         """
-        frame = received_frame(first & 0x0F, payload, rsv=first & 0x70)
-        frame = (self._exchange or self._its_exchange()).chain.receive_message(frame)
+        exchange = self._exchange or self._its_exchange()
+        opcode = first & 0x0F
+        if exchange.deflate is None:
+            frame = exchange.chain.receive_message(received_frame(opcode, payload, rsv=first & 0x70))
+            opcode, payload = frame.opcode, frame.payload
+        elif first != opcode:
+            payload = exchange.deflate.inflate(payload)
         message: Message
-        if frame.opcode == Opcode.TEXT:
+        if opcode == Opcode.TEXT:
             message = ReceivedText()
             try:
-                message.payload = str(frame.payload, "utf-8")
+                message.payload = str(payload, "utf-8")
             except UnicodeDecodeError:
                 raise ProtocolError(CloseCode.INVALID_DATA, _INVALID_TEXT) from None
-        elif frame.opcode == Opcode.BINARY:
+        elif opcode == Opcode.BINARY:
             message = ReceivedBinary()
-            message.payload = frame.payload
+            message.payload = payload
         else:
-            message = Message(frame.opcode, frame.payload)
+            message = Message(opcode, payload)
         return message
 
 

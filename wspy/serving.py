@@ -767,14 +767,16 @@ class BaseServer(Generic[AnyClient]):
         """Return what extensions make of something that has arrived; None if it ends the connection."""
         try:
             return read(*arguments)
-        except ProtocolError as error:
-            if is_close_code(error.code):
-                self._fail(client, error)
-            else:
-                self._handler_failed(client, error)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides
-            self._handler_failed(client, error)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _not_read decides
+            self._not_read(client, error)
         return None
+
+    def _not_read(self, client: AnyClient, error: BaseException) -> None:
+        """End a connection because of what an extension has raised about what arrived."""
+        if isinstance(error, ProtocolError) and is_close_code(error.code):
+            self._fail(client, error)
+        else:
+            self._handler_failed(client, error)
 
     def _fail(self, client: AnyClient, error: ProtocolError) -> None:
         """End a connection whose peer broke a rule of an extension (RFC 6455 §7.1.7): nothing behind that counts."""
