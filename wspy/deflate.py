@@ -243,8 +243,8 @@ class DeflateMessage(Extension):
         client_no_context_takeover: bool = False,
         server_max_window_bits: int = 15,
         server_no_context_takeover: bool = False,
-        level: int = 6,
-        memory_level: int = 8,
+        level: int = 4,
+        memory_level: int = 6,
         threshold: int = 20,
     ) -> None:
         super().__init__(
@@ -433,8 +433,8 @@ class DeflateFrame(Extension):
         max_window_bits: int = 15,
         no_context_takeover: bool = False,
         *,
-        level: int = 6,
-        memory_level: int = 8,
+        level: int = 4,
+        memory_level: int = 6,
         threshold: int = 20,
     ) -> None:
         super().__init__(max_window_bits=max_window_bits, no_context_takeover=no_context_takeover)
