@@ -39,6 +39,7 @@ DEFAULTS: Final = {
     "locations": (),
     "require_origin": False,
     "require_protocol": False,
+    "extensions": (),
     "extra_headers": (),
     "server_header": f"wspy/{__version__}",
     "max_size": 1024 * 1024,

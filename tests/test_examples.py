@@ -14,11 +14,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import DEADLINE_S, until
+from drivers import DEADLINE_S, RawClient, frame, until
 from programs import PYTHON, Program
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -151,6 +152,24 @@ def test_threaded_server(start: Callable[..., tuple[Program, str]]) -> None:
         assert program.line() == f"Client {who} disconnected: 1000"
         who = "{}:{}".format(*nameless.local_address)
         assert program.interrupt() == (0, f"Client {who} disconnected: 1001\n", "")
+
+
+def test_checksum_extension(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("checksum_extension.py")
+    address = ("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))
+    with join(url) as other, RawClient(address) as peer:
+        other.send("x" * 1000)
+        assert other.recv(timeout=20) == "x" * 1000
+        peer.claimed = 0x20
+        response = peer.open(headers=[("Sec-WebSocket-Extensions", "x-crc32")])
+        assert response.headers["sec-websocket-extensions"] == "x-crc32"
+        checked = "Größe".encode() + zlib.crc32("Größe".encode()).to_bytes(4)
+        peer.send(frame(1, checked, rsv=0x20))
+        assert peer.frame() == (1, checked, True)
+        peer.send(frame(1, checked[:-1] + b"?", rsv=0x20))
+        peer.closes(1007)
+        other.close()
+    assert program.interrupt() == (0, "", "")
 
 
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
