@@ -16,12 +16,12 @@ from drivers import RawClient
 from wspy import AsyncServer, DeflateMessage, Server
 from wspy.codes import Role
 from wspy.extended import Exchange, ExtendedClient, ExtendedMarkingClient
-from wspy.extensions import Chain
+from wspy.extensions import Agreement
 from wspy.server_client import ExtendedMarkingThreadClient, ExtendedThreadClient
 
 
 def exchange() -> Exchange:
-    return Exchange(Chain([], Role.SERVER, None))
+    return Exchange(Agreement([], Role.SERVER))
 
 
 def test_what_is_asked_for_inside_comes_behind() -> None:
@@ -127,6 +127,39 @@ def test_a_connection_that_has_sent_nothing_holds_nothing(server_kind: Any, clie
     assert not server._exchanges
     assert client.extensions
     assert not server._exchanges
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_shorter"),
+    [
+        ("Sec-WebSocket-Extensions: permessage-deflate", True),
+        ("SEC-websocket-extensions:permessage-deflate", True),
+        ("Sec-WebSocket-Extensions: permessage-deflate \t", False),
+        ("sec-websocket-extensions: \t permessage-deflate; client_max_window_bits\r\nX: permessage-deflate", True),
+        ("Sec-WebSocket-Extensions: x-other\r\nSec-WebSocket-Extensions: permessage-deflate", False),
+        ("Sec-WebSocket-Extensions:\r\nSec-WebSocket-Extensions: permessage-deflate", False),
+        ("X: Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Extensions: permessage-deflate", True),
+    ],
+)
+def test_a_request_is_kept_whole_in_less_memory(lines: str, is_shorter: bool) -> None:
+    seen: list[bytes] = []
+
+    class Server(AsyncServer):
+        def onopen(self, client: Any) -> None:
+            seen.append(client.request.head)
+
+    with Server(("127.0.0.1", 0), extensions=[DeflateMessage]) as server, RawClient(server.address) as raw:
+        head = (
+            "GET /permessage-deflate HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{lines}\r\n\r\n"
+        )
+        raw.send(head.encode())
+        while not seen:
+            server.handle_events(None)
+        (client,) = server.clients
+        assert seen == [client.request.head] == [head.encode()]
+        assert client.path == "/permessage-deflate"
+        assert (len(client._request) < len(head)) == is_shorter
 
 
 def test_misuse() -> None:

@@ -27,7 +27,7 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
-    from .extensions import Agreement, Extension
+    from .extensions import Extension
     from .http11 import Request
     from .serving import BaseServer
 
@@ -101,17 +101,13 @@ class AsyncClient:
         self._state: SocketClosed | None = None
         self._rare: Rare | None = None
 
-    # of those that have extensions
-    _agreed: Agreement | None = None
-
     # ---- sending ----
 
     def send(
         self,
         message: Sendable,
         fragment_size: int | None = None,
-        *,
-        compress: bool | None = None,  # noqa: ARG002 -- where no extension was agreed upon, nothing compresses
+        compress: bool | None = None,  # noqa: ARG002 -- nothing compresses here; by position, since by name alone it costs
     ) -> None:
         """Queue a message and return at once; ``onsent`` tells when the kernel has it.
 
@@ -320,9 +316,17 @@ class AsyncClient:
         """The request of the opening handshake, parsed anew at each look; None if it was not kept."""
         request = self._request
         if isinstance(request, bytes):
-            request = self.server.handshake.read(request)
+            request = self.server.handshake.read(self._kept(request))
             request.remote_address = self.remote_address
         return request
+
+    def _keep(self, head: bytes) -> bytes:
+        """Return a request head as it is kept."""
+        return head
+
+    def _kept(self, head: bytes) -> bytes:
+        """Return a request head from what was kept."""
+        return head
 
     @property
     def path(self) -> str | None:
@@ -376,7 +380,6 @@ class MarkingClient(AsyncClient):
         self,
         message: Sendable,
         fragment_size: int | None = None,
-        *,
         compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
     ) -> None:
         """See ``AsyncClient.send``."""

@@ -6,6 +6,7 @@ Names with an underscore are shared with the servers, and with nothing else.
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from functools import partial
 from threading import Lock, get_ident
@@ -22,7 +23,7 @@ from .messages import Message, ReceivedBinary, ReceivedText, create_message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .extensions import Agreement, Chain, Extension
+    from .extensions import Agreement, Extension
     from .frames import Frame
     from .http11 import Request
     from .messages import Sendable
@@ -36,6 +37,16 @@ _COMPRESSED: Final = FIN | 0x40  # RSV1
 _INVALID_TEXT: Final = "a text message is not valid UTF-8 (RFC 6455 §8.1)"
 
 
+_LEFT_OUT: Final = b"\0"  # which no head has
+_OFFER: Final = re.compile(rb"\r\nsec-websocket-extensions:[ \t]*", re.IGNORECASE)
+
+
+def _offer_at(head: bytes) -> int:
+    """Return where the first offer of extensions begins in a request head that has one."""
+    found = _OFFER.search(head)
+    return found.end() if found else 0
+
+
 class Exchange:
     """The extensions of one connection at work, from its first message on.
 
@@ -43,19 +54,21 @@ class Exchange:
     transformed: one thread at a time does both.
 
     Args:
-        chain: the extensions.
-        is_orderly: whether that holds; without context takeover it doesn't.
+        agreed: what was agreed upon.
+        max_size: of a message that was received and transformed, in bytes; None for no limit.
     """
 
-    __slots__ = ("_delayed", "_lock", "_sender", "chain", "deflate", "has_failed", "is_orderly")
+    __slots__ = ("_delayed", "_lock", "_sender", "agreed", "chain", "deflate", "has_failed", "is_orderly")
 
-    def __init__(self, chain: Chain, *, is_orderly: bool = True) -> None:
-        self.chain = chain
-        instances = chain.instances
+    def __init__(self, agreed: Agreement, max_size: int | None = None) -> None:
+        self.agreed = agreed
+        self.chain = agreed.chain(max_size)
+        instances = self.chain.instances
         # nothing but permessage-deflate, as it mostly is: it needs no frames
         is_alone = len(instances) == 1 and type(instances[0]) is DeflateMessage.Instance
         self.deflate: Any = instances[0] if is_alone else None
-        self.is_orderly = is_orderly
+        self.is_orderly = agreed.sharing is None
+        """Whether messages refer to others; without context takeover they don't."""
         self.has_failed = False
         self._lock = Lock()
         self._sender = 0  # the thread that holds the lock
@@ -76,38 +89,65 @@ class Exchange:
             try:
                 function(*arguments)
             finally:
-                if self._delayed:
+                while self._delayed:
                     self._catch_up()
+                # nor between the last look and this
                 self._sender = 0
 
     def _catch_up(self) -> None:
-        while self._delayed:
-            try:
-                self._delayed.popleft()()
-            except SocketClosed:
-                log.debug("a message was sent too late to a connection that is closed")
-            except Exception:
-                log.exception("a message could not be sent")
+        try:
+            self._delayed.popleft()()
+        except SocketClosed:
+            log.debug("a message was sent too late to a connection that is closed")
+        except Exception:
+            log.exception("a message could not be sent")
 
 
 class Extends(AsyncClient):
-    """What clients with extensions have in common; their slots are in the classes below, whose bases differ."""
+    """What clients with extensions have in common; their slot is in the classes below, whose bases differ."""
 
     __slots__ = ()
 
-    _agreed: Agreement
-    _exchange: Exchange | None
+    _extended: Agreement | Exchange
+    """What was agreed upon, until the first message; one slot, since most of many connections are idle."""
+
+    @property
+    def _agreed(self) -> Agreement:
+        extended = self._extended
+        return extended.agreed if isinstance(extended, Exchange) else extended
+
+    @property
+    def _exchange(self) -> Exchange | None:
+        extended = self._extended
+        return extended if isinstance(extended, Exchange) else None
 
     def _its_exchange(self) -> Exchange:
         """Return the extensions at work; whoever comes first makes them, from any thread."""
-        if self._exchange is None:
-            server = self.server
-            fresh = Exchange(self._agreed.chain(server._max_size), is_orderly=self._agreed.sharing is None)
-            # atomic: see _its_rare
-            self._exchange = server._exchanges.setdefault(self._key, fresh)  # type: ignore[misc]  # in the slot of below
-            if self not in server.clients and self._state is not None:
-                server._exchanges.pop(self._key, None)
-        return self._exchange
+        extended = self._extended
+        if isinstance(extended, Exchange):
+            return extended
+        server = self.server
+        # atomic: see _its_rare
+        exchange = server._exchanges.setdefault(self._key, Exchange(extended, server._max_size))
+        self._extended = exchange  # type: ignore[misc]  # the slot of a class below
+        if self not in server.clients and self._state is not None:
+            server._exchanges.pop(self._key, None)
+        return exchange
+
+    # ---- the request, without what is the same for all that have agreed on this ----
+
+    def _keep(self, head: bytes) -> bytes:
+        offer = _offer_at(head)
+        offered = self._agreed.offered
+        if not head.startswith(offered + b"\r\n", offer):
+            return head
+        return head[:offer] + _LEFT_OUT + head[offer + len(offered) :]
+
+    def _kept(self, head: bytes) -> bytes:
+        offer = _offer_at(head)
+        if not head.startswith(_LEFT_OUT, offer):
+            return head
+        return head[:offer] + self._agreed.offered + head[offer + 1 :]
 
     @property
     def extensions(self) -> tuple[Extension.Instance, ...]:
@@ -116,13 +156,18 @@ class Extends(AsyncClient):
 
     # ---- sending ----
 
-    def send(self, message: Sendable, fragment_size: int | None = None, *, compress: bool | None = None) -> None:
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        compress: bool | None = None,
+    ) -> None:
         """See ``AsyncClient.send``."""
         self._send_transformed(create_message(message, self._agreed.opcodes), fragment_size, compress)
 
     def _send_transformed(self, message: Message, fragment_size: int | None, compress: bool | None) -> None:
-        exchange = self._exchange
-        if exchange is not None and not exchange.is_orderly and fragment_size is None and self._state is None:
+        exchange = self._extended
+        if isinstance(exchange, Exchange) and not exchange.is_orderly and fragment_size is None and self._state is None:
             deflate = exchange.deflate
             if deflate is not None and self._send_alone(deflate, message, compress):
                 return
@@ -135,7 +180,7 @@ class Extends(AsyncClient):
             raise ValueError("a message above 4 GiB needs a fragment_size")
         if self.server.loop.closed:
             return
-        exchange = self._exchange or self._its_exchange()
+        exchange = self._its_exchange()
         exchange.in_order(self._transform, exchange, message, frame, fragment_size)
         if self.server.loop.has_large:
             self.server._submit()
@@ -199,7 +244,7 @@ class Extends(AsyncClient):
         Raises:
             ProtocolError: the peer broke the rules of an extension.
         """
-        exchange = self._exchange or self._its_exchange()
+        exchange = self._its_exchange()
         opcode = first & 0x0F
         if exchange.deflate is None:
             frame = exchange.chain.receive_message(received_frame(opcode, payload, rsv=first & 0x70))
@@ -224,22 +269,22 @@ class Extends(AsyncClient):
 class ExtendedClient(Extends):
     """A client of an ``AsyncServer``."""
 
-    __slots__ = ("_agreed", "_exchange")
+    __slots__ = ("_extended",)
 
     def __init__(
         self, server: BaseServer[Any], handle: int, request: Request, subprotocol: str | None, agreed: Agreement
     ) -> None:
         super().__init__(server, handle, request, subprotocol)
-        self._agreed, self._exchange = agreed, None
+        self._extended = agreed
 
 
 class ExtendedMarkingClient(Extends, MarkingClient):
     """The same, of one that overrides ``onsent``."""
 
-    __slots__ = ("_agreed", "_exchange")
+    __slots__ = ("_extended",)
 
     def __init__(
         self, server: BaseServer[Any], handle: int, request: Request, subprotocol: str | None, agreed: Agreement
     ) -> None:
         super().__init__(server, handle, request, subprotocol)
-        self._agreed, self._exchange = agreed, None
+        self._extended = agreed

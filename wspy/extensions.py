@@ -233,8 +233,10 @@ class Agreement:
     Args:
         parts: of the agreement, in the order in which they transform what is sent.
         role: which end this is.
+        offered: see below.
 
     Attributes:
+        offered: the value of the request's field, as a server got it.
         answer: the value of the response's field, "" for none.
         rsv: the reserved bits that they have claimed: 0x40, 0x20 and 0x10.
         opcodes: the opcodes that they have claimed, bit n for opcode n: reserved ones, and 0 to 2 if all messages are
@@ -246,9 +248,10 @@ class Agreement:
         ValueError: an answer is none to what a client has offered.
     """
 
-    __slots__ = ("_parts", "_role", "answer", "has_frames", "opcodes", "rsv", "sharing")
+    __slots__ = ("_parts", "_role", "answer", "has_frames", "offered", "opcodes", "rsv", "sharing")
 
-    def __init__(self, parts: Iterable[_Part], role: Role) -> None:
+    def __init__(self, parts: Iterable[_Part], role: Role, offered: str = "") -> None:
+        self.offered = offered.encode("latin-1")
         listed = list(parts)
         self._role = role
         self._parts = [(part.extension, part.extension.agreed(role, part.offered, part.answer)) for part in listed]
@@ -422,7 +425,7 @@ def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> A
             if answer is not None:
                 agreed.append(_Part(name, extension, parameters, answer))
                 break
-    return Agreement(agreed, role)
+    return Agreement(agreed, role, offered or "")
 
 
 def offer(extensions: Iterable[Extension]) -> str:

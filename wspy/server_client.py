@@ -94,9 +94,8 @@ class Client(AsyncClient):
         self,
         message: Sendable,
         fragment_size: int | None = None,
-        timeout: float | EllipsisType | None = ...,
-        *,
         compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
+        timeout: float | EllipsisType | None = ...,
     ) -> None:
         """Queue a message, once no more than ``write_limit`` of this client is unsent; ``onsent`` tells of its end.
 
@@ -106,8 +105,8 @@ class Client(AsyncClient):
         Args:
             message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer. It may be changed afterwards.
             fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
-            timeout: seconds to wait; None for ever; by default ``send_timeout`` of the server.
             compress: see ``AsyncClient.send``.
+            timeout: seconds to wait; None for ever; by default ``send_timeout`` of the server.
 
         Raises:
             SocketClosed: the connection is closed or closing, or became so while this waited.
@@ -335,9 +334,8 @@ class MarkingThreadClient(MarkingClient, Client):
         self,
         message: Sendable,
         fragment_size: int | None = None,
-        timeout: float | EllipsisType | None = ...,
-        *,
         compress: bool | None = None,  # noqa: ARG002 -- see AsyncClient
+        timeout: float | EllipsisType | None = ...,
     ) -> None:
         """See ``Client.send``."""
         server = self.server
@@ -349,21 +347,20 @@ class MarkingThreadClient(MarkingClient, Client):
 class ExtendedThreadClient(Extends, Client):
     """A client that extensions were agreed upon with."""
 
-    __slots__ = ("_agreed", "_exchange")
+    __slots__ = ("_extended",)
 
     def __init__(
         self, server: Server, handle: int, request: Request, subprotocol: str | None, agreed: Agreement
     ) -> None:
         super().__init__(server, handle, request, subprotocol)
-        self._agreed, self._exchange = agreed, None
+        self._extended = agreed
 
     def send(
         self,
         message: Sendable,
         fragment_size: int | None = None,
-        timeout: float | EllipsisType | None = ...,
-        *,
         compress: bool | None = None,
+        timeout: float | EllipsisType | None = ...,
     ) -> None:
         """See ``Client.send``."""
         server = self.server

@@ -552,7 +552,7 @@ class BaseServer(Generic[AnyClient]):
         groups: dict[Hashable, tuple[Agreement | None, list[AnyClient]]] = {}
         alone: list[Extends] = []
         for client in clients:
-            agreed = client._agreed
+            agreed = client._agreed if isinstance(client, Extends) else None
             if isinstance(client, Extends) and client._agreed.sharing is None:
                 alone.append(client)
             else:
@@ -795,7 +795,7 @@ class BaseServer(Generic[AnyClient]):
     def _opened(self, client: AnyClient, _: None) -> None:
         self._guarded(client, self.onopen, client)
         request = client._request
-        client._request = request.head if self._keep_request and isinstance(request, Request) else None
+        client._request = client._keep(request.head) if self._keep_request and isinstance(request, Request) else None
 
     def _pinged(self, client: AnyClient, payload: bytes) -> None:
         if client._mode != DROP:
