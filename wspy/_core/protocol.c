@@ -392,11 +392,16 @@ static int check_start(const wspy_protocol *protocol, const uint8_t *data)
     return check_place(protocol->state, data[0], data[1] & 0x7f);
 }
 
-/* What can't be compressed grows by so much: 5 bytes for each block, and a few more. */
-static uint64_t most_opaque(uint64_t max_size)
+/* What can't be compressed grows: by 5 bytes for each block, and a few more. Whether that is why a message is over its
+ * limit; a size never is by more, so that nothing wraps. */
+static int is_just_opaque(const wspy_protocol *protocol, int first, uint64_t size, uint64_t length)
 {
+    int is_first = (first & 0x0f) != WSPY_EVENT_CONTINUATION;
+    int rsv = (first & 0x70) | (is_first ? 0 : protocol->rsv);
+    uint64_t max_size = protocol->limits->max_size;
     uint64_t more = max_size / 1024 + 64;
-    return max_size > UINT64_MAX - more ? UINT64_MAX : max_size + more;
+    uint64_t most = max_size > UINT64_MAX - more ? UINT64_MAX : max_size + more;
+    return is_opaque(protocol, is_first ? first & 0x0f : protocol->opcode, rsv) && length <= most - size;
 }
 
 /* Limits that the header alone decides, before anything is allocated. */
@@ -404,11 +409,9 @@ static int check_size(const wspy_protocol *protocol, int first, uint64_t length)
 {
     const wspy_limits *limits = protocol->limits;
     int is_first = (first & 0x0f) != WSPY_EVENT_CONTINUATION;
-    int rsv = (first & 0x70) | (is_first ? 0 : protocol->rsv);
-    int opcode = is_first ? first & 0x0f : protocol->opcode;
-    uint64_t most = is_opaque(protocol, opcode, rsv) ? most_opaque(limits->max_size) : limits->max_size;
-    uint64_t size = is_first ? 0 : protocol->size; /* <= most, so that nothing wraps */
-    if (length > most - size)
+    uint64_t size = is_first ? 0 : protocol->size;
+    int fits = size <= limits->max_size && length <= limits->max_size - size;
+    if (!fits && !is_just_opaque(protocol, first, size, length))
         return WSPY_ERROR_MESSAGE_SIZE;
     if (length > limits->max_fragment_size)
         return WSPY_ERROR_FRAGMENT_SIZE;
