@@ -15,6 +15,7 @@ from .codes import CloseCode, Opcode, Role
 from .errors import ProtocolError
 from .extensions import Extension, Parameters, too_big
 from .frames import received_frame
+from .limits import checked_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -220,6 +221,8 @@ class DeflateMessage(Extension):
         level: of compression: 0 to 9, or -1 for zlib's default.
         memory_level: of this end's compressor: 1 to 9, which takes 2 ** (level + 9) bytes.
         threshold: bytes below which a message is not compressed.
+        idle_seconds: after so long, to twice as long, without a message a connection of a server gives its compressor back,
+            and what follows refers to nothing before it; None for never.
 
     Raises:
         TypeError: an argument is of another type.
@@ -236,7 +239,7 @@ class DeflateMessage(Extension):
         "client_max_window_bits": 15,
     }
 
-    def __init__(  # noqa: PLR0913 -- the four parameters of RFC 7692 §7.1, and three of zlib
+    def __init__(  # noqa: PLR0913 -- the four parameters of RFC 7692 §7.1, and our own
         self,
         *,
         client_max_window_bits: int = 15,
@@ -246,6 +249,7 @@ class DeflateMessage(Extension):
         level: int = 4,
         memory_level: int = 6,
         threshold: int = 20,
+        idle_seconds: float | None = 60.0,
     ) -> None:
         super().__init__(
             client_max_window_bits=client_max_window_bits,
@@ -257,6 +261,7 @@ class DeflateMessage(Extension):
             if not 8 <= int(self.parameters[name]) <= 15:
                 raise ValueError(f"{name} must be from 8 to 15")
         self._settings = _checked_settings(level, memory_level, threshold)
+        self.idle_seconds = checked_seconds("idle_seconds", idle_seconds)
 
     def offers(self) -> list[Parameters]:
         """Return what a client asks for, RFC 7692 §7.1."""
@@ -347,6 +352,10 @@ class DeflateMessage(Extension):
                 return frame
             return received_frame(frame.opcode, self.inflate(frame.payload), final=frame.final)
 
+        def onidle(self) -> None:
+            """Give the window back."""
+            self.deflater.release()
+
         def deflate(self, payload: bytes, compress: bool | None) -> bytes | None:
             """Return the compressed form of a message, None for one that is sent as it is."""
             if compress is None:
@@ -417,6 +426,7 @@ class DeflateFrame(Extension):
         level: of compression: 0 to 9, or -1 for zlib's default.
         memory_level: of this end's compressor, 1 to 9.
         threshold: bytes below which a frame is not compressed.
+        idle_seconds: as for ``DeflateMessage``.
 
     Raises:
         TypeError: an argument is of another type.
@@ -436,11 +446,13 @@ class DeflateFrame(Extension):
         level: int = 4,
         memory_level: int = 6,
         threshold: int = 20,
+        idle_seconds: float | None = 60.0,
     ) -> None:
         super().__init__(max_window_bits=max_window_bits, no_context_takeover=no_context_takeover)
         if not 8 <= max_window_bits <= 15:
             raise ValueError("max_window_bits must be from 8 to 15")
         self._settings = _checked_settings(level, memory_level, threshold)
+        self.idle_seconds = checked_seconds("idle_seconds", idle_seconds)
 
     def accept(self, offered: Parameters) -> Parameters | None:
         """Return a server's answer, which is what it asks of the client; None to decline an offer that isn't valid."""
@@ -478,6 +490,10 @@ class DeflateFrame(Extension):
             )
             self.inflater = Inflater(int(parameters["max_window_bits"]), takeover=not parameters["no_context_takeover"])
             self._size = 0  # of the message so far
+
+        def onidle(self) -> None:
+            """Give the window back."""
+            self.deflater.release()
 
         def onsend(self, frame: Frame) -> Frame:
             """Compress a data frame, if that was asked for, or nothing was and it isn't short."""

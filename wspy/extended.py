@@ -58,7 +58,7 @@ class Exchange:
         max_size: of a message that was received and transformed, in bytes; None for no limit.
     """
 
-    __slots__ = ("_delayed", "_lock", "_sender", "agreed", "chain", "deflate", "has_failed", "is_orderly")
+    __slots__ = ("_delayed", "_lock", "_sender", "agreed", "chain", "deflate", "has_failed", "is_orderly", "is_used")
 
     def __init__(self, agreed: Agreement, max_size: int | None = None) -> None:
         self.agreed = agreed
@@ -70,6 +70,7 @@ class Exchange:
         self.is_orderly = agreed.sharing is None
         """Whether messages refer to others; without context takeover they don't."""
         self.has_failed = False
+        self.is_used = False  # since the last look, to send
         self._lock = Lock()
         self._sender = 0  # the thread that holds the lock
         self._delayed: deque[Callable[[], object]] = deque()
@@ -93,6 +94,16 @@ class Exchange:
                     self._catch_up()
                 # nor between the last look and this
                 self._sender = 0
+
+    def look_idle(self) -> None:
+        """Let extensions give back what they need to send, if nothing was sent since the last look."""
+        if not self.is_used:
+            self.in_order(self._idle)
+        self.is_used = False
+
+    def _idle(self) -> None:
+        for instance in self.chain.instances:
+            instance.onidle()
 
     def _catch_up(self) -> None:
         try:
@@ -132,6 +143,7 @@ class Extends(AsyncClient):
         self._extended = exchange  # type: ignore[misc]  # the slot of a class below
         if self not in server.clients and self._state is not None:
             server._exchanges.pop(self._key, None)
+        server._look_for_idle()
         return exchange
 
     # ---- the request, without what is the same for all that have agreed on this ----
@@ -205,6 +217,7 @@ class Extends(AsyncClient):
 
     def _transform(self, exchange: Exchange, message: Message, frame: Frame, fragment_size: int | None) -> None:
         """Queue what extensions make of a message: in order, see ``Exchange``."""
+        exchange.is_used = True
         if exchange.has_failed:
             self._check_open()
         try:

@@ -65,6 +65,8 @@ class Extension:
             otherwise single frames.
         only_marked: whether what arrives without its reserved bits and opcodes is none of its business: such messages
             then take the quickest way, past ``onrecv``.
+        idle_seconds: after so long, or at most twice as long, without a message that was sent, ``onidle`` is called; None
+            for never.
         defaults: its parameters, by name. A bool stands for a parameter without a value, a number for one in decimal
             digits, a str for any token.
 
@@ -83,12 +85,13 @@ class Extension:
     opcodes: ClassVar[tuple[int, ...]] = ()
     per_message: ClassVar[bool] = True
     only_marked: ClassVar[bool] = False
+    idle_seconds: float | None = None
     defaults: ClassVar[Mapping[str, Value]] = {}
 
     class Instance:
         """An extension on one connection, made when the first message is sent or arrives.
 
-        ``onsend`` is called by one thread at a time, and so is ``onrecv``; but the two may run at the same time.
+        ``onsend`` and ``onidle`` are called by one thread at a time, and so is ``onrecv``, which may run beside them.
 
         Args:
             role: which end this is.
@@ -111,6 +114,9 @@ class Extension:
             was said when it was sent.
             """
             return frame
+
+        def onidle(self) -> None:
+            """Give back what the next ``onsend`` can make anew: nothing was sent for a while."""
 
         def onrecv(self, frame: Frame) -> Frame:
             """Return what has arrived in a frame, or in a whole message as one frame.

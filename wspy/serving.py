@@ -228,6 +228,9 @@ class BaseServer(Generic[AnyClient]):
         """Of open connections, by their keys."""
         self._exchanges: dict[bytes, Exchange] = {}
         """The same, of those that have used their extensions."""
+        idle = [each.idle_seconds for each in self.handshake.extensions if each.idle_seconds is not None]
+        self._idle_seconds = min(idle, default=None)
+        self._looks_for_idle = False
         if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
 
@@ -500,6 +503,20 @@ class BaseServer(Generic[AnyClient]):
         if threading.get_ident() != self._busy:
             self.loop.wake()
         return call
+
+    def _look_for_idle(self) -> None:
+        """Look from time to time for extensions that hold what they need to send, and don't. Thread-safe."""
+        if self._idle_seconds is not None and not self._looks_for_idle:
+            self._looks_for_idle = True
+            self._call(self._idle_seconds, self._end_idleness)
+
+    def _end_idleness(self) -> None:
+        self._looks_for_idle = False
+        exchanges = list(self._exchanges.values())
+        for exchange in exchanges:
+            self._guarded(None, exchange.look_idle)
+        if exchanges:
+            self._look_for_idle()
 
     def _rare_of(self, client: AnyClient) -> Rare:
         """Return what few clients need, of one that is gone something that nobody keeps. Thread-safe."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from compression import Deflating, compressed
-from drivers import BINARY, FIN, TEXT, close_frame, echo, frame, needs
+from drivers import BINARY, FIN, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
 from wspy import DeflateFrame, DeflateMessage, Extension, Frame, ProtocolError
@@ -449,3 +449,38 @@ def test_deflate_frame(serve: Servers, name: str) -> None:
         _, payload, _ = peer.frame()
         assert peer.rsv == 0x40
         assert deflating.inflate(payload) == character * 100
+
+
+# ---- idle connections ----
+
+
+def test_who_is_idle_gives_its_window_back(serve: Servers) -> None:
+    server = serve(onmessage=echo, extensions=[DeflateMessage(idle_seconds=0.02)])
+    peer = Deflating(server.connect())
+    client = server.client(peer.peer)
+    for _ in range(3):
+        peer.send(TEXT_OF_1000)
+        assert peer.receive() == (TEXT_OF_1000, True)
+        (instance,) = client.extensions
+        until(lambda instance=instance: instance.deflater._compressor is None, "it is given back")
+    peer.peer.close()
+    until(lambda: not server.server._looks_for_idle, "nobody looks for nobody")
+
+
+def test_what_onidle_raises_is_told_and_hurts_nobody(serve: Servers) -> None:
+    class Restless(Extension):
+        names: ClassVar = ("x-restless",)
+        idle_seconds = 0.01
+
+        class Instance(Extension.Instance):
+            def onidle(self) -> None:
+                raise RuntimeError("on purpose")
+
+    server = serve(onmessage=echo, onerror=lambda client, error: None, extensions=[Restless])
+    peer = offering(server, "x-restless")
+    peer.text("hello")
+    assert peer.message() == "hello"
+    server.wait(lambda: server.errors, "onerror")
+    peer.text("still there")
+    assert peer.message() == "still there"
+    peer.close()
