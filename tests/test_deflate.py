@@ -9,6 +9,8 @@ from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wspy.codes import Role
 from wspy.deflate import DeflateFrame, DeflateMessage, Inflater
@@ -385,3 +387,79 @@ def test_a_last_block_ends_wherever_it_likes(takeover: bool, more: bytes, size: 
         with pytest.raises(ProtocolError) as caught:
             Inflater(15, takeover=takeover).inflate(cut, 1 << 20)
         assert caught.value.code == 1007
+
+
+# ---- whatever arrives ----
+
+PAYLOADS = st.one_of(
+    st.binary(max_size=300),
+    st.builds(lambda part, count: part * count, st.binary(min_size=1, max_size=40), st.integers(1, 4000)),
+)
+
+
+def inflated(data: bytes) -> bytes | None:
+    """Return what a message says, byte by byte and without a limit; None if it is corrupt or cut off."""
+    output = b""
+    stream: Any = None
+    try:
+        for position in range(len(data)):
+            stream = stream or zlib.decompressobj(-15)
+            output += stream.decompress(data[position : position + 1])
+            stream = None if stream.eof else stream
+        if stream is None:
+            return output
+        if stream.decompress(b"\0\0\xff\xff"):
+            return None
+        if stream.eof:
+            return None if stream.unused_data else output
+        is_whole = not stream.decompress(b"\1\0\0\xff\xff") and stream.eof
+    except zlib.error:
+        return None
+    return output if is_whole else None
+
+
+def outcome(inflater: Inflater, data: bytes, limit: int) -> bytes | int:
+    try:
+        return inflater.inflate(data, limit)
+    except ProtocolError as error:
+        return error.code
+
+
+@given(PAYLOADS, st.sampled_from([zlib.Z_SYNC_FLUSH, zlib.Z_FINISH]), st.integers(0, 9), st.data())
+def test_a_stream_with_other_bytes_has_a_defined_end(
+    payload: bytes, flush: int, level: int, data: st.DataObject
+) -> None:
+    """RFC 7692 §7.2.2: the same as byte by byte, with a limit that holds while it is inflated."""
+    stream = zlib.compressobj(level, zlib.DEFLATED, -15)
+    packed = bytearray((stream.compress(payload) + stream.flush(flush)).removesuffix(b"\0\0\xff\xff"))
+    for position, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(packed) - 1), st.integers(0, 255)), max_size=2)
+    ):
+        packed[position] = byte
+    message = bytes(packed[: data.draw(st.integers(1, len(packed)))] if data.draw(st.booleans()) else packed)
+    limit = data.draw(st.sampled_from([0, len(payload) - 1 if payload else 0, len(payload), 1 << 20]))
+    expected = inflated(message)
+    for takeover in (True, False):
+        found = outcome(Inflater(15, takeover=takeover), message, limit)
+        if expected is not None and len(expected) <= limit:
+            assert found == expected
+        elif expected is not None:
+            assert found == 1009
+        else:  # what is found first
+            assert found in {1007, 1009}
+
+
+@given(
+    st.lists(st.tuples(PAYLOADS, st.sampled_from([None, True, False])), max_size=8),
+    st.integers(8, 15), st.booleans(), st.integers(-1, 9), st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+def test_whatever_is_sent_comes_back(
+    messages: list[tuple[bytes, bool | None]], bits: int, forgets: bool, level: int, memory_level: int, idles: bool
+) -> None:
+    client = DeflateMessage(client_max_window_bits=bits, server_max_window_bits=bits)
+    options = {"server_no_context_takeover": forgets, "level": level, "memory_level": memory_level}
+    receiver, sender = pair(client, DeflateMessage(**options))
+    for payload, compress in messages:
+        assert receiver.onrecv(sender.onsend(message(payload, compress=compress))).payload == payload
+        if idles:
+            sender.onidle()

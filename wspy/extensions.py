@@ -65,8 +65,8 @@ class Extension:
             otherwise single frames.
         only_marked: whether what arrives without its reserved bits and opcodes is none of its business: such messages
             then take the quickest way, past ``onrecv``.
-        idle_seconds: after so long, or at most twice as long, without a message that was sent, ``onidle`` is called; None
-            for never.
+        idle_seconds: after so long, to twice as long, without a message that was sent, ``onidle`` is called; None for
+            never.
         defaults: its parameters, by name. A bool stands for a parameter without a value, a number for one in decimal
             digits, a str for any token.
 
