@@ -21,7 +21,7 @@ LAYERS = (
     {"extensions", "deflate"},
     {"handshake", "client_handshake", "protocol"},
     {"loop", "heads", "deadline", "calls", "listening", "signals", "threads", "held", "lenient", "outbox"},
-    {"connecting", "exclusive", "reception"},
+    {"connecting", "exclusive", "extending", "reception"},
     {"websocket"},
     {"connection", "async_client", "extended", "async_server", "serving", "asyncio", "sync"},
     {"server", "server_client"},

@@ -19,13 +19,14 @@ from .errors import PingError, ProtocolError, SocketClosed
 from .frames import Frame, create_close_frame, received_frame
 from .limits import checked_seconds
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, received_message
+from .protocol import Event
 from .reception import LINGER_SECONDS
 from .websocket import websocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .protocol import Event
+    from .extending import Extending
 
 __all__ = ["Connection"]
 
@@ -86,6 +87,7 @@ class Connection:
         self._joined = 0  # how many of them, at the beginning, are of several that were joined
         self._receiving = sock._receiving
         self._received = cast("deque[Event]", sock._received)  # a strict one has nothing else
+        self._extending = sock._extending
         self._joins = type(self).concat_fragments is not Connection.concat_fragments  # whole messages, too
         self._last: SocketClosed | ProtocolError | None = None  # why there are no more frames
         self._closing: Deadline | None = None  # once a Close was sent or received
@@ -165,15 +167,24 @@ class Connection:
 
     # ---- sending ----
 
-    def send(self, message: Sendable, fragment_size: int | None = None, mask: bool | None = None) -> None:
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        mask: bool | None = None,
+        *,
+        compress: bool | None = None,
+    ) -> None:
         """Send a message, and return when the kernel has it. Thread-safe.
 
         Args:
             message: a ``TextMessage`` or a str, a ``BinaryMessage`` or a buffer.
             fragment_size: split it into frames of so many bytes of payload (RFC 6455 §5.4); None for one frame.
-            mask: see ``Frame``; by default a client masks.
+            mask: see ``Frame``; by default a client masks. With extensions there is no choice.
+            compress: whether to compress it, if that was agreed upon; None leaves it to the extension.
 
         Raises:
+            Exception: of an extension; the connection is closed with 1011.
             RuntimeError: a signal handler calls this just when its thread sends or receives.
             SocketClosed: the connection is closed or closing.
             TimeoutError: the kernel didn't take it in time. What is left of it leaves with the next call.
@@ -181,9 +192,9 @@ class Connection:
             ValueError: ``fragment_size`` is below 1, a text has a lone surrogate (RFC 3629 §3), or ``mask`` is against
                 the rules.
         """
-        if mask is None and type(self).message_to_frames is Connection.message_to_frames:
+        if type(self).message_to_frames is Connection.message_to_frames and (mask is None or self._extending):
             try:
-                self.sock._send_message(message, fragment_size)
+                self.sock._send_message(message, fragment_size, compress)
             except SocketClosed as error:
                 raise self._explained(error) from None
         else:
@@ -251,7 +262,10 @@ class Connection:
 
     @staticmethod
     def message_to_frames(message: Sendable, fragment_size: int | None = None, mask: bool | None = None) -> list[Frame]:
-        """Return the frames of a message, for ``send``; subclasses may make others."""
+        """Return the frames of a message, for ``send``; subclasses may make others.
+
+        Those that do call ``sock.apply_send_hooks`` if extensions transform messages.
+        """
         whole = create_message(message)
         return [whole.frame(mask)] if fragment_size is None else whole.fragment(fragment_size, mask)
 
@@ -279,7 +293,8 @@ class Connection:
             TimeoutError: there was no message within the socket's timeout. Nothing that has arrived is lost.
             BlockingIOError: the socket is non-blocking, and there is no whole message.
             RuntimeError: this was called by a handler that ``recv`` has called.
-            Exception: of a handler. Nothing but the frame that it was called for is lost.
+            Exception: of a handler. Nothing but the frame that it was called for is lost. Or of an extension; the
+                connection is closed with 1011.
         """
         try:
             return self._next()
@@ -303,6 +318,8 @@ class Connection:
         except RuntimeError as misuse:
             raise _NoMessageError(misuse) from None
         try:
+            if self._extending is not None:
+                return self._next_extended(self._extending, deadline)
             while not (self._fragments and self._fragments[-1].final):
                 opcode, payload, final, _ = self._event(deadline)
                 if opcode >= _CONTROL:
@@ -313,9 +330,37 @@ class Connection:
                     return received_message(opcode, payload)
                 else:
                     self._keep()
-            return self._whole()
+            return self.concat_fragments(self._frames())
         finally:
             self._receiving.leave()
+
+    def _next_extended(self, extending: Extending, deadline: Deadline) -> Message:
+        """Receive a message as extensions read it: not before it is asked for, since it may take more memory then."""
+        while True:
+            opcode, _, final, _ = self._event(deadline)
+            frame: Frame | None = None
+            try:
+                if opcode >= _CONTROL:
+                    self.handle_control_frame(self.sock._frame(self._received.popleft()))
+                elif extending.has_frames:
+                    self.sock._read_by(self._keep_read, extending)
+                else:
+                    self._keep()
+                if final and opcode < _CONTROL:
+                    frame = self.sock._read_by(extending.whole, self._frames())
+            except ProtocolError:
+                if self.sock._failure is None:  # of a handler
+                    raise
+                self._fragments, self._joined = [], 0
+            if frame is not None:
+                return self.concat_fragments([frame])
+
+    def _keep_read(self, extending: Extending) -> None:
+        """Keep a fragment that has arrived, as extensions read it."""
+        opcode, payload, final, rsv = self._received.popleft()
+        frame = extending.chain.receive_frame(received_frame(opcode, payload, final=final, rsv=rsv))
+        self._received.appendleft(Event(frame.opcode, frame.payload, final, frame.first_byte() & 0x70))
+        self._keep()
 
     def _keep(self) -> None:
         """Keep a fragment that has arrived. Many are joined, each once, so that time is linear.
@@ -331,13 +376,13 @@ class Connection:
             kept[self._joined :] = [recent[0]._replace(payload=payload, final=recent[-1].final)]
             self._joined += 1
 
-    def _whole(self) -> Message:
-        """Return the message of the fragments."""
+    def _frames(self) -> list[Frame]:
+        """Take the fragments that were kept."""
         frames = [
             received_frame(opcode, payload, final=final, rsv=rsv) for opcode, payload, final, rsv in self._fragments
         ]
         self._fragments, self._joined = [], 0
-        return self.concat_fragments(frames)
+        return frames
 
     def _event(self, deadline: Deadline) -> Event:
         """Wait for a frame, and return what the protocol tells of it; for who has entered ``_receiving``.

@@ -299,7 +299,7 @@ class Chain:
         instances: those of the extensions, in order.
     """
 
-    __slots__ = ("_max_size", "_per_frame", "_per_message", "_unclaimed", "instances")
+    __slots__ = ("_max_size", "_per_frame", "_per_message", "_size", "_unclaimed", "instances")
 
     def __init__(
         self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
@@ -308,6 +308,7 @@ class Chain:
         self._per_message: list[Extension.Instance] = []
         self._per_frame: list[Extension.Instance] = []
         self._max_size = max_size
+        self._size = 0  # of the message under way, as far as it was received
         self._unclaimed = _RSV
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
@@ -327,10 +328,7 @@ class Chain:
             ValueError: an extension has set a reserved bit that none has claimed.
             Exception: whatever an extension raises: what follows could not be understood, so the connection ends.
         """
-        compress = frame.compress
-        for instance in self._per_message:
-            frame = instance.onsend(frame)
-            frame.compress = compress
+        frame = self.send_message(frame)
         if fragment_size is None and not self._per_frame:  # as most are
             return [(self._first_byte(frame), frame.payload)]
         frames = [frame] if fragment_size is None else _fragments(frame, fragment_size)
@@ -342,6 +340,14 @@ class Chain:
         if first & self._unclaimed:
             raise ValueError("an extension has set a reserved bit that none has claimed (RFC 6455 §5.2)")
         return first
+
+    def send_message(self, frame: Frame) -> Frame:
+        """Return what is sent instead of a message, before it is split and others see its frames."""
+        compress = frame.compress
+        for instance in self._per_message:
+            frame = instance.onsend(frame)
+            frame.compress = compress
+        return frame
 
     def send_frame(self, frame: Frame) -> Frame:
         """Return what is sent instead of a single frame, when those that transform messages have seen it."""
@@ -363,7 +369,16 @@ class Chain:
             instances = self.instances if frame.opcode in _RESERVED else []
         for instance in reversed(instances):
             frame = instance.onrecv(frame)
+        if instances and frame.opcode < Opcode.CLOSE:
+            self._count(frame)
         return frame
+
+    def _count(self, frame: Frame) -> None:
+        """Hold all frames of a message together to the limit: of those that arrived the core has done so."""
+        size = len(frame.payload)
+        self._size = self._size + size if frame.opcode == Opcode.CONTINUATION else size
+        if self._max_size is not None and self._size > self._max_size:
+            raise too_big()
 
     def receive_message(self, frame: Frame) -> Frame:
         """Return what a whole message says, as one frame.

@@ -9,15 +9,17 @@ import select
 import socket
 from collections import deque
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 from .client_handshake import ClientHandshake
-from .codes import Opcode, Role
+from .codes import CloseCode, Opcode, Role
 from .connecting import MAX_REDIRECTS, connect_tcp, connect_unix, is_connected, redirected, without_credentials
 from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
 from .exclusive import Exclusive
-from .frames import Frame, received_frame, split_close
+from .extending import Extending
+from .extensions import checked_extensions
+from .frames import Frame, is_close_code, received_frame, split_close
 from .handshake import Fields, ServerHandshake
 from .headers import Headers
 from .heads import HeadReader
@@ -34,16 +36,20 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterable
 
+    from .extensions import Agreement, Extension
     from .http11 import Request
     from .messages import Sendable
 
 __all__ = ["websocket"]
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("wspy.websocket")
 
 # Bytes in one read; more is asked for once so much was there.
 _READ: Final = 16_384
 _LARGE_READ: Final = 262_144
+_NOT_UNDERSTOOD: Final = "an extension has failed: what follows can't be understood"
 _ENDED: Final = "the peer has ended the connection without a Close frame"
 
 
@@ -65,6 +71,10 @@ class websocket:
             non-blocking itself.
         origin: the value of ``Origin`` that a client sends, or None.
         protocols: the subprotocols that this end speaks, a client's preferred one first.
+        extensions: what this end speaks, as ``Extension`` objects or classes, a client's preferred one first. Those
+            that transform single frames do so in ``send`` and ``recv``; those that transform messages do so in a
+            ``Connection``, or where ``apply_send_hooks`` and ``apply_recv_hooks`` are called. None does anything with
+            ``strict=False``.
         location: the path, with a query, that a client asks for if ``connect`` isn't given a URI.
         trusted_origins: the origins of pages that a server lets in; empty for all. See ``AsyncServer``.
         locations: the paths that a server serves, without a query; empty for all.
@@ -80,10 +90,11 @@ class websocket:
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
 
     Attributes:
-        origin, protocols, trusted_origins, locations, extra_headers, strict, max_size, max_fragments, open_timeout: as
-            given. What is changed counts for the opening handshakes that begin later.
+        origin, protocols, extensions, trusted_origins, locations, extra_headers, strict, max_size, max_fragments,
+            open_timeout: as given. What is changed counts for the opening handshakes that begin later.
         recv_callback: as given; may be changed at any time.
         protocol: the subprotocol that was agreed upon, or None.
+        extension_instances: the extensions that were agreed upon, in the order in which they transform what is sent.
         request: a server's: the ``Request`` that it accepted. None before, and for a client.
         request_headers: of that request; None without one.
         response_headers: a client's: the header fields of the 101. None before, and for a server.
@@ -102,6 +113,7 @@ class websocket:
         *,
         origin: str | None = None,
         protocols: Iterable[str] = (),
+        extensions: Iterable[Extension | type[Extension]] = (),
         location: str = "/",
         trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
         locations: Iterable[str] = (),
@@ -116,6 +128,7 @@ class websocket:
     ) -> None:
         self.origin = origin
         self.protocols = list(protocols) if not isinstance(protocols, str) else protocols
+        self.extensions = checked_extensions(extensions)
         self.location = location
         self.trusted_origins = trusted_origins if isinstance(trusted_origins, str) else tuple(trusted_origins)
         self.locations = locations if isinstance(locations, str) else tuple(locations)
@@ -129,12 +142,14 @@ class websocket:
         self.protocol: str | None = None
         self.request: Request | None = None
         self.response_headers: Headers | None = None
+        self.extension_instances: list[Extension.Instance] = []
         checked_limit("max_size", max_size, 0, NO_SIZE_LIMIT)
         checked_limit("max_fragments", max_fragments, 0, NO_COUNT_LIMIT)
         self._handshake = self._server_handshake()
         self._head: HeadReader | None = None  # of a server's handshake under way
         self._protocol: Protocol | None = None
         self._lenient: LenientReader | None = None
+        self._extending: Extending | None = None
         self._outbox = Outbox()  # its lock is that of the protocol, too
         self._receiving = Exclusive("recv")
         self._accepting = Exclusive("accept")
@@ -158,6 +173,7 @@ class websocket:
     def _server_handshake(self) -> ServerHandshake:
         return ServerHandshake(
             protocols=self.protocols,
+            extensions=self.extensions,
             trusted_origins=self.trusted_origins,
             locations=self.locations,
             extra_headers=self.extra_headers,
@@ -320,6 +336,7 @@ class websocket:
             sock,
             origin=self.origin,
             protocols=self.protocols,
+            extensions=self.extensions,
             location=self.location,
             trusted_origins=self.trusted_origins,
             locations=self.locations,
@@ -396,7 +413,7 @@ class websocket:
             request = self._handshake.read(head)
             request.remote_address = self._peer()
             accepted = self._handshake.accept(request)
-            protocol = self._new_protocol(Role.SERVER)
+            protocol = self._new_protocol(Role.SERVER, accepted.extensions)
         except HandshakeError as error:
             self._refuse(error, head)
             raise
@@ -502,8 +519,10 @@ class websocket:
         return uri
 
     def _open_as_client(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
-        handshake = ClientHandshake(uri, origin=self.origin, protocols=self.protocols, extra_headers=headers)
-        protocol = self._new_protocol(Role.CLIENT)
+        handshake = ClientHandshake(
+            uri, origin=self.origin, protocols=self.protocols, extensions=self.extensions, extra_headers=headers
+        )
+        protocol = self._new_protocol(Role.CLIENT, None)
         self._start_again()
         if path is not None:
             connect_unix(self._fresh_socket(), path, deadline, self._held.check)
@@ -514,6 +533,8 @@ class websocket:
         self._await_answer(handshake, deadline)
         self.response_headers = handshake.response.headers if handshake.response else None
         self.protocol, self.location = handshake.subprotocol, uri.resource
+        if handshake.extensions:
+            protocol = self._new_protocol(Role.CLIENT, handshake.extensions)
         self._open(protocol, handshake.rest)
 
     def _start_again(self) -> None:
@@ -549,8 +570,13 @@ class websocket:
 
     # ---- after the handshake ----
 
-    def _new_protocol(self, role: Role) -> Protocol:
-        return Protocol(role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments)
+    def _new_protocol(self, role: Role, agreed: Agreement | None) -> Protocol:
+        self._extending = Extending(agreed, self.max_size) if agreed and self.strict else None
+        self.extension_instances = [] if self._extending is None else self._extending.chain.instances
+        rsv, opcodes = (agreed.rsv, agreed.opcodes) if agreed else (0, 0)
+        return Protocol(
+            role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments, rsv=rsv, opcodes=opcodes
+        )
 
     def _open(self, protocol: Protocol, data: bytes) -> None:
         self._lenient = None if self.strict else LenientReader(self.max_size)
@@ -633,19 +659,62 @@ class websocket:
                 )
         protocol = self._sendable()
         with self._outbox.lock:
-            unsent = Unsent(protocol.frames(*frames), callback)
+            if self._extending is None or protocol.close_sent:
+                unsent = Unsent(protocol.frames(*frames), callback)
+            else:
+                unsent = Unsent(self._extended(protocol, self._singles, self._extending, frames), callback)
             self._outbox.add(unsent)
         return unsent
 
-    def _send_message(self, message: Sendable, fragment_size: int | None) -> None:
+    @staticmethod
+    def _singles(extending: Extending, frames: tuple[Frame, ...]) -> list[Frame]:
+        return list(map(extending.single, frames))
+
+    def _send_message(self, message: Sendable, fragment_size: int | None, compress: bool | None = None) -> None:
         protocol = self._protocol
         if protocol is None or self._lost is not None or self._held.closed:
             protocol = self._sendable()
         with self._outbox.lock:
-            unsent = Unsent(protocol.message(message, fragment_size))
+            extending = self._extending
+            if extending is None or protocol.close_sent:
+                unsent = Unsent(protocol.message(message, fragment_size))
+            else:
+                frame = extending.message(message)
+                frame.compress = compress
+                if fragment_size is not None and fragment_size < 1:
+                    raise ValueError("fragment_size must be at least 1")
+                unsent = Unsent(self._extended(protocol, extending.frames, frame, fragment_size))
             self._outbox.add(unsent)
         with self._held as sock:
             self._flush(unsent, sock)
+
+    def _extended(self, protocol: Protocol, transform: Callable[..., list[Frame]], *arguments: Any) -> bytes:
+        """Return the bytes of what extensions make of something that is sent.
+
+        What was compressed and not sent would be missing in the peer's window: so whatever is raised ends the
+        connection with 1011.
+        """
+        extending = self._extending
+        assert extending is not None  # noqa: S101 -- the caller has looked
+        extending.enter()
+        try:
+            return protocol.frames(*transform(*arguments))
+        except BaseException:
+            self._failure = self._failure or SocketClosed(initialized=True, message=_NOT_UNDERSTOOD)
+            self._say_close(CloseCode.INTERNAL_ERROR)
+            raise
+        finally:
+            extending.leave()
+
+    def _say_close(self, code: int) -> None:
+        """Send a Close without waiting, unless one was sent."""
+        protocol = self._opened()
+        with self._outbox.lock:
+            close = protocol.owed_close() or protocol.close(code)
+            if close:
+                self._outbox.add(Unsent(close))
+        with contextlib.suppress(SocketClosed):
+            self.do_async_send()
 
     def _reply(self, frame: Frame) -> None:
         """Answer a Ping without waiting: who receives must go on with that, also if the peer reads nothing."""
@@ -767,16 +836,29 @@ class websocket:
             received = self._received
             if len(received) < n:
                 self._receive(deadline, n)
+            if self._extending is not None:
+                return self._read_frames(n)
             return [self._frame(received.popleft()) for _ in range(n)]
         finally:
             self._receiving.leave()
 
-    @staticmethod
-    def _frame(received: Event | Frame) -> Frame:
+    def _read_frames(self, n: int) -> list[Frame]:
+        """Take so many frames, as extensions read them; those before one that breaks a rule are for the next call."""
+        frames: list[Frame] = []
+        try:
+            while len(frames) < n:
+                frames.append(self._frame(self._received.popleft()))
+        except BaseException:
+            self._received.extendleft(reversed(frames))
+            raise
+        return frames
+
+    def _frame(self, received: Event | Frame) -> Frame:
         if isinstance(received, Frame):
             return received
         opcode, payload, final, rsv = received
-        return received_frame(opcode, payload, final=final, rsv=rsv)
+        frame = received_frame(opcode, payload, final=final, rsv=rsv)
+        return frame if self._extending is None else self._read_by(self._extending.chain.receive_frame, frame)
 
     def _receive(self, deadline: Deadline, n: int = 1) -> None:
         """Read until so many events have arrived; for who has entered ``_receiving``."""
@@ -879,14 +961,59 @@ class websocket:
         Not any earlier: nothing can be sent after a Close, and what came before the fault may be worth an answer.
         """
         if isinstance(failure, ProtocolError):
-            protocol = self._opened()
-            with self._outbox.lock:
-                close = protocol.owed_close() if self._lenient is None else protocol.close(failure.code)
-                if close:
-                    self._outbox.add(Unsent(close))
-            with contextlib.suppress(SocketClosed):
-                self.do_async_send()
+            self._say_close(failure.code)
         raise copy(failure)
+
+    # ---- extensions ----
+
+    def apply_send_hooks(self, frame: Frame, before_fragmentation: bool) -> Frame:
+        """Return what extensions make of a frame that is to be sent, RFC 6455 §9.
+
+        ``send`` does this for those that transform single frames. For those that transform messages this is called
+        once for each message, by one thread at a time, and all of them are sent in this order: a ``Connection`` does it.
+
+        Args:
+            frame: a frame; or a whole message as one frame.
+            before_fragmentation: whether it is the latter.
+
+        Raises:
+            Exception: of an extension; the connection can't go on then.
+        """
+        if self._extending is None:
+            return frame
+        return self._extending.chain.send_message(frame) if before_fragmentation else self._extending.single(frame)
+
+    def apply_recv_hooks(self, frame: Frame, before_fragmentation: bool) -> Frame:
+        """Return what a frame says that has arrived; see ``apply_send_hooks``.
+
+        Raises:
+            ProtocolError: the peer broke a rule of an extension, and was sent a Close that says so.
+            Exception: of an extension; the peer was told 1011.
+        """
+        if self._extending is None:
+            return frame
+        if before_fragmentation:
+            return self._read_by(self._extending.whole, [frame])
+        return self._read_by(self._extending.chain.receive_frame, frame)
+
+    def _read_by(self, read: Callable[..., _T], *arguments: Any) -> _T:
+        """Return what extensions make of what has arrived; if that fails, nothing behind it counts (RFC 6455 §7.1.7).
+
+        Raises:
+            ProtocolError: the peer broke a rule of an extension, and was told so.
+            Exception: of an extension; the peer was told 1011.
+        """
+        try:
+            return read(*arguments)
+        except BaseException as error:
+            self._received.clear()
+            if isinstance(error, ProtocolError) and is_close_code(error.code):
+                self._failure = copy(error)
+                self._say_close(error.code)
+            else:
+                self._failure = SocketClosed(initialized=True, message=_NOT_UNDERSTOOD)
+                self._say_close(CloseCode.INTERNAL_ERROR)
+            raise
 
     def _read_once(self, bufsize: int) -> None:
         if self._failure is not None or self._is_reading:
