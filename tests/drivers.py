@@ -809,6 +809,10 @@ class Conversation(wspy.Connection):
         else:
             self.front_end.run(partial(super().close, code, reason), self.sock._is_closing)
 
+    @property
+    def extensions(self) -> tuple[Any, ...]:
+        return tuple(self.sock.extension_instances)
+
     def onopen(self) -> None:
         self.front_end.handle("onopen", self)
 
@@ -844,7 +848,6 @@ class Connections(Server):
         "broadcast": "a Connection knows no others",
         "calls": "no thread of its own calls anything later",
         "clients": "a Connection knows no others, and no server",
-        "extensions": "it has not got that argument",
         "http": "a websocket takes opening handshakes and nothing else, and its user is asked about none",
         "keepalive": "it sends no pings of its own",
         "kind": "a Connection is no server, and what is about the class of one isn't about it",

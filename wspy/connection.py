@@ -337,12 +337,18 @@ class Connection:
     def _next_extended(self, extending: Extending, deadline: Deadline) -> Message:
         """Receive a message as extensions read it: not before it is asked for, since it may take more memory then."""
         while True:
-            opcode, _, final, _ = self._event(deadline)
+            opcode, payload, final, rsv = self._event(deadline)
+            if extending.has_failed and opcode < _CONTROL:
+                self._received.popleft()
+                continue
+            if final and not self._fragments and not self._joins and not extending.reads(opcode, rsv):
+                self._received.popleft()
+                return received_message(opcode, payload)
             frame: Frame | None = None
             try:
                 if opcode >= _CONTROL:
                     self.handle_control_frame(self.sock._frame(self._received.popleft()))
-                elif extending.has_frames:
+                elif extending.has_frames or (rsv and opcode == Opcode.CONTINUATION):
                     self.sock._read_by(self._keep_read, extending)
                 else:
                     self._keep()

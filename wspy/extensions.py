@@ -248,13 +248,14 @@ class Agreement:
         opcodes: the opcodes that they have claimed, bit n for opcode n: reserved ones, and 0 to 2 if all messages are
             for them to read.
         has_frames: whether one of them transforms single frames.
+        reads_all: whether one of them reads every message, and not only those with its bits and opcodes.
         sharing: what connections have in common that send the same for the same message; None if they don't.
 
     Raises:
         ValueError: an answer is none to what a client has offered.
     """
 
-    __slots__ = ("_parts", "_role", "answer", "has_frames", "offered", "opcodes", "rsv", "sharing")
+    __slots__ = ("_parts", "_role", "answer", "has_frames", "offered", "opcodes", "reads_all", "rsv", "sharing")
 
     def __init__(self, parts: Iterable[_Part], role: Role, offered: str = "") -> None:
         self.offered = offered.encode("latin-1")
@@ -268,7 +269,8 @@ class Agreement:
         for extension in extensions:
             self.rsv |= extension.rsv
             self.opcodes |= sum(1 << opcode for opcode in extension.opcodes)
-        if self.has_frames or not all(extension.only_marked for extension in extensions):
+        self.reads_all = self.has_frames or not all(extension.only_marked for extension in extensions)
+        if self.reads_all:
             self.opcodes |= _DATA
         shared = [(id(extension), extension.sharing(role, values)) for extension, values in self._parts]
         self.sharing: Hashable = None if any(key is None for _, key in shared) else tuple(shared)
@@ -299,7 +301,7 @@ class Chain:
         instances: those of the extensions, in order.
     """
 
-    __slots__ = ("_max_size", "_per_frame", "_per_message", "_size", "_unclaimed", "instances")
+    __slots__ = ("_first_only", "_max_size", "_per_frame", "_per_message", "_size", "_unclaimed", "instances")
 
     def __init__(
         self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
@@ -310,12 +312,14 @@ class Chain:
         self._max_size = max_size
         self._size = 0  # of the message under way, as far as it was received
         self._unclaimed = _RSV
+        self._first_only = 0
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
             (self._per_message if extension.per_message else self._per_frame).append(instance)
             self._unclaimed &= ~extension.rsv
+            self._first_only |= extension.rsv if extension.per_message else 0
 
     def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
         """Return what to send instead of a message: first byte and payload of each frame.
@@ -364,6 +368,10 @@ class Chain:
             ProtocolError: the peer broke the rules of an extension.
         """
         instances = self._per_frame
+        if frame.opcode == Opcode.CONTINUATION and frame.first_byte() & self._first_only:
+            raise ProtocolError(
+                CloseCode.PROTOCOL_ERROR, "a reserved bit of the whole message is set behind its start (RFC 7692 §6.1)"
+            )
         if frame.opcode >= Opcode.CLOSE:
             # RFC 6455 defines what the others say
             instances = self.instances if frame.opcode in _RESERVED else []

@@ -20,6 +20,7 @@ from .frames import (
     Frame,
     close_payload,
     core_error,
+    is_close_code,
     mask,
     received_frame,
     split_close,
@@ -482,6 +483,22 @@ class Protocol:
         endpoint = self._take()
         try:
             return self._closing(lib.wspy_endpoint_owed_close(endpoint, self._output), began=self._rcvd is None)
+        finally:
+            self._idle.append(endpoint)
+
+    def fail(self, error: ProtocolError) -> None:
+        """Fail for a rule of an extension that the peer broke: ``owed_close`` says so, and input is ignored then.
+
+        Raises:
+            RuntimeError: another call on this object is running.
+            ValueError: a Close frame can't carry the error's code.
+        """
+        if not is_close_code(error.code):
+            raise ValueError(f"a Close frame can't carry the code {error.code}")
+        endpoint = self._take()
+        try:
+            lib.wspy_endpoint_fail(endpoint, error.code)
+            self._error = self._error or error
         finally:
             self._idle.append(endpoint)
 

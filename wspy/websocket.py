@@ -9,6 +9,8 @@ import select
 import socket
 from collections import deque
 from copy import copy
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 from .client_handshake import ClientHandshake
@@ -49,6 +51,7 @@ log = logging.getLogger("wspy.websocket")
 # Bytes in one read; more is asked for once so much was there.
 _READ: Final = 16_384
 _LARGE_READ: Final = 262_144
+_NOTHING: Final = Unsent(b"")
 _NOT_UNDERSTOOD: Final = "an extension has failed: what follows can't be understood"
 _ENDED: Final = "the peer has ended the connection without a Close frame"
 
@@ -107,7 +110,7 @@ class websocket:
         ValueError: an argument is out of range.
     """
 
-    def __init__(  # noqa: PLR0913 -- each is a policy of its own, by name
+    def __init__(  # noqa: PLR0913, PLR0915 -- each is a policy of its own, by name
         self,
         sock: socket.socket | None = None,
         *,
@@ -417,6 +420,11 @@ class websocket:
         except HandshakeError as error:
             self._refuse(error, head)
             raise
+        except Exception as error:
+            log.exception("an extension has failed in an opening handshake")
+            failure = HandshakeError(500, "an extension has failed")
+            self._refuse(failure, head)
+            raise failure from error
         self._head = None
         self.request, self.protocol, self.location = request, accepted.subprotocol, request.path
         self._outbox.add(Unsent(accepted.response))
@@ -659,16 +667,18 @@ class websocket:
                 )
         protocol = self._sendable()
         with self._outbox.lock:
-            if self._extending is None or protocol.close_sent:
+            extending = self._extending
+            if extending is None or protocol.close_sent:
                 unsent = Unsent(protocol.frames(*frames), callback)
+            elif extending.sender:
+                extending.delayed.append(partial(self._queue, frames, callback))
+                return _NOTHING
             else:
-                unsent = Unsent(self._extended(protocol, self._singles, self._extending, frames), callback)
+                unsent = Unsent(self._extended(protocol, extending, extending.singles, frames), callback)
             self._outbox.add(unsent)
+        if extending is not None and extending.delayed:
+            self._catch_up(extending)
         return unsent
-
-    @staticmethod
-    def _singles(extending: Extending, frames: tuple[Frame, ...]) -> list[Frame]:
-        return list(map(extending.single, frames))
 
     def _send_message(self, message: Sendable, fragment_size: int | None, compress: bool | None = None) -> None:
         protocol = self._protocol
@@ -679,35 +689,49 @@ class websocket:
             if extending is None or protocol.close_sent:
                 unsent = Unsent(protocol.message(message, fragment_size))
             else:
-                frame = extending.message(message)
-                frame.compress = compress
+                frame = extending.message(message, compress)
                 if fragment_size is not None and fragment_size < 1:
                     raise ValueError("fragment_size must be at least 1")
-                unsent = Unsent(self._extended(protocol, extending.frames, frame, fragment_size))
+                if extending.sender:
+                    extending.delayed.append(partial(self._send_message, message, fragment_size, compress))
+                    return
+                unsent = Unsent(self._extended(protocol, extending, extending.frames, frame, fragment_size))
             self._outbox.add(unsent)
+        if extending is not None and extending.delayed:
+            self._catch_up(extending)
         with self._held as sock:
             self._flush(unsent, sock)
 
-    def _extended(self, protocol: Protocol, transform: Callable[..., list[Frame]], *arguments: Any) -> bytes:
+    def _extended(
+        self, protocol: Protocol, extending: Extending, transform: Callable[..., list[Frame]], *arguments: Any
+    ) -> bytes:
         """Return the bytes of what extensions make of something that is sent.
 
         What was compressed and not sent would be missing in the peer's window: so whatever is raised ends the
         connection with 1011.
         """
-        extending = self._extending
-        assert extending is not None  # noqa: S101 -- the caller has looked
-        extending.enter()
+        extending.sender = get_ident()
         try:
             return protocol.frames(*transform(*arguments))
         except BaseException:
-            self._failure = self._failure or SocketClosed(initialized=True, message=_NOT_UNDERSTOOD)
             self._say_close(CloseCode.INTERNAL_ERROR)
             raise
         finally:
-            extending.leave()
+            extending.sender = 0
+
+    @staticmethod
+    def _catch_up(extending: Extending) -> None:
+        """Send what had to come behind something else, whose caller is not there any more."""
+        while extending.delayed:
+            try:
+                extending.delayed.popleft()()
+            except SocketClosed:
+                log.debug("a message was sent too late to a connection that is closed")
+            except Exception:
+                log.exception("a message could not be sent")
 
     def _say_close(self, code: int) -> None:
-        """Send a Close without waiting, unless one was sent."""
+        """Send a Close without waiting: the one that is owed, else with this code, unless one was sent."""
         protocol = self._opened()
         with self._outbox.lock:
             close = protocol.owed_close() or protocol.close(code)
@@ -858,7 +882,9 @@ class websocket:
             return received
         opcode, payload, final, rsv = received
         frame = received_frame(opcode, payload, final=final, rsv=rsv)
-        return frame if self._extending is None else self._read_by(self._extending.chain.receive_frame, frame)
+        if self._extending is None or Opcode.CLOSE <= opcode <= Opcode.PONG:
+            return frame
+        return self._read_by(self._extending.chain.receive_frame, frame)
 
     def _receive(self, deadline: Deadline, n: int = 1) -> None:
         """Read until so many events have arrived; for who has entered ``_receiving``."""
@@ -970,7 +996,7 @@ class websocket:
         """Return what extensions make of a frame that is to be sent, RFC 6455 §9.
 
         ``send`` does this for those that transform single frames. For those that transform messages this is called
-        once for each message, by one thread at a time, and all of them are sent in this order: a ``Connection`` does it.
+        once for each message, by one thread at a time, and all are sent in this order: a ``Connection`` does it.
 
         Args:
             frame: a frame; or a whole message as one frame.
@@ -1003,15 +1029,21 @@ class websocket:
             ProtocolError: the peer broke a rule of an extension, and was told so.
             Exception: of an extension; the peer was told 1011.
         """
+        extending = self._extending
+        if extending is not None and extending.has_failed:
+            raise SocketClosed(initialized=True, message=_NOT_UNDERSTOOD)
         try:
             return read(*arguments)
         except BaseException as error:
-            self._received.clear()
             if isinstance(error, ProtocolError) and is_close_code(error.code):
+                self._received.clear()
                 self._failure = copy(error)
+                with self._outbox.lock:
+                    self._opened().fail(self._failure)
                 self._say_close(error.code)
             else:
-                self._failure = SocketClosed(initialized=True, message=_NOT_UNDERSTOOD)
+                if extending is not None:
+                    extending.has_failed = True
                 self._say_close(CloseCode.INTERNAL_ERROR)
             raise
 

@@ -253,6 +253,7 @@ def test_g20_who_never_compresses_has_no_window(serve: Servers) -> None:
         assert instance.inflater._stream is None
 
 
+@needs("queue")
 @pytest.mark.parametrize("parameters", ["", "; server_no_context_takeover"])
 def test_g21_what_is_not_sent_is_missing_in_no_window(serve: Servers, parameters: str) -> None:
     """Too much that is unsent ends a connection: what follows could not be understood. Others go on."""

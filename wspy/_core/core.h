@@ -220,6 +220,9 @@ int wspy_frame_check(int first, const uint8_t *payload, size_t length);
  * (139 bytes). Returns its size, 0 if a Close was sent or is owed or the endpoint has failed,
  * WSPY_ERROR_ARGUMENT for a longer payload, or WSPY_ERROR_SYSTEM (as above). */
 int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t length, uint8_t *output);
+/* Fail for a fault that an extension has found: unless a Close was sent, one with this code is owed (wspy_close_code_valid).
+ */
+void wspy_endpoint_fail(wspy_endpoint *endpoint, int close_code);
 int wspy_endpoint_error(const wspy_endpoint *endpoint); /* 0, or the sticky error */
 /* Bit 0: our Close was sent; bit 1: the peer's was received. */
 int wspy_endpoint_close_state(const wspy_endpoint *endpoint);

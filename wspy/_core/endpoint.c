@@ -204,6 +204,11 @@ int wspy_endpoint_close(wspy_endpoint *endpoint, const uint8_t *payload, size_t 
     return wspy_protocol_close(&endpoint->protocol, payload, length, output);
 }
 
+void wspy_endpoint_fail(wspy_endpoint *endpoint, int close_code)
+{
+    wspy_protocol_fail_extension(&endpoint->protocol, close_code);
+}
+
 int wspy_endpoint_check(const wspy_endpoint *endpoint, wspy_sending *sending, int first, const uint8_t *payload,
                         size_t length)
 {
