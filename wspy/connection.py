@@ -552,7 +552,7 @@ class Connection:
             self.sock.close()  # an exception of a signal handler may have come before that
             return
         closing = self._begin_closing()
-        if self._receiving.is_mine:
+        if self._receiving.is_mine or self._is_extending():
             self._say(frame)
             return
         try:
@@ -573,6 +573,10 @@ class Connection:
         else:
             self._end(*self._told(self._last))
         self.sock.close()
+
+    def _is_extending(self) -> bool:
+        """Whether an extension calls this that is transforming what this thread sends."""
+        return self._extending is not None and self._extending.sender == get_ident()
 
     def _await_end(self, closing: Deadline) -> None:
         """Read until the connection has ended, or wait for the thread that does."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .extensions import Agreement, Extension
+    from .handshake import Acceptance
     from .http11 import Request
     from .messages import Sendable
 
@@ -415,20 +416,24 @@ class websocket:
             head = found
             request = self._handshake.read(head)
             request.remote_address = self._peer()
-            accepted = self._handshake.accept(request)
+            accepted = self._accepted(request)
             protocol = self._new_protocol(Role.SERVER, accepted.extensions)
         except HandshakeError as error:
             self._refuse(error, head)
             raise
-        except Exception as error:
-            log.exception("an extension has failed in an opening handshake")
-            failure = HandshakeError(500, "an extension has failed")
-            self._refuse(failure, head)
-            raise failure from error
         self._head = None
         self.request, self.protocol, self.location = request, accepted.subprotocol, request.path
         self._outbox.add(Unsent(accepted.response))
         self._open(protocol, reader.rest)
+
+    def _accepted(self, request: Request) -> Acceptance:
+        try:
+            return self._handshake.accept(request)
+        except HandshakeError:
+            raise
+        except Exception as error:
+            log.exception("an extension has failed in an opening handshake")
+            raise HandshakeError(500, "an extension has failed") from error
 
     def _peer(self) -> Any:
         try:

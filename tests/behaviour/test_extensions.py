@@ -467,6 +467,7 @@ def test_deflate_frame(serve: Servers, name: str) -> None:
 # ---- idle connections ----
 
 
+@needs("calls")
 def test_who_is_idle_gives_its_window_back(serve: Servers) -> None:
     server = serve(onmessage=echo, extensions=[DeflateMessage(idle_seconds=0.02)])
     peer = Deflating(server.connect())
@@ -480,6 +481,7 @@ def test_who_is_idle_gives_its_window_back(serve: Servers) -> None:
     until(lambda: not server.server._looks_for_idle, "nobody looks for nobody")
 
 
+@needs("calls")
 def test_what_onidle_raises_is_told_and_hurts_nobody(serve: Servers) -> None:
     class Restless(Extension):
         names: ClassVar = ("x-restless",)
