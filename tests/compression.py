@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from drivers import BINARY, CONTINUATION, TEXT, frame
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from drivers import RawClient
 
 RSV1: Final = 0x40
 TAIL: Final = b"\x00\x00\xff\xff"
 NAME: Final = "permessage-deflate"
+LONG_TEXT: Final = "".join(random.Random(7).choices(["one ", "two, ", "drei ", "四 ", '{"key": 5}', "\0"], k=40_000))
+NOISE: Final = random.Random(8).randbytes(200_000)
 
 
 def deflated(data: bytes, *, bits: int = 15, flush: int = zlib.Z_SYNC_FLUSH, level: int = 6) -> bytes:
@@ -80,3 +85,16 @@ class Deflating:
         if self._inflater is None or "server_no_context_takeover" in self.agreed:
             self._inflater = zlib.decompressobj(-max(self._peers_bits, 9))
         return bytes(self._inflater.decompress(payload + TAIL))
+
+
+def messages(seed: int, count: int) -> Iterator[str | bytes]:
+    """Yield messages of all kinds: most are short, some are long, some can't be compressed."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        size = min(int(chance.expovariate(1 / 300)), 5000) if chance.random() < 0.98 else chance.randrange(100_000)
+        start = chance.randrange(len(LONG_TEXT) - size)
+        kind = chance.randrange(3)
+        if kind == 0:
+            yield LONG_TEXT[start : start + size]
+        else:
+            yield (NOISE if kind == 1 else LONG_TEXT.encode())[start : start + size]

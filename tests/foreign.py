@@ -330,9 +330,12 @@ class AiohttpServer(LoopForeign):
 class NodeServer(Foreign):
     """The package ws of Node.js; see ws_peer.cjs."""
 
-    def __init__(self, seconds: float, *, node: Program, subprotocols: Iterable[str] = ()) -> None:
+    def __init__(
+        self, seconds: float, *, node: Program, subprotocols: Iterable[str] = (), deflate: bool | dict[str, Any] = False
+    ) -> None:
         super().__init__(seconds, subprotocols=subprotocols)
         self._node = node
+        self._deflate = deflate
 
     def _ask(self, operation: str, **arguments: Any) -> Any:
         self._node.write(json.dumps({"operation": operation, **arguments}))
@@ -341,7 +344,7 @@ class NodeServer(Foreign):
         return answer["result"]
 
     def start(self) -> None:
-        self.port = self._ask("listen", subprotocols=self.subprotocols)
+        self.port = self._ask("listen", subprotocols=self.subprotocols, deflate=self._deflate)
 
     def ended(self) -> tuple[int, str]:
         code, reason = self._ask("ended", port=self.port)

@@ -301,6 +301,7 @@ class DeflateMessage(Extension):
         found = _read_deflate(answer, _MESSAGE_NAMES)
         if role is Role.CLIENT:
             self._check_answer(found)
+            self._keep_word(found)
         return {
             **self.defaults,
             **{name: True for name in _FLAGS if name in found},
@@ -323,6 +324,12 @@ class DeflateMessage(Extension):
             raise ValueError("the server's window is larger than was asked for, RFC 7692 §7.1.2.1")
         if found.get("client_max_window_bits", 8) > int(own["client_max_window_bits"]):
             raise ValueError("the client's window is larger than was offered, RFC 7692 §7.1.2.2")
+
+    def _keep_word(self, found: dict[str, int]) -> None:
+        """Add what a client does whether the server asks for it or not, RFC 7692 §7.1.1.2 and §7.1.2.2."""
+        if self.parameters["client_no_context_takeover"]:
+            found["client_no_context_takeover"] = 1
+        found.setdefault("client_max_window_bits", int(self.parameters["client_max_window_bits"]))
 
     class Instance(Extension.Instance):
         """permessage-deflate on one connection."""

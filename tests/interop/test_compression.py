@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from compression import LONG_TEXT as TEXT
+from compression import messages
 from peers import Aiohttp, Peer
 
 import wspy
 from wspy import DeflateMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from recorder import Recorder
 
@@ -34,21 +35,6 @@ WANTED: list[dict[str, Any]] = [
     {"server_max_window_bits": 9, "client_max_window_bits": 9},
     {"server_max_window_bits": 10, "client_no_context_takeover": True, "level": 1, "memory_level": 4, "threshold": 0},
 ]
-TEXT = "".join(random.Random(7).choices(["one ", "two, ", "drei ", "四 ", '{"key": 5}', "\0"], k=40_000))
-NOISE = random.Random(8).randbytes(200_000)
-
-
-def messages(seed: int, count: int) -> Iterator[str | bytes]:
-    """Yield messages of all kinds: most are short, some are long, some can't be compressed."""
-    chance = random.Random(seed)
-    for _ in range(count):
-        size = min(int(chance.expovariate(1 / 300)), 5000) if chance.random() < 0.98 else chance.randrange(100_000)
-        start = chance.randrange(len(TEXT) - size)
-        kind = chance.randrange(3)
-        if kind == 0:
-            yield TEXT[start : start + size]
-        else:
-            yield (NOISE if kind == 1 else TEXT.encode())[start : start + size]
 
 
 def offered(peer: Peer, offer: dict[str, bool | int]) -> dict[str, bool | int]:

@@ -75,11 +75,12 @@ const greetings = {
 const servers = new Map();
 
 class Listener {
-  constructor(subprotocols) {
+  constructor(subprotocols, deflate) {
     this.ends = [];
     this.waiting = [];
     const handleProtocols = (offered) => subprotocols.find((name) => offered.has(name)) ?? false;
-    this.server = new WebSocket.Server({ host: "127.0.0.1", port: 0, handleProtocols, maxPayload: 0 });
+    const options = { handleProtocols, maxPayload: 0, perMessageDeflate: deflate };
+    this.server = new WebSocket.Server({ host: "127.0.0.1", port: 0, ...options });
     this.server.on("connection", (socket, request) => this.serve(socket, request));
   }
 
@@ -108,8 +109,8 @@ class Listener {
 }
 
 const operations = {
-  listen({ subprotocols }) {
-    const listener = new Listener(subprotocols);
+  listen({ subprotocols, deflate }) {
+    const listener = new Listener(subprotocols, deflate);
     return new Promise((resolve) => {
       listener.server.on("listening", () => {
         const { port } = listener.server.address();
