@@ -124,6 +124,7 @@ def test_a_send_waits_no_longer_than_told_and_queues_nothing(serve: Servers, how
     assert client.buffered_amount == unsent
     assert not client._waiting, "who has given up is forgotten"
     drain(peer, count)
+    until(lambda: client.buffered_amount <= LIMIT, "there is room")
     client.send("in time", **options)
     assert peer.message() == "in time"
 

@@ -98,7 +98,7 @@ def test_after_the_end_who_returns_is_told_of_and_ends() -> None:
     threads.end(told.release)
     threads.run("late", int)
     assert told.acquire(timeout=DEADLINE_S)
-    assert threads.join(0) == ["short"]
+    until(lambda: threads.join(0) == ["short"], "all but one have ended, which has begun")
     go_on.set()
     assert told.acquire(timeout=DEADLINE_S)
     assert threads.join(DEADLINE_S) == []

@@ -322,12 +322,14 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
     begun.wait(DEADLINE_S)
     previous = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
+    gc.disable()  # in a finalizer of what other tests left it would be lost
     try:
         while not finished.wait(0.0005):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(sender.ident or 0), ctypes.py_object(InterruptionError)
             )
     finally:
+        gc.enable()
         sys.setswitchinterval(previous)
     sender.join()
     for client in clients:
