@@ -1,4 +1,4 @@
-"""Echo messages with a checksum behind each, for what TCP's misses: python checksum_extension.py [PORT]."""
+"""Echo messages with a CRC-32 behind each, marked by RSV2, for what TCP's misses: python checksum_extension.py [PORT]."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import wspy
 
 
 class Checksum(wspy.Extension):
-    """Puts a CRC-32 behind each message, and marks such messages by RSV2."""
-
     names: ClassVar = ("x-crc32",)
     rsv2: ClassVar = True
 
@@ -37,6 +35,5 @@ if __name__ == "__main__":
         server = EchoServer(("127.0.0.1", port), extensions=[Checksum, wspy.DeflateMessage])
     except OSError as error:
         sys.exit(f"can't serve: {error}")
-    # Printed by the running server: from then on Ctrl-C ends it gracefully.
     server.call_soon(lambda: print("ws://{}:{}/".format(*server.address), flush=True))
     server.run()
