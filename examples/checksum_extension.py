@@ -1,4 +1,4 @@
-"""Echo messages with a CRC-32 behind each, marked by RSV2, for what TCP's misses: python checksum_extension.py [PORT]."""
+"""Echo messages with a CRC-32 behind each, for what TCP misses, marked by RSV2: python checksum_extension.py [PORT]."""
 
 from __future__ import annotations
 
