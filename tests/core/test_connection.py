@@ -1513,6 +1513,17 @@ def test_h13_an_end_that_waits_can_not_wait_for_the_peer(pair: Pair) -> None:
             assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_RESET
 
 
+def test_h13_an_end_that_waits_can_not_stop_to_wait_for_the_peer(pair: Pair) -> None:
+    """The kernel would report room again and again."""
+    with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.until(ENDING, handle)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EAGAIN), faults(lib.WSPY_SYS_EPOLL_CTL, 2, 1, errno.ENOMEM):
+            turns.push(SEND, handle, text(b"answer"))
+            assert turns.until(CLOSED, handle)[-1].error == lib.WSPY_ERROR_RESET
+
+
 def test_a_finish_of_what_is_not_ending_is_nothing(pair: Pair) -> None:
     with Turns(wants=lib.WSPY_WANT_ENDING) as turns, pair[1] as peer:
         handle = turns.awaiting(pair)

@@ -11,30 +11,36 @@
 
 /* ---- the epoll set ---- */
 
-static void set_interest(wspy_loop *loop, connection *conn, int reads, int writes)
+/* Returns 0 if the set stays as it was. */
+static int set_interest(wspy_loop *loop, connection *conn, int reads, int writes)
 {
     uint16_t wanted = (uint16_t)((reads ? READS : 0) | (writes ? WRITES : 0));
     if ((conn->flags & (READS | WRITES)) == wanted)
-        return;
+        return 1;
     struct epoll_event event = {.events = (reads ? EPOLLIN | EPOLLRDHUP : 0u) | (writes ? EPOLLOUT : 0u),
                                 .data.u64 = wspy_connection_handle(conn)};
     int operation = !wanted ? EPOLL_CTL_DEL : conn->flags & IN_EPOLL ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-    int failed = wspy_sys_epoll_ctl(loop->epoll, operation, conn->fd, &event) < 0;
-    if (failed && wanted) { /* the set is as it was */
-        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
-        return;
-    }
+    if (wspy_sys_epoll_ctl(loop->epoll, operation, conn->fd, &event) < 0 && wanted)
+        return 0;
     conn->flags = (uint16_t)((conn->flags & ~(READS | WRITES | IN_EPOLL)) | wanted | (wanted ? IN_EPOLL : 0));
+    return 1;
+}
+
+static void watch(wspy_loop *loop, connection *conn, int reads, int writes)
+{
+    if (set_interest(loop, conn, reads, writes))
+        return;
+    if (conn->awaits_finish) /* its end is decided already: it would be woken for ever, or never */
+        wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, errno);
+    else
+        wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
 }
 
 void wspy_connection_poll(wspy_loop *loop, connection *conn)
 {
     if (conn->flags & DONE)
         return;
-    set_interest(loop, conn, wspy_connection_may_read(conn) || conn->flags & READS, conn->queue != NULL);
-    /* its end is decided already, and answers that can't be waited for would keep it */
-    if (conn->awaits_finish && conn->queue && !(conn->flags & WRITES))
-        wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, errno);
+    watch(loop, conn, wspy_connection_may_read(conn) || conn->flags & READS, conn->queue != NULL);
 }
 
 int wspy_connection_begin(wspy_loop *loop, connection *conn)
@@ -49,7 +55,7 @@ int wspy_connection_begin(wspy_loop *loop, connection *conn)
 
 void wspy_connection_stop_reading(wspy_loop *loop, connection *conn)
 {
-    set_interest(loop, conn, 0, conn->queue != NULL);
+    watch(loop, conn, 0, conn->queue != NULL);
 }
 
 /* ---- events ---- */
@@ -179,7 +185,7 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn)
     if (conn->flags & DONE)
         return;
     /* before close: a copy of the descriptor elsewhere would keep it in the set */
-    set_interest(loop, conn, 0, 0);
+    (void)set_interest(loop, conn, 0, 0);
     wspy_sys_close(conn->fd);
     conn->fd = -1;
     wspy_wheel_cancel(&loop->wheel, &conn->timer);
