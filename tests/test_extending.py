@@ -146,6 +146,27 @@ def raw_server_before(**options: Any) -> Iterator[tuple[websocket, Any, Running]
             yield client, RawServer(sock), connecting
 
 
+def test_rfc6455_7_4_1_a_client_goes_away_without_what_it_needs() -> None:
+    needed = DeflateMessage()
+    needed.required = True
+    with raw_server_before(extensions=[Stamp, needed]) as (client, server, connecting):
+        server.read_request()
+        server.answer("Sec-WebSocket-Extensions: x-stamp", behind=b"\x81\x01x")
+        assert server.frame() == (FIN | CLOSE, (1010).to_bytes(2) + b"permessage-deflate")
+        server.end()
+        with pytest.raises(ResponseError, match="permessage-deflate, which is required") as caught:
+            connecting.result()
+        assert caught.value.status == 101
+        assert not client.handshake_sent
+
+
+def test_what_is_required_and_agreed_upon_is_enough() -> None:
+    needed = DeflateMessage()
+    needed.required = True
+    with both([needed], [DeflateMessage]) as (client, _):
+        assert client.handshake_sent
+
+
 # ---- frames ----
 
 

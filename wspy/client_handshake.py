@@ -95,6 +95,7 @@ class ClientHandshake:
         response: the head of the 101, once it is there.
         subprotocol: the one that the server chose, or None.
         extensions: what was agreed upon, or None.
+        missing: the names of extensions that are required, and were not agreed upon.
         rest: what followed the 101 in the same segments, which are frames.
 
     Raises:
@@ -135,6 +136,7 @@ class ClientHandshake:
         self.response: ResponseHead | None = None
         self.subprotocol: str | None = None
         self.extensions: Agreement | None = None
+        self.missing: list[str] = []
         self.rest = b""
         self._buffer = bytearray()
         self._scanned = 0
@@ -226,6 +228,8 @@ class ClientHandshake:
         if fault:
             raise ResponseError(fault, head.status, head.reason, head.headers)
         self.response = head
+        agreed = self.extensions or ()
+        self.missing = [each.names[0] for each in self._extensions if each.required and each not in agreed]
         self.subprotocol = head.headers.get("sec-websocket-protocol")
         self.rest = bytes(self._buffer)
         self._buffer.clear()

@@ -67,6 +67,8 @@ class Extension:
             then take the quickest way, past ``onrecv``.
         idle_seconds: after so long, to twice as long, without a message that was sent, ``onidle`` is called; None for
             never.
+        required: whether a client goes away with 1010 if the server declines it (RFC 6455 §7.4.1); may be set on
+            an object, too.
         defaults: its parameters, by name. A bool stands for a parameter without a value, a number for one in decimal
             digits, a str for any token.
 
@@ -85,6 +87,7 @@ class Extension:
     opcodes: ClassVar[tuple[int, ...]] = ()
     per_message: ClassVar[bool] = True
     only_marked: ClassVar[bool] = False
+    required: bool = False
     idle_seconds: float | None = None
     defaults: ClassVar[Mapping[str, Value]] = {}
 
@@ -278,6 +281,9 @@ class Agreement:
     def __bool__(self) -> bool:
         return bool(self._parts)
 
+    def __contains__(self, extension: Extension) -> bool:
+        return any(extension is agreed for agreed, _ in self._parts)
+
     def chain(self, max_size: int | None = None) -> Chain:
         """Return the extensions for one connection.
 
@@ -347,16 +353,16 @@ class Chain:
 
     def send_message(self, frame: Frame) -> Frame:
         """Return what is sent instead of a message, before it is split and others see its frames."""
-        compress = frame.compress
-        for instance in self._per_message:
-            frame = instance.onsend(frame)
-            frame.compress = compress
-        return frame
+        return self._sent(self._per_message, frame)
 
     def send_frame(self, frame: Frame) -> Frame:
         """Return what is sent instead of a single frame, when those that transform messages have seen it."""
+        return self._sent(self._per_frame, frame)
+
+    @staticmethod
+    def _sent(instances: list[Extension.Instance], frame: Frame) -> Frame:
         compress = frame.compress
-        for instance in self._per_frame:
+        for instance in instances:
             frame = instance.onsend(frame)
             frame.compress = compress
         return frame

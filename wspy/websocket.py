@@ -49,6 +49,7 @@ _T = TypeVar("_T")
 
 log = logging.getLogger("wspy.websocket")
 
+_MAX_REASON: Final = 123
 # Bytes in one read; more is asked for once so much was there.
 _READ: Final = 16_384
 _LARGE_READ: Final = 262_144
@@ -548,7 +549,17 @@ class websocket:
         self.protocol, self.location = handshake.subprotocol, uri.resource
         if handshake.extensions:
             protocol = self._new_protocol(Role.CLIENT, handshake.extensions)
+        if handshake.missing:
+            self._leave(protocol, handshake)
         self._open(protocol, handshake.rest)
+
+    def _leave(self, protocol: Protocol, handshake: ClientHandshake) -> NoReturn:
+        """Tell a server what it should have agreed to, RFC 6455 §7.4.1 on 1010."""
+        names = ", ".join(handshake.missing)
+        self._outbox.add(Unsent(protocol.close(CloseCode.MANDATORY_EXTENSION, names[:_MAX_REASON])))
+        with contextlib.suppress(OSError):
+            self._hang_up()
+        raise ResponseError(f"the server doesn't speak {names}, which is required", 101)
 
     def _start_again(self) -> None:
         """Forget what became of an earlier attempt."""
