@@ -115,7 +115,8 @@ static size_t read_input(const uint8_t *input, size_t size, frame *f)
 static void expect(talk *t, const frame *f)
 {
     uint32_t kind = (uint32_t)(f->first & 0x0f);
-    uint32_t bits = (uint32_t)(f->first & 0x70) << 8;
+    uint32_t claimed = t->setup->opcodes >> kind & 1 ? WSPY_EVENT_CLAIMED : 0;
+    uint32_t bits = (uint32_t)(f->first & 0x70) << 8 | claimed;
     int final = f->first & WSPY_FIN;
     if (kind == WSPY_EVENT_PING)
         append_event(&t->pings, kind, f->payload, f->length);
