@@ -243,7 +243,8 @@ class Misaddressing(wspy.AsyncServer):
     """Sends each message to the other client."""
 
     def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
-        next(other for other in self.clients if other is not client).send(message)
+        # the other one may not be there yet
+        next((other for other in self.clients if other is not client), client).send(message)
 
 
 class Repeating(wspy.AsyncServer):
