@@ -369,6 +369,16 @@ def test_a_foreign_loop_can_drive_it(server: AsyncServer) -> None:
     assert calls == ["called", "later"]
 
 
+def test_a_foreign_loop_hears_of_a_call_that_became_due_within_a_turn(server: AsyncServer) -> None:
+    calls: list[str] = []
+    server.call_later(0.001, calls.append, "later")
+    server.handle_events(DEADLINE_S)
+    while not calls:
+        assert select.select([server.fileno()], [], [], DEADLINE_S)[0]
+        server.handle_events()
+    assert calls == ["later"]
+
+
 def test_waiting_for_ever_ends_with_a_call(server: AsyncServer) -> None:
     calls: list[str] = []
     server.call_soon(calls.append, "soon")

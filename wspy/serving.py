@@ -683,8 +683,6 @@ class BaseServer(Generic[AnyClient]):
         if self._calls.pending or self._call_at is not None:
             timeout_ms = self._run_calls(timeout_ms)
         count = self.loop.turn(timeout_ms)
-        if self._call_at is not None and self._call_at <= monotonic():
-            self.loop.wake()  # the alarm may have gone off within this turn, where a foreign loop can't hear it
         if count:
             self._busy = self._thread
             try:
