@@ -992,6 +992,10 @@ def test_an_exception_of_a_signal_handler_costs_nothing() -> None:
     def interrupt(*_: object) -> None:
         raise InterruptionError
 
+    def interrupt_once_readable(end: websocket) -> None:
+        assert select.select([end], [], [], DEADLINE_S)[0]
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
     with connected({"max_size": None}, max_size=None) as (client, server):
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
@@ -999,12 +1003,13 @@ def test_an_exception_of_a_signal_handler_costs_nothing() -> None:
             with pytest.raises(InterruptionError):
                 server.recv()
             small(client)
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            interrupting = Running(lambda: interrupt_once_readable(server))
             with pytest.raises(InterruptionError):
                 client.send(Frame(OPCODE_BINARY, bytes(range(256)) * 20_000))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+        interrupting.result()
         receiving = Running(lambda: server.recvn(2))
         client.send(Frame(OPCODE_TEXT, "next"))
         large, after = receiving.result()
