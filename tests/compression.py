@@ -19,6 +19,17 @@ NAME: Final = "permessage-deflate"
 LONG_TEXT: Final = "".join(random.Random(7).choices(["one ", "two, ", "drei ", "四 ", '{"key": 5}', "\0"], k=40_000))
 NOISE: Final = random.Random(8).randbytes(200_000)
 
+OFFERS: Final[list[dict[str, Any]]] = [
+    {},
+    {"server_no_context_takeover": True},
+    {"client_no_context_takeover": True},
+    {"server_no_context_takeover": True, "client_no_context_takeover": True},
+    {"server_max_window_bits": 9},
+    {"client_max_window_bits": 9},
+    {"server_max_window_bits": 12, "client_max_window_bits": 10, "server_no_context_takeover": True},
+]
+"""What a client may offer, of either role's parameters."""
+
 
 def deflated(data: bytes, *, bits: int = 15, flush: int = zlib.Z_SYNC_FLUSH, level: int = 6) -> bytes:
     """Return a message that is compressed by itself, RFC 7692 §7.2.1."""

@@ -352,3 +352,11 @@ class NodeServer(Foreign):
 
     def stop(self) -> None:
         self._ask("stop", port=self.port)
+
+
+SERVERS: dict[str, type[Foreign]] = {
+    "websockets.asyncio": AsyncioWebsockets,
+    "websockets.sync": ThreadingWebsockets,
+    "aiohttp": AiohttpServer,
+}
+"""Those of Python, by name."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from foreign import PIECES, AiohttpServer, AsyncioWebsockets, NodeServer, ThreadingWebsockets
+from foreign import PIECES, SERVERS, AiohttpServer, NodeServer
 
 import wspy
 from wspy import (
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 MEBIBYTE = 1 << 20
 SIZES = [0, 1, 125, 126, 65535, 65536, MEBIBYTE]
-SERVERS: dict[str, type[Foreign]] = {
-    "websockets.asyncio": AsyncioWebsockets,
-    "websockets.sync": ThreadingWebsockets,
-    "aiohttp": AiohttpServer,
-}
 
 
 class Messages:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from compression import LONG_TEXT as TEXT
-from compression import messages
+from compression import OFFERS, messages
 from peers import Aiohttp, Peer
 
 import wspy
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from recorder import Recorder
 
 NAME = "permessage-deflate"
-OFFERS: list[dict[str, bool | int]] = [
-    {},
-    {"server_no_context_takeover": True},
-    {"client_no_context_takeover": True},
-    {"server_no_context_takeover": True, "client_no_context_takeover": True},
-    {"server_max_window_bits": 9},
-    {"client_max_window_bits": 9},
-    {"server_max_window_bits": 12, "client_max_window_bits": 10, "server_no_context_takeover": True},
-    {"server_max_window_bits": 15, "client_max_window_bits": 15},
-]
+OFFERED = [*OFFERS, {"server_max_window_bits": 15, "client_max_window_bits": 15}]
 WANTED: list[dict[str, Any]] = [
     {},
     {"server_no_context_takeover": True, "client_no_context_takeover": True},
@@ -59,7 +50,7 @@ def converse(peer: Peer, server: Any, client: Any, seed: int, count: int) -> Non
 
 
 @pytest.mark.parametrize("wanted", WANTED, ids=str)
-@pytest.mark.parametrize("offer", OFFERS, ids=str)
+@pytest.mark.parametrize("offer", OFFERED, ids=str)
 def test_messages_come_back_with_every_combination(
     serve: Callable[..., Recorder],
     connect: Callable[..., Peer],
@@ -91,7 +82,7 @@ def test_ten_thousand_random_messages_each_way(
     serve: Callable[..., Recorder], connect: Callable[..., Peer], seconds: float, part: int
 ) -> None:
     """In each part: spread over a quarter of the combinations."""
-    combinations = list(product(OFFERS[::2], WANTED))[part::4]
+    combinations = list(product(OFFERED[::2], WANTED))[part::4]
     for number, (offer, wanted) in enumerate(combinations):
         server = serve(extensions=[DeflateMessage(**wanted)], max_size=None)
         peer = connect(server.url, deflate=offer)
