@@ -95,6 +95,17 @@ class Exchange:
                 # nor between the last look and this
                 self._sender = 0
 
+    def frames(
+        self, opcode: int, payload: bytes, fragment_size: int | None, compress: bool | None
+    ) -> list[tuple[int, bytes]]:
+        """Return what to send instead of a message: first byte and payload of each frame; see ``Chain.send``."""
+        if self.deflate is not None and fragment_size is None:
+            packed = self.deflate.deflate(payload, compress)
+            return [(FIN | opcode, payload) if packed is None else (_COMPRESSED | opcode, packed)]
+        frame = received_frame(opcode, payload)
+        frame.compress = compress
+        return self.chain.send(frame, fragment_size)
+
     def look_idle(self) -> None:
         """Let extensions give back what they need to send, if nothing was sent since the last look."""
         if not self.is_used:
@@ -183,17 +194,16 @@ class Extends(AsyncClient):
             deflate = exchange.deflate
             if deflate is not None and self._send_alone(deflate, message, compress):
                 return
-        frame = received_frame(message.opcode, message.bytes)
-        frame.compress = compress
         self._check_open()
         if fragment_size is not None and fragment_size < 1:
             raise ValueError("fragment_size must be at least 1")
-        if fragment_size is None and len(frame.payload) > MAX_FRAME:
+        payload = message.bytes
+        if fragment_size is None and len(payload) > MAX_FRAME:
             raise ValueError("a message above 4 GiB needs a fragment_size")
         if self.server.loop.closed:
             return
         exchange = self._its_exchange()
-        exchange.in_order(self._transform, exchange, message, frame, fragment_size)
+        exchange.in_order(self._transform, exchange, message, payload, fragment_size, compress)
         if self.server.loop.has_large:
             self.server._submit()
         else:
@@ -215,18 +225,19 @@ class Extends(AsyncClient):
             server._write()
         return True
 
-    def _transform(self, exchange: Exchange, message: Message, frame: Frame, fragment_size: int | None) -> None:
+    def _transform(
+        self, exchange: Exchange, message: Message, payload: bytes, fragment_size: int | None, compress: bool | None
+    ) -> None:
         """Queue what extensions make of a message: in order, see ``Exchange``."""
         exchange.is_used = True
         if exchange.has_failed:
             self._check_open()
         try:
-            frames = exchange.chain.send(frame, fragment_size)
             commands: list[Any] = []
-            for first, payload in frames:
-                if len(payload) > core.LARGE:
+            for first, part in exchange.frames(message.opcode, payload, fragment_size, compress):
+                if len(part) > core.LARGE:
                     self.server.loop.has_large = True
-                commands += (self._key, core.message_prefix(first, len(payload)), payload)
+                commands += (self._key, core.message_prefix(first, len(part)), part)
             self.server._push(self._marked(commands, message))
         except BaseException:
             # what was compressed and not sent is missing in the peer's window
