@@ -203,11 +203,13 @@ class Extends(AsyncClient):
         if self.server.loop.closed:
             return
         exchange = self._its_exchange()
-        exchange.in_order(self._transform, exchange, message, payload, fragment_size, compress)
-        if self.server.loop.has_large:
-            self.server._submit()
-        else:
-            self.server._flush()
+        try:
+            exchange.in_order(self._transform, exchange, message, payload, fragment_size, compress)
+        finally:  # after a failure the Close is queued
+            if self.server.loop.has_large:
+                self.server._submit()
+            else:
+                self.server._flush()
 
     def _send_alone(self, deflate: DeflateMessage.Instance, message: Message, compress: bool | None) -> bool:
         """Send a message that is compressed by itself, the quickest way; return whether it was."""

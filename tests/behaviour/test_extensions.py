@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from compression import Deflating, compressed
-from drivers import BINARY, FIN, TEXT, close_frame, echo, frame, needs, until
+from drivers import BINARY, FIN, PATIENCE, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
 from wspy import DeflateFrame, DeflateMessage, Extension, Frame, ProtocolError
@@ -417,8 +418,10 @@ def test_an_extension_that_raises_in_a_send_tells_who_sends(serve: Servers) -> N
 
     server = serve(onmessage=onmessage, extensions=[Failing])
     peer = offering(server, "x-failing")
+    began = time.monotonic()
     peer.text("go")
     peer.closes(1011)
+    assert time.monotonic() - began < PATIENCE
     peer.send(close_frame(1011))
     assert server.outcome(peer) == (1011, "")
 
