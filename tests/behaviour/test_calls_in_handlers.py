@@ -303,7 +303,7 @@ def test_i13_clients_can_be_walked_while_they_come_and_go(serve: Servers) -> Non
         walker.start()
     try:
         peers = []
-        for number in range(60):
+        for number in range(24):
             peers.append(server.open())
             if number % 3 == 2:
                 peers.pop(0).abort()

@@ -68,7 +68,7 @@ def test_a22_the_way_it_is_cut_makes_no_difference(serve: Servers) -> None:
             enough = {"max_connections": 100_000} if serve.has("policies") else {}
             servers[options] = serve(onmessage=echo, **enough, **case.options)
         expected = None
-        for name, pieces in deliveries(case.data, most=16, short=40):
+        for name, pieces in deliveries(case.data, most=8, short=30):
             peer = servers[options].paced()
             peer.send_pieces(pieces)
             found = answer(peer, case)
