@@ -106,7 +106,7 @@ def test_d17_the_way_a_stream_is_cut_makes_no_difference(serve: Servers, is_tapp
         if options not in servers:
             servers[options] = serve(onmessage=echo, **handlers, **vector.options)
         server = servers[options]
-        for _, pieces in deliveries(vector.data, most=6, short=30):
+        for _, pieces in deliveries(vector.data, most=3, short=14):
             peer = server.paced()
             peer.open()
             peer.send_pieces(pieces)
