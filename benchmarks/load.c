@@ -1,12 +1,15 @@
 /* load.c: what does a WebSocket server cost per message, per connection and per opening handshake?
  *
  *     load --port PORT --pid PID [--mode MODE] [--connections N] [--size BYTES] [--depth N] [--fragments N] [--text]
- *          [--base N] [--settle SECONDS] [--seconds SECONDS] [--host ADDRESS]
+ *          [--deflate] [--base N] [--settle SECONDS] [--seconds SECONDS] [--host ADDRESS]
  *
  * echo     keeps --depth messages in flight on each connection, and compares every byte that comes back
  * connect  does opening handshakes, --connections at a time, and resets each connection as soon as it is open
  * hold     opens --base connections, then the others: how much of the server's memory does each of the others take?
  * receive  counts the messages that a server pushes, each a text of --size letters x, and answers its pings
+ *
+ * --deflate offers permessage-deflate without context takeover, and sends messages that were compressed beforehand, each
+ * for itself. What comes back is inflated and compared. It needs zlib: -DWITH_ZLIB and -lz for the compiler.
  *
  * What the server spent is read from /proc: the CPU time of the process PID, and its resident memory. Measuring starts
  * when all connections are open and --settle seconds have passed, and takes --seconds. The result is a line of JSON;
@@ -36,6 +39,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef WITH_ZLIB
+#define ZLIB_CONST
+#include <zlib.h>
+#endif
+
 /* The sample of RFC 6455 §1.3; the same key each time leaves SHA-1 out of what the client costs. */
 #define KEY "dGhlIHNhbXBsZSBub25jZQ=="
 #define ACCEPT "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -50,8 +58,14 @@
 #define OPENING_SECONDS 120.0
 #define FAULTS_TOLD 5
 
+#define DEFLATE_LEVEL 6
+#define DEFLATE_BITS (-15)        /* the largest window; negative: without zlib's own header */
+#define INFLATED_SIZE (64 * 1024) /* bytes that are inflated at once */
+#define OFFER "permessage-deflate; client_no_context_takeover; server_no_context_takeover"
+
 #define FIN 0x80
 #define RESERVED 0x70
+#define RSV1 0x40 /* of the first frame of a compressed message, RFC 7692 §6 */
 #define MASKED 0x80
 #define CONTROL_LIMIT 125 /* bytes, RFC 6455 §5.5 */
 enum { CONTINUATION = 0, TEXT = 1, BINARY = 2, CLOSE = 8, PING = 9, PONG = 10 };
@@ -66,16 +80,16 @@ typedef struct {
     int pid;
     uint32_t connections, base, depth, fragments;
     size_t size;
-    bool text;
+    bool text, deflate;
     double settle, seconds;
 } options;
 
-/* All messages have one length; a connection sends one after the other, round and round. */
+/* All payloads have one length; a connection sends one after the other, round and round. */
 typedef struct {
     uint8_t *payloads; /* count of them */
-    uint8_t *wire; /* the same as masked frames, then the first burst - 1 again: a burst never has to wrap */
-    size_t size;   /* of a payload */
-    size_t wire_length; /* of a message with its headers */
+    uint8_t *wire;     /* the same as masked frames, then the first burst again: a burst never has to wrap */
+    size_t *starts;    /* where each of these messages starts in wire, and where the last one ends */
+    size_t size;       /* of a payload */
     uint32_t count;
     uint32_t burst; /* messages that are sent at once */
     uint8_t opcode;
@@ -96,7 +110,10 @@ typedef struct {
     uint64_t frame_length, frame_read;
 
     bool in_message, right; /* right: all that has been read of the message */
+    bool compressed;        /* the message */
+    bool takeover;          /* whether the server's messages may refer to those before them */
     bool answered;
+    struct z_stream_s *inflater; /* NULL before the first compressed message */
     size_t message_read;
     uint32_t expected;   /* the message that has to come back next */
     uint32_t unanswered; /* messages in flight */
@@ -115,11 +132,12 @@ typedef struct {
     struct sockaddr_in address;
     char request[512];
     size_t request_length;
-    uint8_t *buffer;
+    uint8_t *buffer, *inflated;
     connection *connections;
     int epoll;
     uint32_t started, opening, open;
-    uint64_t count; /* messages that came back or were pushed, or handshakes */
+    uint64_t count;  /* messages that came back or were pushed, or handshakes */
+    uint64_t output; /* bytes of these messages with their headers */
     uint64_t pings, wrong, failed;
     int told;
 } load;
@@ -151,6 +169,122 @@ static void tell(load *l, const connection *c, const char *what)
         fprintf(stderr, "load: connection %td: %s\n", c - l->connections, what);
 }
 
+/* ---- compression ---- */
+
+static void compare(const messages *m, connection *c, const uint8_t *data, size_t length);
+
+#ifdef WITH_ZLIB
+
+#define CAN_DEFLATE true
+
+static size_t deflated_bound(size_t length)
+{
+    return compressBound((uLong)length) + 16; /* 16: more than the end of a block and its tail take */
+}
+
+/* What ends a message for zlib, and is not sent: RFC 7692 §7.2.1. */
+static const uint8_t TAIL[4] = {0, 0, 0xff, 0xff};
+
+/* Returns the length of a message that refers to none before it; there is room for deflated_bound. */
+static size_t deflate_payload(uint8_t *out, const uint8_t *payload, size_t length)
+{
+    size_t room = deflated_bound(length);
+    z_stream z = {.next_in = payload, .avail_in = (uInt)length, .next_out = out, .avail_out = (uInt)room};
+    if (deflateInit2(&z, DEFLATE_LEVEL, Z_DEFLATED, DEFLATE_BITS, 8, Z_DEFAULT_STRATEGY) != Z_OK)
+        give_up("out of memory");
+    if (deflate(&z, Z_SYNC_FLUSH) != Z_OK || z.avail_in > 0 || z.avail_out == 0)
+        give_up("zlib does not compress");
+    deflateEnd(&z);
+    return z.total_out - sizeof TAIL;
+}
+
+/* Each connection has a stream of its own: the pieces of several messages may come in turns. */
+static void begin_inflating(connection *c)
+{
+    if (c->inflater) {
+        if (!c->takeover)
+            inflateReset(c->inflater);
+        return;
+    }
+    c->inflater = allocate(1, sizeof *c->inflater);
+    if (inflateInit2(c->inflater, DEFLATE_BITS) != Z_OK)
+        give_up("out of memory");
+}
+
+static void compare_inflated(load *l, connection *c, const uint8_t *data, size_t length)
+{
+    z_stream *z = c->inflater;
+    int result;
+    z->next_in = data;
+    z->avail_in = (uInt)length;
+    do {
+        z->next_out = l->inflated;
+        z->avail_out = INFLATED_SIZE;
+        result = inflate(z, Z_SYNC_FLUSH);
+        compare(&l->messages, c, l->inflated, INFLATED_SIZE - z->avail_out);
+        if (result == Z_STREAM_END) /* the last block is marked as that, and another may follow, §7.2.3.4 */
+            result = inflateReset(z);
+    } while (result == Z_OK && (z->avail_in > 0 || z->avail_out == 0));
+}
+
+/* A message that is corrupt does not end between two blocks, nor does one that is cut off, which zlib takes for whole. */
+static void end_inflating(load *l, connection *c)
+{
+    const int between_blocks = 128; /* in data_type after inflate, as zlib.h says */
+    compare_inflated(l, c, TAIL, sizeof TAIL);
+    if (!(c->inflater->data_type & between_blocks))
+        c->right = false;
+}
+
+static void free_inflater(connection *c)
+{
+    if (c->inflater)
+        inflateEnd(c->inflater);
+    free(c->inflater);
+    c->inflater = NULL;
+}
+
+#else /* parse_options refuses --deflate, so that nobody compresses */
+
+#define CAN_DEFLATE false
+
+static size_t deflated_bound(size_t length)
+{
+    return length;
+}
+
+static size_t deflate_payload(uint8_t *out, const uint8_t *payload, size_t length)
+{
+    memcpy(out, payload, length);
+    return length;
+}
+
+static void begin_inflating(connection *c)
+{
+    c->right = false;
+}
+
+static void compare_inflated(load *l, connection *c, const uint8_t *data, size_t length)
+{
+    (void)l, (void)data, (void)length;
+    c->right = false;
+}
+
+static void end_inflating(load *l, connection *c)
+{
+    (void)l;
+    c->right = false;
+}
+
+static void free_inflater(connection *c)
+{
+    c->inflater = NULL;
+}
+
+#endif
+
+/* ---- ends ---- */
+
 static void hang_up(load *l, connection *c)
 {
     if (c->phase == OPEN)
@@ -160,6 +294,7 @@ static void hang_up(load *l, connection *c)
     c->phase = CLOSED;
     free(c->head);
     c->head = NULL;
+    free_inflater(c);
     close(c->fd);
 }
 
@@ -242,13 +377,42 @@ static uint64_t random_number(uint64_t *state)
     return z ^ z >> 31;
 }
 
-/* Each text begins at another letter of the pattern; ASCII may be fragmented anywhere. */
-static void fill_text(uint8_t *payload, size_t size, size_t number)
+static const char *random_word(uint64_t *seed)
 {
-    static const char pattern[] =
-        "{\"room\": 4711, \"from\": \"somebody\", \"text\": \"What a day, isn't it?\"} ";
-    for (size_t i = 0; i < size; i++)
-        payload[i] = (uint8_t)pattern[(i + number) % (sizeof pattern - 1)];
+    static const char *const words[] = {
+        "after",  "again",  "answer", "because", "before",  "better", "between", "bring",  "change", "could",
+        "day",    "either", "end",    "every",   "far",     "find",   "first",   "friend", "great",  "hand",
+        "house",  "keep",   "know",   "last",    "late",    "learn",  "leave",   "letter", "light",  "little",
+        "long",   "made",   "might",  "money",   "must",    "name",   "never",   "night",  "number", "often",
+        "open",   "other",  "page",   "people",  "place",   "point",  "read",    "right",  "room",   "seem",
+        "should", "small",  "sound",  "still",   "take",    "thing",  "think",   "time",   "today",  "under",
+        "voice",  "water",  "week",   "which",   "without", "world",
+    };
+    return words[random_number(seed) % (sizeof words / sizeof *words)];
+}
+
+/* Writes a record, and returns its length; there is room for any. */
+static size_t put_record(char *out, size_t room, uint64_t *seed)
+{
+    uint64_t random = random_number(seed);
+    int length = snprintf(out, room, "{\"id\": %u, \"at\": %u.%03u, \"text\": \"", (unsigned)(random % 1000000),
+                          (unsigned)(1700000000 + random % 99999989), (unsigned)(random % 997));
+    for (int i = 0; i < 6; i++)
+        length += snprintf(out + length, room - (size_t)length, "%s ", random_word(seed));
+    return (size_t)(length + snprintf(out + length, room - (size_t)length, "\"}, "));
+}
+
+/* About as compressible as JSON is. ASCII may be fragmented anywhere. */
+static void fill_text(uint8_t *payload, size_t size, uint64_t *seed)
+{
+    char record[256];
+    for (size_t done = 0; done < size;) {
+        size_t length = put_record(record, sizeof record, seed);
+        if (length > size - done)
+            length = size - done;
+        memcpy(payload + done, record, length);
+        done += length;
+    }
 }
 
 static void fill_payloads(messages *m, const options *o, uint64_t *seed)
@@ -258,7 +422,7 @@ static void fill_payloads(messages *m, const options *o, uint64_t *seed)
         if (o->mode == MODE_RECEIVE)
             memset(payload, 'x', m->size);
         else if (o->text)
-            fill_text(payload, m->size, i);
+            fill_text(payload, m->size, seed);
         else
             for (size_t k = 0; k < m->size; k++)
                 payload[k] = (uint8_t)random_number(seed);
@@ -282,16 +446,43 @@ static uint8_t *put_frame(uint8_t *out, uint8_t first, const uint8_t *payload, s
     return out;
 }
 
-static uint8_t *put_message(uint8_t *out, const messages *m, const uint8_t *payload, size_t fragments,
-                            uint64_t *seed)
+static uint8_t *put_message(uint8_t *out, uint8_t first, const uint8_t *payload, size_t length,
+                            size_t fragments, uint64_t *seed)
 {
     for (size_t i = 0; i < fragments; i++) {
-        size_t start = m->size * i / fragments;
-        size_t end = m->size * (i + 1) / fragments;
-        uint8_t first = (uint8_t)((i == 0 ? m->opcode : CONTINUATION) | (i == fragments - 1 ? FIN : 0));
-        out = put_frame(out, first, payload + start, end - start, (uint32_t)random_number(seed));
+        size_t start = length * i / fragments;
+        size_t end = length * (i + 1) / fragments;
+        uint8_t byte = (uint8_t)((i == 0 ? first : CONTINUATION) | (i == fragments - 1 ? FIN : 0));
+        out = put_frame(out, byte, payload + start, end - start, (uint32_t)random_number(seed));
     }
     return out;
+}
+
+static uint8_t *put_payload(uint8_t *out, const messages *m, const options *o, size_t number, uint64_t *seed)
+{
+    const uint8_t *payload = m->payloads + number * m->size;
+    if (!o->deflate)
+        return put_message(out, m->opcode, payload, m->size, o->fragments, seed);
+    uint8_t *deflated = allocate(1, deflated_bound(m->size));
+    size_t length = deflate_payload(deflated, payload, m->size);
+    out = put_message(out, m->opcode | RSV1, deflated, length, o->fragments, seed);
+    free(deflated);
+    return out;
+}
+
+static void fill_wire(messages *m, const options *o, uint64_t *seed)
+{
+    uint8_t *end = m->wire;
+    for (size_t i = 0; i < m->count; i++) {
+        m->starts[i] = (size_t)(end - m->wire);
+        end = put_payload(end, m, o, i, seed);
+    }
+    m->starts[m->count] = (size_t)(end - m->wire);
+    for (size_t i = 0; i < m->burst; i++) {
+        size_t length = m->starts[i + 1] - m->starts[i];
+        memcpy(m->wire + m->starts[m->count + i], m->wire + m->starts[i], length);
+        m->starts[m->count + i + 1] = m->starts[m->count + i] + length;
+    }
 }
 
 static messages make_messages(const options *o)
@@ -306,20 +497,13 @@ static messages make_messages(const options *o)
     m.payloads = allocate(m.count, m.size);
     fill_payloads(&m, o, &seed);
 
-    size_t longest = m.size + 14 * (size_t)o->fragments; /* 14: the longest header with its key */
-    m.wire = allocate(m.count, longest);
-    uint8_t *end = m.wire;
-    for (size_t i = 0; i < m.count; i++)
-        end = put_message(end, &m, m.payloads + i * m.size, o->fragments, &seed);
-    m.wire_length = (size_t)(end - m.wire) / m.count;
-
-    while (m.burst < o->depth && (m.burst + 1) * m.wire_length <= BURST_SIZE)
+    /* 14: the longest header with its key */
+    size_t longest = (o->deflate ? deflated_bound(m.size) : m.size) + 14 * (size_t)o->fragments;
+    while (m.burst < o->depth && (m.burst + 1) * longest <= BURST_SIZE)
         m.burst++;
-    uint8_t *wire = allocate(m.count + m.burst, m.wire_length);
-    for (size_t i = 0; i < m.count + m.burst; i++)
-        memcpy(wire + i * m.wire_length, m.wire + i % m.count * m.wire_length, m.wire_length);
-    free(m.wire);
-    m.wire = wire;
+    m.wire = allocate(m.count + m.burst, longest);
+    m.starts = allocate(m.count + m.burst + 1, sizeof *m.starts);
+    fill_wire(&m, o, &seed);
     return m;
 }
 
@@ -363,13 +547,16 @@ static ssize_t write_messages(load *l, connection *c)
 {
     const messages *m = &l->messages;
     uint32_t burst = c->unsent < m->burst ? c->unsent : m->burst;
-    const uint8_t *data = m->wire + c->next * m->wire_length + c->sent;
-    ssize_t taken = write_some(l, c, data, burst * m->wire_length - c->sent);
+    const size_t *starts = m->starts + c->next;
+    size_t start = starts[0] + c->sent;
+    ssize_t taken = write_some(l, c, m->wire + start, starts[burst] - start);
     if (taken <= 0)
         return taken;
-    size_t total = c->sent + (size_t)taken;
-    uint32_t whole = (uint32_t)(total / m->wire_length);
-    c->sent = total % m->wire_length;
+    size_t end = start + (size_t)taken;
+    uint32_t whole = 0;
+    while (whole < burst && starts[whole + 1] <= end)
+        whole++;
+    c->sent = end - starts[whole];
     c->unsent -= whole;
     c->next = (c->next + whole) % m->count;
     return taken;
@@ -441,12 +628,13 @@ static uint64_t announced_length(const connection *c)
     return length;
 }
 
-static const char *what_is_wrong_with_header(const connection *c)
+static const char *what_is_wrong_with_header(const load *l, const connection *c)
 {
     uint8_t opcode = c->header[0] & 0x0f;
     uint64_t shortest = c->header_length == 2 ? 0 : c->header_length == 4 ? 126 : UINT64_C(65536);
-    if (c->header[0] & RESERVED)
-        return "a reserved bit is set and no extension was negotiated, RFC 6455 §5.2";
+    bool may_be_compressed = l->options.deflate && (opcode == TEXT || opcode == BINARY);
+    if (c->header[0] & (may_be_compressed ? RESERVED & ~RSV1 : RESERVED))
+        return "a reserved bit is set that nothing was negotiated for, RFC 6455 §5.2 and RFC 7692 §6";
     if (c->header[1] & MASKED)
         return "the server masks, RFC 6455 §5.1";
     if (c->frame_length < shortest)
@@ -475,7 +663,7 @@ static bool begin_frame(load *l, connection *c)
     uint8_t opcode = c->header[0] & 0x0f;
     c->frame_length = announced_length(c);
     c->frame_read = 0;
-    const char *wrong = what_is_wrong_with_header(c);
+    const char *wrong = what_is_wrong_with_header(l, c);
     if (wrong)
         return fail(l, c, wrong);
     if (opcode == TEXT || opcode == BINARY) {
@@ -484,6 +672,9 @@ static bool begin_frame(load *l, connection *c)
         c->in_message = true;
         c->message_read = 0;
         c->right = opcode == l->messages.opcode;
+        c->compressed = c->header[0] & RSV1;
+        if (c->compressed)
+            begin_inflating(c);
     }
     return true;
 }
@@ -507,6 +698,8 @@ static size_t take_payload(load *l, connection *c, const uint8_t *data, size_t l
         length = (size_t)rest;
     if ((c->header[0] & 0x0f) >= CLOSE)
         memcpy(c->control + c->frame_read, data, length);
+    else if (c->compressed)
+        compare_inflated(l, c, data, length);
     else
         compare(&l->messages, c, data, length);
     c->frame_read += length;
@@ -518,6 +711,8 @@ static void end_message(load *l, connection *c)
     c->in_message = false;
     c->answered = true;
     l->count++;
+    if (c->compressed)
+        end_inflating(l, c);
     if (!c->right || c->message_read != l->messages.size) {
         l->wrong++;
         tell(l, c, "a message differs from what was sent");
@@ -532,12 +727,16 @@ static void end_message(load *l, connection *c)
 static bool end_frame(load *l, connection *c)
 {
     uint8_t opcode = c->header[0] & 0x0f;
+    size_t header_length = c->header_length;
     c->header_length = 0;
     if (opcode == CLOSE)
         return fail(l, c, "the server has sent a Close frame");
     if (opcode == PING)
         return answer_ping(l, c);
-    if (opcode != PONG && c->header[0] & FIN)
+    if (opcode == PONG)
+        return true;
+    l->output += header_length + c->frame_length;
+    if (c->header[0] & FIN)
         end_message(l, c);
     return true;
 }
@@ -605,32 +804,77 @@ static void send_request(load *l, connection *c)
     watch(l, c, EPOLLIN);
 }
 
-/* Whether a head has a field with this value, in any case; an absent field has the value "". */
-static bool field_is(const char *head, const char *name, const char *value)
+/* Returns where the value of a field begins, NULL if the head has no such field. */
+static const char *find_field(const char *head, const char *name)
 {
     char pattern[64];
     snprintf(pattern, sizeof pattern, "\r\n%s:", name);
     const char *field = strcasestr(head, pattern);
     if (!field)
-        return *value == 0;
+        return NULL;
     field += strlen(pattern);
-    field += strspn(field, " \t");
+    return field + strspn(field, " \t");
+}
+
+/* In any case. */
+static bool field_is(const char *head, const char *name, const char *value)
+{
+    const char *field = find_field(head, name);
+    if (!field)
+        return false;
     size_t length = strcspn(field, " \t\r");
     return length == strlen(value) && strncasecmp(field, value, length) == 0;
 }
 
-/* RFC 6455 §4.1, the client's list of what a response must have. */
-static const char *what_is_wrong_with_response(const char *head)
+/* RFC 7692 §7.1.2.1: a server may bring it up. Its size is no matter here, since the largest window reads all. */
+static bool is_server_window(const char *parameter)
 {
+    static const char name[] = "server_max_window_bits=";
+    if (strncmp(parameter, name, strlen(name)) != 0)
+        return false;
+    const char *value = parameter + strlen(name);
+    return strlen(value) <= 2 && strspn(value, "0123456789") == strlen(value) && atoi(value) >= 8 &&
+           atoi(value) <= 15;
+}
+
+/* Reads what a server answers to OFFER. One that leaves server_no_context_takeover out breaks RFC 7692 §7.1.1.1, but
+ * some do, and can be compared all the same. */
+static const char *what_is_wrong_with_extensions(connection *c)
+{
+    static const char *const wrong =
+        "the response has extensions or parameters that were not offered, RFC 7692 §7.1";
+    char value[256], *rest;
+    const char *field = find_field(c->head, "Sec-WebSocket-Extensions");
+    if (!field)
+        return "the server does not compress";
+    snprintf(value, sizeof value, "%.*s", (int)strcspn(field, "\r"), field);
+    const char *word = strtok_r(value, "; \t", &rest);
+    if (!word || strcmp(word, "permessage-deflate") != 0 || find_field(field, "Sec-WebSocket-Extensions"))
+        return wrong;
+    c->takeover = true;
+    while ((word = strtok_r(NULL, "; \t", &rest)))
+        if (strcmp(word, "server_no_context_takeover") == 0)
+            c->takeover = false;
+        else if (strcmp(word, "client_no_context_takeover") != 0 && !is_server_window(word))
+            return wrong;
+    return NULL;
+}
+
+/* RFC 6455 §4.1, the client's list of what a response must have. */
+static const char *what_is_wrong_with_response(const load *l, connection *c)
+{
+    const char *head = c->head;
     if (strncmp(head, "HTTP/1.1 101 ", 13) != 0)
         return "the status of the response is not 101";
     if (!field_is(head, "Upgrade", "websocket") || !field_is(head, "Connection", "Upgrade"))
         return "the response upgrades to something else";
     if (!field_is(head, "Sec-WebSocket-Accept", ACCEPT) || !strstr(head, ACCEPT))
         return "the response accepts another key";
-    if (!field_is(head, "Sec-WebSocket-Extensions", "") || !field_is(head, "Sec-WebSocket-Protocol", ""))
+    if (find_field(head, "Sec-WebSocket-Protocol"))
         return "the response has what was not offered";
-    return NULL;
+    if (l->options.deflate)
+        return what_is_wrong_with_extensions(c);
+    return find_field(head, "Sec-WebSocket-Extensions") ? "the response has what was not offered" : NULL;
 }
 
 static void opened(load *l, connection *c, const char *rest, size_t length)
@@ -662,7 +906,7 @@ static void read_response(load *l, connection *c, const uint8_t *data, size_t le
     const char *end = memmem(c->head, c->head_length, "\r\n\r\n", 4);
     if (!end)
         return;
-    const char *wrong = what_is_wrong_with_response(c->head);
+    const char *wrong = what_is_wrong_with_response(l, c);
     if (wrong) {
         fail(l, c, wrong);
         return;
@@ -732,7 +976,7 @@ static void open_until(load *l, uint32_t target)
 
 typedef struct {
     double at, server_cpu, client_cpu; /* seconds */
-    uint64_t count, pings;
+    uint64_t count, output, pings;
 } sample;
 
 static sample take_sample(const load *l)
@@ -742,6 +986,7 @@ static sample take_sample(const load *l)
         .server_cpu = server_cpu_seconds(l->options.pid),
         .client_cpu = client_cpu_seconds(),
         .count = l->count,
+        .output = l->output,
         .pings = l->pings,
     };
 }
@@ -761,6 +1006,8 @@ static void print_rates(const load *l, sample from, sample to)
            (double)count / seconds);
     if (count > 0)
         printf(", \"server_cpu_us\": %.4f", server * 1e6 / (double)count);
+    if (count > 0 && l->options.mode != MODE_CONNECT)
+        printf(", \"output_bytes\": %.1f", (double)(to.output - from.output) / (double)count);
     printf(", \"server_cpu_percent\": %.2f, \"client_cpu_percent\": %.2f", server / seconds * 100,
            (to.client_cpu - from.client_cpu) / seconds * 100);
     printf(", \"pings\": %" PRIu64 ", \"memory_kb\": %ld}\n", to.pings - from.pings,
@@ -879,6 +1126,9 @@ static void set_option(options *o, int name, const char *value)
     case 'x':
         o->text = true;
         break;
+    case 'z':
+        o->deflate = true;
+        break;
     case 'w':
         o->settle = number(value, 0, 3600);
         break;
@@ -902,6 +1152,7 @@ static options parse_options(int count, char **arguments)
         {"size", required_argument, NULL, 's'},
         {"depth", required_argument, NULL, 'd'},
         {"text", no_argument, NULL, 'x'},
+        {"deflate", no_argument, NULL, 'z'},
         {"fragments", required_argument, NULL, 'f'},
         {"settle", required_argument, NULL, 'w'},
         {"seconds", required_argument, NULL, 't'},
@@ -920,6 +1171,8 @@ static options parse_options(int count, char **arguments)
         give_up("--port and --pid are needed, and nothing but options");
     if (o.base >= o.connections)
         give_up("--base must be less than --connections");
+    if (o.deflate && !CAN_DEFLATE)
+        give_up("--deflate needs zlib: compile with -DWITH_ZLIB and -lz");
     return o;
 }
 
@@ -941,13 +1194,15 @@ static void prepare(load *l)
     l->address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(o->port)};
     if (inet_pton(AF_INET, o->host, &l->address.sin_addr) != 1)
         give_up("%s is not an IPv4 address", o->host);
-    int length = snprintf(l->request, sizeof l->request,
-                          "GET / HTTP/1.1\r\nHost: %s:%u\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                          "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                          o->host, (unsigned)o->port);
+    int length =
+        snprintf(l->request, sizeof l->request,
+                 "GET / HTTP/1.1\r\nHost: %s:%u\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                 "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                 o->host, (unsigned)o->port, o->deflate ? "Sec-WebSocket-Extensions: " OFFER "\r\n" : "");
     l->request_length = (size_t)length;
     l->messages = make_messages(o);
     l->buffer = allocate(1, BUFFER_SIZE);
+    l->inflated = allocate(1, INFLATED_SIZE);
     l->connections = allocate(o->connections, sizeof *l->connections);
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (l->epoll < 0)
@@ -962,8 +1217,10 @@ static void clean_up(load *l)
     close(l->epoll);
     free(l->connections);
     free(l->buffer);
+    free(l->inflated);
     free(l->messages.payloads);
     free(l->messages.wire);
+    free(l->messages.starts);
 }
 
 int main(int count, char **arguments)
