@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 COMPILE = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+WITH_ZLIB = ["-DWITH_ZLIB", "-lz"]
 PACKAGES = ("wspy", "picows", "uvloop", "aiohttp", "websockets", "socketify", "cffi")
 START_SECONDS = 20.0
 SPARE_SECONDS = 150.0  # for load.c to open connections, which it gives up after 120
@@ -100,6 +101,21 @@ SCENARIOS = {
         unit="% of a CPU",
         seconds=30.0,
     ),
+    "deflate": Scenario(
+        "100 connections, 1 KiB of text, compressed, 1 in flight",
+        {"connections": 100, "size": 1_024, "text": "", "deflate": ""},
+    ),
+    "deflate16k": Scenario(
+        "10 connections, 16 KiB of text, compressed, 1 in flight",
+        {"connections": 10, "size": 16_384, "text": "", "deflate": ""},
+    ),
+    "idle-deflate": Scenario(
+        "memory of an idle connection that may compress, from 1,000 to 5,000",
+        {"mode": "hold", "base": 1_000, "connections": 5_000, "deflate": ""},
+        figure="bytes_per_connection",
+        unit="bytes per connection",
+        settle=3.0,
+    ),
 }
 
 # The line-up of --all: a script in servers/ and its arguments. The package it needs is the first word of its name.
@@ -114,12 +130,20 @@ ECHO = {
 }
 # Handlers in threads, where nobody would mind as many threads as there are connections.
 THREADS = {"wspy-threads": "wspy_threads_echo.py {port}", "websockets-threads": "websockets_threads_echo.py {port}"}
+DEFLATE = {
+    "wspy": "wspy_deflate_echo.py {port}",
+    "picows": "picows_deflate_echo.py {port}",
+    "aiohttp": "aiohttp_echo.py {port} deflate",
+    "aiohttp-uvloop": "aiohttp_echo.py {port} deflate uvloop",
+    "websockets": "websockets_echo.py {port} deflate",
+}
 LINE_UPS = dict.fromkeys(SCENARIOS, ECHO) | {
     **dict.fromkeys(("c1", "c10", "d1", "d16", "text", "64k", "handshake"), ECHO | THREADS),
     "broadcast": {"wspy": "wspy_broadcast.py {port}", "websockets": "websockets_broadcast.py {port}"},
     "slope": {"wspy": ECHO["wspy"], "wspy-drop-request": "wspy_echo.py {port} drop-request"} | ECHO,
     # The others have no keepalive, unless they are told to.
     "idle15k": {"wspy": ECHO["wspy"], "websockets": "websockets_echo.py {port} keepalive"},
+    **dict.fromkeys(("deflate", "deflate16k", "idle-deflate"), DEFLATE),
 }
 
 
@@ -141,14 +165,26 @@ class Settings:
 Run = dict[str, Any]
 
 
-def compile_load(directory: Path) -> Path:
-    """Compile load.c with the C compiler there is, and return the program."""
+def compile_load(directory: Path, scenarios: list[str]) -> Path:
+    """Compile load.c with the C compiler there is, as it is needed for some scenarios, and return the program."""
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     if compiler is None:
         sys.exit("compare.py: needs a C compiler")
+    compressed = [name for name in scenarios if "deflate" in SCENARIOS[name].options]
+    if compressed and not has_zlib(compiler):
+        sys.exit(
+            f"compare.py: {', '.join(compressed)}: zlib.h is missing, which is in the package zlib1g-dev of Debian"
+        )
     output = directory / "load"
-    subprocess.run([compiler, *COMPILE, HERE / "load.c", "-o", output], check=True)
+    command = [compiler, *COMPILE, str(HERE / "load.c"), "-o", str(output)]
+    subprocess.run([*command, *WITH_ZLIB] if compressed else command, check=True)
     return output
+
+
+def has_zlib(compiler: str) -> bool:
+    """Return whether a program can be compiled with zlib."""
+    command = [compiler, *COMPILE, "-E", "-include", "zlib.h", "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager
@@ -251,7 +287,7 @@ def middle(runs: list[Run], key: str) -> str:
 def print_table(name: str, scenario: Scenario, runs: dict[str, list[Run]]) -> None:
     """Print minima, medians, maxima, and the ratio of each minimum to the first one."""
     print(f"{name}: {scenario.title}; {scenario.unit}")
-    titles = ("min", "median", "max", "ratio", "count/s", "server %", "client %")
+    titles = ("min", "median", "max", "ratio", "count/s", "server %", "client %", "bytes")
     print(f"  {'':24}" + "".join(f"{title:>11}" for title in titles))
     first = None
     for server, its_runs in runs.items():
@@ -263,7 +299,7 @@ def print_table(name: str, scenario: Scenario, runs: dict[str, list[Run]]) -> No
         first = least if first is None else first
         ratio = f"{least / first:.2f}" if first else "-"
         numbers = "".join(f"{value:>11,.2f}" for value in (least, statistics.median(values), max(values)))
-        keys = ("per_second", "server_cpu_percent", "client_cpu_percent")
+        keys = ("per_second", "server_cpu_percent", "client_cpu_percent", "output_bytes")
         print(f"  {server:24}{numbers}{ratio:>11}" + "".join(f"{middle(its_runs, key):>11}" for key in keys))
     print(flush=True)
 
@@ -422,7 +458,7 @@ def main() -> int:
     allow_descriptors()
     well = True
     with tempfile.TemporaryDirectory() as scratch:
-        load = compile_load(Path(scratch))
+        load = compile_load(Path(scratch), arguments.scenario)
         settings = Settings(arguments.rounds, arguments.seconds, arguments.connections, server_cpu, load_cpu, load)
         report = conditions(settings)
         for name in arguments.scenario:

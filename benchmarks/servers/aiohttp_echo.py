@@ -1,6 +1,6 @@
-"""aiohttp: what comes in goes out: python aiohttp_echo.py PORT [uvloop].
+"""aiohttp: what comes in goes out: python aiohttp_echo.py PORT [uvloop] [deflate].
 
-Compression is off, since no other server here compresses.
+Compression is off, as in the other servers, unless it is asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from aiohttp import WSMsgType, web
 
 
 async def echo(request: web.Request) -> web.WebSocketResponse:
-    connection = web.WebSocketResponse(compress=False)
+    connection = web.WebSocketResponse(compress="deflate" in sys.argv)
     await connection.prepare(request)
     async for message in connection:
         if message.type == WSMsgType.BINARY:

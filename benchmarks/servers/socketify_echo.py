@@ -1,6 +1,6 @@
 """socketify, uWebSockets in C++ called through cffi: what comes in goes out: python socketify_echo.py PORT.
 
-Compression is off, since no other server here compresses; the limits are those of the other servers.
+Compression is off, as in the other servers; the limits are those of the other servers.
 """
 
 from __future__ import annotations

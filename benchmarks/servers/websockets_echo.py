@@ -1,7 +1,6 @@
-"""websockets on asyncio: what comes in goes out: python websockets_echo.py PORT [keepalive] [uvloop].
+"""websockets on asyncio: what comes in goes out: python websockets_echo.py PORT [keepalive] [uvloop] [deflate].
 
-Compression is off, since no other server here compresses, and keepalive too unless asked for: it costs a task for each
-connection.
+Compression is off, as in the other servers, and keepalive too unless asked for: it costs a task for each connection.
 """
 
 from __future__ import annotations
@@ -22,8 +21,10 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def main() -> None:
+    port = int(sys.argv[1])
     interval = 20 if "keepalive" in sys.argv else None
-    async with serve(echo, "127.0.0.1", int(sys.argv[1]), compression=None, ping_interval=interval) as server:
+    compression = "deflate" if "deflate" in sys.argv else None
+    async with serve(echo, "127.0.0.1", port, compression=compression, ping_interval=interval) as server:
         await server.serve_forever()
 
 
