@@ -2,7 +2,8 @@
 
     python benchmarks/report.py benchmarks/figures/NAME.json [--scenario d1,d16] [--servers wspy,picows]
 
-prints Markdown: the minimum of each server, and how the first server compares with the best of the others.
+prints Markdown: the minimum of each server, how the first server compares with the best of the others, and how long the
+answers were of servers that compress.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ def row(name: str, scenario: dict[str, Any], servers: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def sizes(name: str, scenario: dict[str, Any], servers: list[str]) -> str:
+    """Say how long compressed answers were, which is what their CPU time has bought."""
+    found = []
+    for server in filter(scenario["servers"].__contains__, servers):
+        values = [run["output_bytes"] for run in scenario["servers"][server]["runs"] if "output_bytes" in run]
+        if values:
+            found.append(f"{server} {statistics.median(values):,.0f}")
+    return f"Bytes of an answer in `{name}`: {', '.join(found)}."
+
+
 def spread(scenarios: list[dict[str, Any]], servers: list[str]) -> str:
     """Say how far the medians are from the minima, which tells how quiet the machine was."""
     ratios = [
@@ -110,6 +121,8 @@ def table(stored: dict[str, Any], names: list[str], servers: list[str]) -> str:
         "",
         spread(scenarios, servers),
     ]
+    compressed = [name for name in names if "--deflate" in stored["scenarios"][name]["load"].split()]
+    lines += [sizes(name, stored["scenarios"][name], servers) for name in compressed]
     return "\n".join(lines)
 
 

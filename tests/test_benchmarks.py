@@ -13,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from compression import TAIL, deflated
 from native import COMPILE, COMPILER, SANITIZE, needs_compiler
 from programs import PYTHON, Program
 
@@ -35,6 +37,16 @@ UPGRADED: Final = (
     f"Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
 )
 
+DEFLATING: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+
+
+def has_zlib() -> bool:
+    """Return whether the compiler has what --deflate needs."""
+    command = [str(COMPILER), "-E", "-include", "zlib.h", "-x", "c", os.devnull]
+    return COMPILER is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+needs_zlib = pytest.mark.skipif(not has_zlib(), reason="needs zlib.h")
 pytestmark = [needs_compiler, pytest.mark.slow]
 
 
@@ -45,6 +57,7 @@ class Load:
         self.program = directory / "load"
         self.patience = patience
         command = [str(COMPILER), *COMPILE, *WARNINGS, str(BENCHMARKS / "load.c"), "-o", str(self.program)]
+        command += ["-DWITH_ZLIB", "-lz"] if has_zlib() else []
         if subprocess.run([*command, *SANITIZE], capture_output=True, check=False).returncode != 0:
             plain = subprocess.run(command, capture_output=True, text=True, check=False)
             assert plain.returncode == 0, plain.stderr
@@ -141,6 +154,11 @@ def test_echo(load: Load, echo: tuple[Program, int], options: tuple[str, ...]) -
     assert figures["per_second"] == pytest.approx(figures["count"] / figures["seconds"], rel=0.01)
     assert figures["client_cpu_percent"] > 0
     assert figures["memory_kb"] > 1000
+    assert "output_bytes" in figures
+
+
+def test_the_size_of_what_comes_back_has_its_headers_in_it(load: Load, echo: tuple[Program, int]) -> None:
+    assert load.measure(*echo, "--connections=2", "--size=126")["output_bytes"] == 4 + 126
 
 
 def test_handshakes(load: Load, echo: tuple[Program, int]) -> None:
@@ -321,7 +339,7 @@ def test_a_wrong_broadcast_is_caught(load: Load) -> None:
 
 
 @contextlib.contextmanager
-def scripted(response: str, script: Callable[[socket.socket], None]) -> Iterator[int]:
+def scripted(response: str, script: Callable[[socket.socket], object]) -> Iterator[int]:
     """Serve one client: answer its request with a response, whatever that says, and run a script."""
 
     def serve() -> None:
@@ -431,6 +449,266 @@ def test_a_bad_response_is_caught(load: Load, response: str, fault: str) -> None
     assert fault in faults
 
 
+# ---- compression ----
+
+
+@pytest.fixture(scope="module")
+def deflate_echo(patience: float) -> Iterator[tuple[Program, int]]:
+    with running("wspy_deflate_echo.py", patience) as server:
+        yield server
+
+
+@needs_zlib
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (1024, ("--connections=10", "--text")),
+        (1024, ("--connections=10", "--text", "--depth=100")),
+        (4096, ("--connections=3", "--text", "--fragments=8", "--depth=2")),
+        (32, ("--connections=3", "--text")),
+        (0, ("--connections=3", "--depth=2")),
+        (1024, ("--connections=3",)),
+        (65_535, ("--connections=3", "--text", "--depth=3")),
+        (65_536, ("--connections=3", "--text")),
+        (700_000, ("--connections=2", "--text", "--fragments=3")),
+    ],
+)
+def test_compressed_echo(load: Load, deflate_echo: tuple[Program, int], size: int, options: tuple[str, ...]) -> None:
+    figures = load.measure(*deflate_echo, "--deflate", f"--size={size}", *options)
+    assert figures["count"] > 0
+    if "--text" not in options:  # random bytes, which only grow
+        assert size < figures["output_bytes"] < size + 20
+    elif size >= 1024:
+        assert size * 0.2 < figures["output_bytes"] < size * 0.6
+
+
+@needs_zlib
+def test_memory_and_handshakes_with_compression(load: Load, deflate_echo: tuple[Program, int]) -> None:
+    assert load.measure(*deflate_echo, "--deflate", "--mode=hold", "--base=1", "--connections=20")["base"] == 1
+    assert load.measure(*deflate_echo, "--deflate", "--mode=connect", "--connections=5")["count"] > 5
+
+
+class Stubborn(wspy.DeflateMessage):
+    """Keeps its window though it was asked not to."""
+
+    def accept(self, offered: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+        return []
+
+
+class Echo(wspy.AsyncServer):
+    def onmessage(self, client: wspy.AsyncClient, message: wspy.Message) -> None:
+        client.send(message)
+
+
+@needs_zlib
+def test_a_server_that_keeps_its_window_can_be_compared(load: Load) -> None:
+    sizes = []
+    for extension in (wspy.DeflateMessage(), wspy.DeflateMessage(server_max_window_bits=9), Stubborn()):
+        with serving(Echo(("127.0.0.1", 0), extensions=[extension])) as port:
+            status, figures, faults = load.run(
+                port, os.getpid(), "--deflate", "--text", "--connections=3", "--size=200", "--depth=3"
+            )
+        assert (status, faults) == (0, "")
+        sizes.append(figures["output_bytes"])
+    assert sizes[2] < sizes[0] * 0.7
+    assert sizes[2] < sizes[1] * 0.7
+
+
+@needs_zlib
+def test_a_compressed_broadcast(load: Load) -> None:
+    class Greeting(wspy.AsyncServer):
+        def onopen(self, client: wspy.AsyncClient) -> None:
+            self.call_later(0.15, lambda: client.send("x" * 1000, compress=True))
+
+    with serving(Greeting(("127.0.0.1", 0), extensions=[wspy.DeflateMessage])) as port:
+        options = ("--deflate", "--mode=receive", "--connections=3", "--size=1000")
+        status, figures, faults = load.run(port, os.getpid(), *options)
+    assert (status, faults, figures["wrong"]) == (0, "", 0)
+
+
+@needs_zlib
+@pytest.mark.parametrize("kind", [Corrupting, Cutting, Lengthening, Retyping, Reordering])
+def test_a_faulty_server_that_compresses_is_caught(load: Load, kind: type[wspy.AsyncServer]) -> None:
+    with serving(kind(("127.0.0.1", 0), extensions=[wspy.DeflateMessage])) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--deflate", "--connections=2", "--depth=2")
+    assert status == 1
+    assert figures["wrong"] > 0
+    assert "differs" in faults
+
+
+def extended(answer: str) -> str:
+    """Return the response of a server that agrees on extensions."""
+    return UPGRADED.replace("\r\n\r\n", f"\r\nSec-WebSocket-Extensions: {answer}\r\n\r\n")
+
+
+@needs_zlib
+@pytest.mark.parametrize(
+    ("response", "fault"),
+    [
+        (UPGRADED, "does not compress"),
+        (extended(""), "§7.1"),
+        (extended("permessage-deflate, permessage-deflate"), "§7.1"),
+        (extended("permessage-deflated"), "§7.1"),
+        (extended("deflate-frame"), "§7.1"),
+        (extended("server_no_context_takeover"), "§7.1"),
+        (extended("permessage-deflate; client_max_window_bits=10"), "§7.1"),
+        (extended("permessage-deflate; server_no_context_takeover=1"), "§7.1"),
+        (extended("permessage-deflate; server_max_window_bits"), "§7.1"),
+        (extended("permessage-deflate; server_max_window_bits="), "§7.1"),
+        (extended("permessage-deflate; server_max_window_bits=7"), "§7.1"),
+        (extended("permessage-deflate; server_max_window_bits=16"), "§7.1"),
+        (extended("permessage-deflate; server_max_window_bits=+9"), "§7.1"),
+        (extended("permessage-deflate\r\nSec-WebSocket-Extensions: permessage-deflate"), "§7.1"),
+        (extended(f"permessage-deflate; {'x' * 300}"), "§7.1"),
+    ],
+    ids=range(15),
+)
+def test_a_bad_agreement_is_caught(load: Load, response: str, fault: str) -> None:
+    with scripted(response, lambda _connection: None) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=1", "--deflate")
+    assert (status, figures["failed"]) == (1, 1)
+    assert fault in faults
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return what a compressed message of the load client says; it is one short frame, behind pongs if any."""
+    first = 0x8A
+    while first == 0x8A:
+        first, length, *key = connection.recv(6, socket.MSG_WAITALL)
+        masked = connection.recv(length - 0x80, socket.MSG_WAITALL)
+    assert first == 0xC1
+    return zlib.decompressobj(-15).decompress(bytes(byte ^ key[i % 4] for i, byte in enumerate(masked)) + TAIL)
+
+
+def framed(first: int, payload: bytes) -> bytes:
+    assert len(payload) < 126
+    return bytes([first, len(payload)]) + payload
+
+
+def finished(data: bytes) -> bytes:
+    """Return a message whose last block is marked as that, RFC 7692 §7.2.3.4, but for the byte behind it."""
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return stream.compress(data) + stream.flush()
+
+
+def in_two_blocks(data: bytes) -> bytes:
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    half = stream.compress(data[:20]) + stream.flush(zlib.Z_SYNC_FLUSH)
+    return half + (stream.compress(data[20:]) + stream.flush(zlib.Z_SYNC_FLUSH)).removesuffix(TAIL)
+
+
+def in_two_frames(packed: bytes, start: int) -> bytes:
+    return framed(0x41, packed[:start]) + framed(0x89, b"ping") + framed(0x80, packed[start:])
+
+
+@needs_zlib
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda data: [framed(0xC1, deflated(data))],
+        lambda data: [bytes([byte]) for byte in framed(0xC1, deflated(data))],
+        lambda data: [in_two_frames(deflated(data), 0)],
+        lambda data: [bytes([byte]) for byte in in_two_frames(deflated(data), 17)],
+        lambda data: [framed(0xC1, deflated(data, level=0))],
+        lambda data: [framed(0xC1, deflated(data, bits=9))],
+        lambda data: [framed(0xC1, in_two_blocks(data))],
+        lambda data: [framed(0xC1, finished(data) + b"\0")],
+        lambda data: [framed(0x81, data)],
+    ],
+    ids=["whole", "bytes", "frames", "frames and bytes", "stored", "a small window", "blocks", "finished", "plain"],
+)
+def test_a_message_may_be_compressed_in_any_way(load: Load, answer: Callable[[bytes], list[bytes]]) -> None:
+    def script(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(3):
+            for piece in answer(received(connection)):
+                connection.sendall(piece)
+
+    with scripted(extended(DEFLATING), script) as port:
+        options = ("--connections=1", "--deflate", "--text", "--size=90")
+        status, figures, faults = load.run(port, os.getpid(), *options)
+    assert (status, figures["wrong"], faults) == (0, 0, "")
+
+
+@needs_zlib
+def test_a_compressed_message_may_be_split_anywhere(load: Load) -> None:
+    ends = []
+
+    def script(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        start = 0
+        while not ends:
+            packed = deflated(received(connection))
+            connection.sendall(framed(0x41, packed[:start]) + framed(0x80, packed[start:]))
+            start += 1
+            if start > len(packed):
+                ends.append(start)
+
+    with scripted(extended(DEFLATING), script) as port:
+        options = ("--connections=1", "--deflate", "--text", "--size=90")
+        status, figures, faults = load.run(port, os.getpid(), *options)
+    assert (status, figures["wrong"], faults) == (0, 0, "")
+    assert ends
+
+
+@needs_zlib
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda data: framed(0xC1, b"\x07" + deflated(data)),
+        lambda data: framed(0xC1, b""),
+        lambda data: framed(0xC1, b"\0"),
+        lambda data: framed(0xC1, deflated(data)[:-1]),
+        lambda data: framed(0xC1, deflated(data)[:40]),
+        lambda data: framed(0xC1, deflated(data) + TAIL[:1]),
+        lambda data: framed(0xC1, finished(data)),
+        lambda data: framed(0xC1, finished(data)[:-1] + b"\0"),
+        lambda data: framed(0xC1, deflated(data[:-1])),
+        lambda data: framed(0xC1, deflated(data + b"x")),
+        lambda data: framed(0xC1, deflated(data + bytes(200_000))[:125]),
+        lambda data: framed(0xC2, deflated(data)),
+        lambda data: framed(0x81, deflated(data)),
+    ],
+    ids=range(13),
+)
+def test_what_is_wrongly_compressed_is_caught(load: Load, answer: Callable[[bytes], bytes]) -> None:
+    with scripted(extended(DEFLATING), lambda connection: connection.sendall(answer(received(connection)))) as port:
+        options = ("--connections=1", "--deflate", "--text", "--size=90")
+        status, figures, faults = load.run(port, os.getpid(), *options)
+    assert (status, figures["wrong"]) == (1, 1)
+    assert "differs" in faults
+
+
+@needs_zlib
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_reference_to_an_earlier_message_is_caught_if_none_was_promised(load: Load, promised: bool) -> None:
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+
+    def script(connection: socket.socket) -> None:
+        for _ in range(2):
+            packed = stream.compress(received(connection)) + stream.flush(zlib.Z_SYNC_FLUSH)
+            connection.sendall(framed(0xC1, packed.removesuffix(TAIL)))
+
+    answer = DEFLATING if promised else "permessage-deflate; client_no_context_takeover"
+    with scripted(extended(answer), script) as port:
+        options = ("--connections=1", "--deflate", "--text", "--size=90")
+        status, figures, _ = load.run(port, os.getpid(), *options)
+    assert (status, figures["wrong"]) == ((1, 1) if promised else (0, 0))
+
+
+@needs_zlib
+@pytest.mark.parametrize("answer", [b"\x41\x00\xc0\x00", b"\xc9\x00", b"\xca\x00", b"\xa1\x00", b"\x91\x00"])
+def test_a_reserved_bit_in_the_wrong_place_is_caught(load: Load, answer: bytes) -> None:
+    def script(connection: socket.socket) -> None:
+        assert connection.recv(4096)
+        connection.sendall(answer)
+
+    with scripted(extended(DEFLATING), script) as port:
+        status, figures, faults = load.run(port, os.getpid(), "--connections=1", "--deflate")
+    assert (status, figures["failed"]) == (1, 1)
+    assert "RFC 7692 §6" in faults
+
+
 # ---- comparing ----
 
 
@@ -511,6 +789,35 @@ def test_compare_stores_what_it_prints_and_report_renders_it(tmp_path: Path, pat
     assert wspy.__version__ in page.stdout
     assert "slope" not in page.stdout
     assert "shortened" in page.stdout
+
+
+@needs_zlib
+def test_compare_shows_how_much_was_compressed(tmp_path: Path, patience: float) -> None:
+    stored = tmp_path / "figures.json"
+    options = shortened("--rounds=1", "--scenario=deflate16k,idle-deflate", f"--json={stored}")
+    server = f"wspy={sys.executable} {SERVERS}/wspy_deflate_echo.py {{port}}"
+    result = run_script("compare.py", *options, server, patience=patience)
+    assert (result.returncode, result.stderr) == (0, "")
+    run = json.loads(stored.read_text(encoding="utf-8"))["scenarios"]["deflate16k"]["servers"]["wspy"]["runs"][0]
+    size = f"{run['output_bytes']:,.0f}"
+    assert 3000 < run["output_bytes"] < 10_000
+    assert re.search(rf"^  wspy .* {size}$", result.stdout, re.MULTILINE)
+
+    page = run_script("report.py", stored, "--scenario=deflate16k", patience=patience)
+    assert (page.returncode, page.stderr) == (0, "")
+    assert f"Bytes of an answer in `deflate16k`: wspy {size}." in page.stdout
+
+
+def test_compare_needs_zlib_only_where_something_is_compressed(
+    compare: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = compare.compile_load(tmp_path, ["d1", "slope"])
+    result = subprocess.run([program, "--port=1", "--pid=1", "--deflate"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "-DWITH_ZLIB" in result.stderr
+    monkeypatch.setattr(compare, "COMPILE", [*compare.COMPILE, "-nostdinc"])
+    with pytest.raises(SystemExit, match=r"deflate, idle-deflate: zlib\.h is missing"):
+        compare.compile_load(tmp_path, ["d1", "deflate", "idle-deflate"])
 
 
 @pytest.mark.parametrize(
