@@ -135,8 +135,8 @@ class AsyncServer(BaseServer[AsyncClient]):
             handled += count
         else:
             self.loop.wake()
-        if self._call_at is not None and self._call_at <= monotonic():
-            self.loop.wake()  # the alarm may have gone off within a turn, where a foreign loop can't hear it
+        if self._call_at is not None:
+            self._set_alarm()  # the last one may have gone off within a turn, where a foreign loop can't hear it
         if self._exit is not None:
             error, self._exit = self._exit, None
             raise error

@@ -705,9 +705,14 @@ class BaseServer(Generic[AnyClient]):
             self._busy = 0
         if self._calls.pending:
             return 0
-        at = self._call_at = self._calls.next_at()
-        self.loop.alarm(0 if at is None else self.loop.now_ms() + max(ceil((at - monotonic()) * 1000), 1))
+        self._call_at = self._calls.next_at()
+        self._set_alarm()
         return timeout_ms
+
+    def _set_alarm(self) -> None:
+        """End a wait when the earliest call is due, or up to a millisecond before."""
+        at = self._call_at
+        self.loop.alarm(0 if at is None else self.loop.now_ms() + max(ceil((at - monotonic()) * 1000), 1))
 
     def _other_event(self, slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
         name = _RARE_EVENTS.get(kind & 0xFF)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dis
 import gc
+import os
 import sys
 import textwrap
 import threading
@@ -285,30 +286,34 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
     peers = [server.open(), server.open()]
     clients = [server.client(peer) for peer in peers]
     sent: list[set[int]] = [set(), set()]
-    begun, finished = threading.Event(), threading.Event()
-    interruptions = 0
+    # no locks of Python: an exception may come when one of those is held
+    calm, end = os.pipe()
+    begun = finished = False
+    number = interruptions = 0
 
     def send_all() -> None:
-        nonlocal interruptions
-        number = 0
-        begun.set()
+        nonlocal begun, finished, number
+        begun = True
         while number < 3000:
+            number += 1
+            for index, client in enumerate(clients):
+                client.send(label(index, number))
+                sent[index].add(number)
+        finished = True
+        os.read(calm, 1)
+
+    def again(function: Callable[[], None]) -> None:
+        nonlocal interruptions
+        while True:
             try:
-                while number < 3000:
-                    number += 1
-                    for index, client in enumerate(clients):
-                        client.send(label(index, number))
-                        sent[index].add(number)
+                function()
             except InterruptionError:
                 interruptions += 1
+            else:
+                return
 
     def send() -> None:
-        try:
-            send_all()
-        except InterruptionError:  # one more, behind the end of the loop
-            pass
-        finally:
-            finished.set()
+        again(lambda: again(send_all))  # twice: the next one may come while the last one is counted
 
     results: list[list[Any]] = [[], []]
 
@@ -319,19 +324,25 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
     sender = threading.Thread(target=send)
     for thread in (*readers, sender):
         thread.start()
-    begun.wait(DEADLINE_S)
+    until(lambda: begun, "the thread that sends")
     previous = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     gc.disable()  # in a finalizer of what other tests left it would be lost
     try:
-        while not finished.wait(0.0005):
+        pause = threading.Event()
+        while not finished:
+            pause.wait(0.0005)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(sender.ident or 0), ctypes.py_object(InterruptionError)
             )
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(sender.ident or 0), None)  # that is on its way
     finally:
+        os.write(end, b"!")
         gc.enable()
         sys.setswitchinterval(previous)
     sender.join()
+    os.close(calm)
+    os.close(end)
     for client in clients:
         client.send("end")
     for reader in readers:
