@@ -132,12 +132,20 @@ def test_g7_an_answer_that_breaks_the_rules_fails_the_connection(options: dict[s
     [
         {"client_max_window_bits": 7}, {"client_max_window_bits": 16}, {"server_max_window_bits": 7},
         {"server_max_window_bits": 16}, {"level": 10}, {"level": -2}, {"memory_level": 0}, {"memory_level": 10},
-        {"threshold": -1},
+        {"threshold": -1}, {"idle_seconds": 0}, {"idle_seconds": float("nan")},
     ],
 )  # fmt: skip
-def test_arguments_out_of_range(options: dict[str, int]) -> None:
+def test_arguments_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         DeflateMessage(**options)
+
+
+@pytest.mark.parametrize("name", ["level", "memory_level", "threshold", "idle_seconds"])
+def test_arguments_of_another_type(name: str) -> None:
+    for value in ("6", 1.5) if name != "idle_seconds" else ("6",):
+        for kind in (DeflateMessage, DeflateFrame):
+            with pytest.raises(TypeError, match=name):
+                kind(**{name: value})
 
 
 # ---- messages ----

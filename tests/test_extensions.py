@@ -65,6 +65,42 @@ def test_what_is_no_parameter(parameters: dict[str, Any]) -> None:
         Upper(**parameters)
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [{"count": -1}, {"count": 10**9}, {"word": ""}, {"word": "two words"}, {"word": "a, b"}, {"word": "a\r\nb: c"},
+     {"word": "ü"}],
+)  # fmt: skip
+def test_rfc6455_9_1_what_can_not_be_written_as_a_parameter(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(parameters))):
+        Upper(**parameters)
+
+
+@pytest.mark.parametrize("parameter", [("a b", None), ("word", "a\r\nSet-Cookie: b"), ("word", ""), ("", "a")])
+def test_what_an_extension_says_can_not_leave_its_field(parameter: tuple[str, str | None]) -> None:
+    class Careless(Upper):
+        def offers(self) -> Any:
+            return [[parameter]]
+
+        def accept(self, offered: Any) -> Any:
+            return [parameter]
+
+        def agreed(self, role: Role, offered: Any, answer: Any) -> Any:
+            return {}
+
+    with pytest.raises(ValueError, match="token"):
+        offer([Careless()])
+    with pytest.raises(ValueError, match="token"):
+        agree([Careless()], "x-upper", SERVER)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, ValueError), (-1, ValueError), (float("nan"), ValueError), ("1", TypeError)]
+)
+def test_how_long_nobody_can_be_idle(seconds: Any, expected: type[Exception]) -> None:
+    with pytest.raises(expected, match="idle_seconds"):
+        type("Restless", (Frames,), {"idle_seconds": seconds})()
+
+
 def test_the_bits_and_opcodes_of_a_chain_are_those_of_its_extensions() -> None:
     agreement = agree([Upper(), Frames()], "x-frames, x-upper", SERVER)
     assert agreement.rsv == 0x20 | 0x10

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .codes import CloseCode, Opcode, Role
 from .errors import ProtocolError
-from .extensions import Extension, Parameters, too_big
+from .extensions import Extension, Parameters, checked_idle_seconds, too_big
 from .frames import received_frame
-from .limits import checked_seconds
+from .limits import checked_count
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -261,7 +261,7 @@ class DeflateMessage(Extension):
             if not 8 <= int(self.parameters[name]) <= 15:
                 raise ValueError(f"{name} must be from 8 to 15")
         self._settings = _checked_settings(level, memory_level, threshold)
-        self.idle_seconds = checked_seconds("idle_seconds", idle_seconds)
+        self.idle_seconds = checked_idle_seconds(idle_seconds)
 
     def offers(self) -> list[Parameters]:
         """Return what a client asks for, RFC 7692 §7.1."""
@@ -413,13 +413,11 @@ def _read_deflate(
 
 
 def _checked_settings(level: int, memory_level: int, threshold: int) -> dict[str, int]:
-    if not -1 <= level <= 9:
-        raise ValueError("level must be from -1 to 9")
-    if not 1 <= memory_level <= 9:
-        raise ValueError("memory_level must be from 1 to 9")
-    if threshold < 0:
-        raise ValueError("threshold must be at least 0")
-    return {"level": level, "memory_level": memory_level, "threshold": threshold}
+    return {
+        "level": checked_count("level", level, -1, 9),
+        "memory_level": checked_count("memory_level", memory_level, 1, 9),
+        "threshold": checked_count("threshold", threshold, 0, _NO_LIMIT),
+    }
 
 
 class DeflateFrame(Extension):
@@ -459,7 +457,7 @@ class DeflateFrame(Extension):
         if not 8 <= max_window_bits <= 15:
             raise ValueError("max_window_bits must be from 8 to 15")
         self._settings = _checked_settings(level, memory_level, threshold)
-        self.idle_seconds = checked_seconds("idle_seconds", idle_seconds)
+        self.idle_seconds = checked_idle_seconds(idle_seconds)
 
     def accept(self, offered: Parameters) -> Parameters | None:
         """Return a server's answer, which is what it asks of the client; None to decline an offer that isn't valid."""

@@ -13,6 +13,7 @@ from .codes import CloseCode, Opcode
 from .errors import ProtocolError
 from .frames import FIN, fragments, received_frame
 from .headers import is_token, parse_extensions
+from .limits import checked_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "Parameters",
     "agree",
     "checked_extensions",
+    "checked_idle_seconds",
     "confirm",
     "offer",
     "too_big",
@@ -38,6 +40,8 @@ Parameters: TypeAlias = list[tuple[str, str | None]]
 Value: TypeAlias = bool | int | str
 
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
+# Whoever looks for idle connections has to have other things to do.
+_LEAST_IDLE_SECONDS: Final = 0.01
 _RESERVED: Final = frozenset([3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 # Reserved bits as in the first byte of a frame, RFC 6455 §5.2.
 _RSV1, _RSV2, _RSV3, _RSV = 0x40, 0x20, 0x10, 0x70
@@ -76,8 +80,9 @@ class Extension:
         parameters: values that this endpoint wants instead of the defaults.
 
     Raises:
-        TypeError: there is no such parameter, or its value is of another type.
-        ValueError: the class claims what can't be claimed.
+        TypeError: there is no such parameter, or its value is of another type; or ``idle_seconds`` is no number.
+        ValueError: a value can't be written: a number has 1 to 9 digits, a str is a token (RFC 6455 §9.1); or the class
+            claims what can't be claimed.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -139,6 +144,7 @@ class Extension:
                 raise TypeError(
                     f"{name} must be of type {type(self.defaults[name]).__name__}, not {type(value).__name__}"
                 )
+            _check_value(name, value)
         self.parameters: dict[str, Value] = {**self.defaults, **parameters}
 
     def _check_class(self) -> None:
@@ -146,6 +152,7 @@ class Extension:
             raise ValueError("the names of an extension and of its parameters are tokens, and it has one at least")
         if not _RESERVED.issuperset(self.opcodes):
             raise ValueError("an extension can claim the opcodes 3 to 7 and 11 to 15 (RFC 6455 §5.2)")
+        checked_idle_seconds(self.idle_seconds)
 
     @property
     def rsv(self) -> int:
@@ -209,6 +216,25 @@ class Extension:
     def written(values: Mapping[str, Value]) -> Parameters:
         """Return parameters as they are written; False stands for none."""
         return [(name, None if value is True else str(value)) for name, value in values.items() if value is not False]
+
+
+def checked_idle_seconds(value: float | None) -> float | None:
+    """Return what ``Extension.idle_seconds`` may be.
+
+    Raises:
+        TypeError: it is neither a number nor None.
+        ValueError: it is too short to be looked at so often.
+    """
+    return checked_seconds("idle_seconds", value, at_least=_LEAST_IDLE_SECONDS)
+
+
+def _check_value(name: str, value: Value) -> None:
+    """Check what is going to be written without quotes, and read as what it is."""
+    if isinstance(value, str):
+        if not is_token(value):
+            raise ValueError(f"{name} must be a token (RFC 6455 §9.1)")
+    elif not _NUMBER.fullmatch(str(int(value))):
+        raise ValueError(f"{name} must be a number of 1 to 9 digits")
 
 
 def _read(default: Value, text: str | None) -> Value:
@@ -493,4 +519,7 @@ def _conflict(one: Extension, other: Extension) -> bool:
 
 
 def _written(name: str, parameters: Parameters) -> str:
+    # what an extension of the user's says goes into a head
+    if not all(is_token(text) for pair in parameters for text in pair if text is not None):
+        raise ValueError(f"an extension has a parameter for {name} that is no token (RFC 6455 §9.1)")
     return "; ".join([name, *(key if value is None else f"{key}={value}" for key, value in parameters)])
