@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import tracemalloc
 import zlib
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measures import PATIENCE, measures_memory
+from programs import PYTHON, Program
 
+from wspy import deflate
 from wspy.codes import Role
-from wspy.deflate import DeflateFrame, DeflateMessage, Inflater
+from wspy.deflate import DeflateFrame, DeflateMessage, Deflater, Inflater
 from wspy.errors import ProtocolError
 from wspy.extensions import Extension, agree, confirm, offer
 from wspy.frames import Frame, received_frame
@@ -314,6 +320,33 @@ def test_connections_without_takeover_share_a_compressor_and_nothing_else() -> N
     for payload in texts(5, 20):
         for client, server in pairs:
             assert server.onrecv(client.onsend(message(payload, compress=True))).payload == payload
+
+
+def test_not_more_compressors_are_kept_than_can_be_used_at_once() -> None:
+    settings = (1, 1, 9)
+    deflater = Deflater(9, takeover=False, level=1, memory_level=1)
+    data = texts(9, 1, 500_000)[0] * 3
+    together = threading.Barrier(20)
+
+    def compress() -> None:
+        together.wait(20)
+        deflater.deflate(data)
+
+    threads = [threading.Thread(target=compress) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0 < len(deflate._idle[settings]) <= (os.cpu_count() or 1)
+
+
+@measures_memory
+@pytest.mark.parametrize(
+    ("what", "outcomes"), [("inflating", "MemoryError whole"), ("deflating", "NoneType compressed")]
+)
+def test_h14_a_lack_of_memory_is_no_fault_of_the_peer_and_corrupts_nothing(what: str, outcomes: str) -> None:
+    with Program(*PYTHON, Path(__file__).parent / "starved.py", what, patience=PATIENCE) as program:
+        assert program.ended() == (0, outcomes + "\n", "")
 
 
 # ---- deflate-frame ----

@@ -6,6 +6,7 @@ further than its limit, so that a bomb costs that much memory and no more.
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections import defaultdict
@@ -33,7 +34,11 @@ _END: Final = b"\x01\x00\x00\xff\xff"
 _BITS: Final = re.compile(r"[89]|1[0-5]")  # §7.1.2: without leading zeros
 # For want of a window of 256 bytes zlib refers back 250 bytes at most with one of 512.
 _LEAST_ZLIB_BITS: Final = 9
+# Z_MEM_ERROR, which zlib finds late: a window to inflate is made when it is first needed.
+_NO_MEMORY: Final = "Error -4 "
 _NO_LIMIT: Final = 1 << 62
+# Of one message. Each takes as long as 1 KiB of text, and can be two bytes that say nothing.
+_MAX_LAST_BLOCKS: Final = 1000
 # So much is given to zlib, and taken from it, at once.
 _PIECE: Final = 16_384
 _STEP: Final = 65_536
@@ -61,12 +66,19 @@ class Deflater:
         """Whether a message may refer to those before it."""
         return self._takeover
 
-    def deflate(self, data: bytes) -> bytes:
-        """Return the compressed form of a message, RFC 7692 §7.2.1."""
+    def deflate(self, data: bytes) -> bytes | None:
+        """Return the compressed form of a message, RFC 7692 §7.2.1; None if there is no memory for that."""
         if not data:
             return _EMPTY
-        if not self._takeover:
-            return _deflate_alone(data, self._settings)
+        try:
+            return self._deflate_behind(data) if self._takeover else _deflate_alone(data, self._settings)
+        except MemoryError:
+            # it may have a part of the message in its window, which the peer is not going to have
+            self._compressor = None
+            return None
+
+    def _deflate_behind(self, data: bytes) -> bytes:
+        """Compress a message that may refer to those before it."""
         if self._compressor is None:
             self._compressor = _new_compressor(*self._settings)
         output: bytes = self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
@@ -82,7 +94,9 @@ def _new_compressor(level: int, memory_level: int, bits: int) -> Any:
 
 
 # Compressors that nobody uses now, by their settings. Who needs one takes it away, so that neither another thread nor a
-# signal handler can come between two of its calls; pop and append are atomic.
+# signal handler can come between two of its calls; pop and append are atomic. Of what many threads have needed at once,
+# not more is kept than there are cores to use it.
+_SPARE: Final = os.cpu_count() or 1
 _idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
 
 
@@ -95,7 +109,8 @@ def _deflate_alone(data: bytes, settings: tuple[int, int, int]) -> bytes:
         compressor = _new_compressor(*settings)
     # Z_FULL_FLUSH makes it forget; if something is raised in between, it is not used again
     packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
-    idle.append(compressor)
+    if len(idle) < _SPARE:
+        idle.append(compressor)
     return packed.removesuffix(_TAIL)
 
 
@@ -118,7 +133,9 @@ class Inflater:
         """Return what a compressed message says, RFC 7692 §7.2.2.
 
         Raises:
-            ProtocolError: with 1009 if it is longer than the limit, 1007 if it is corrupt or cut off.
+            ProtocolError: with 1009 if it is longer than the limit, 1007 if it is corrupt or cut off, 1008 if it is
+                made of very many streams.
+            MemoryError: there is no memory for a window.
         """
         if not data:
             return b""
@@ -142,7 +159,9 @@ class Inflater:
                 for start in range(0, len(view), _PIECE):
                     self._pour(view[start : start + _PIECE], output)
             self._end()
-        except zlib.error:
+        except zlib.error as error:
+            if str(error).startswith(_NO_MEMORY):
+                raise MemoryError("there is no memory for a window") from None
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is corrupt (RFC 7692 §7.2.2)") from None
         finally:
             if not self._takeover:
@@ -162,6 +181,7 @@ class Inflater:
         is_full = self._stream is not None
         while data or is_full:
             if self._stream is None:
+                output.count_stream()
                 self._stream = zlib.decompressobj(-self._bits)
             step = output.step
             part = self._stream.decompress(data, step)
@@ -188,11 +208,12 @@ class Inflater:
 class _Output:
     """What a message is inflated to, up to a limit."""
 
-    __slots__ = ("_left", "_parts")
+    __slots__ = ("_left", "_parts", "_streams")
 
     def __init__(self, limit: int) -> None:
         self._left = limit
         self._parts: list[bytes] = []
+        self._streams = 0
 
     @property
     def step(self) -> int:
@@ -205,6 +226,13 @@ class _Output:
             if self._left < 0:
                 raise too_big()
             self._parts.append(part)
+
+    def count_stream(self) -> None:
+        self._streams += 1
+        if self._streams > _MAX_LAST_BLOCKS:
+            raise ProtocolError(
+                CloseCode.POLICY_VIOLATION, f"a compressed message has more than {_MAX_LAST_BLOCKS} last blocks"
+            )
 
     def whole(self) -> bytes:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -505,7 +533,8 @@ class DeflateFrame(Extension):
             wanted = len(frame.payload) >= self.threshold if frame.compress is None else frame.compress
             if not wanted or frame.opcode >= Opcode.CLOSE:
                 return frame
-            return received_frame(frame.opcode, self.deflater.deflate(frame.payload), final=frame.final, rsv=_RSV1)
+            packed = self.deflater.deflate(frame.payload)
+            return frame if packed is None else received_frame(frame.opcode, packed, final=frame.final, rsv=_RSV1)
 
         def onrecv(self, frame: Frame) -> Frame:
             """Inflate a frame that is marked as compressed; the limit is for its whole message."""

@@ -18,7 +18,6 @@ ELSEWHERE: Final = "the same for all front ends: tested with the module that dec
 ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
 TLS: Final = "no TLS yet"
-NO_ZLIB_SEAM: Final = "zlib is that of Python, whose allocations can't be made to fail"
 AUTHENTICATION: Final = "no authentication yet"
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
@@ -217,7 +216,7 @@ ROWS: Final[dict[str, Row]] = {
     "H11": Row("no descriptors", {"connection": NO_SERVER}),
     "H12": Row("accept() fails", {"connection": NO_SEAM}),
     "H13": Row("no memory"),
-    "H14": Row("no memory for zlib", {"*": NO_ZLIB_SEAM}),
+    "H14": Row("no memory for zlib", {"threads": ELSEWHERE, "connection": ELSEWHERE}),
     "H15": Row("a flood of log lines"),
     "H16": Row("a text of 4-byte characters"),
     "H17": Row("the worst case for parsers"),

@@ -5,12 +5,27 @@ from __future__ import annotations
 import random
 import zlib
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from compression import NAME, RSV1, Deflating, compressed, deflated
-from drivers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, bytewise, close_frame, echo, frame, needs
-from measures import measures_memory, resident
+from drivers import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    RawClient,
+    bytewise,
+    close_frame,
+    echo,
+    frame,
+    needs,
+)
+from measures import PATIENCE, measures_memory, resident
+from programs import PYTHON, Program
 
 from wspy import DeflateFrame, DeflateMessage, SocketClosed
 
@@ -188,6 +203,16 @@ def test_g19_a_reference_to_a_message_that_was_to_be_forgotten(serve: Servers) -
     fails(server, peer.peer, 1007, messages=["one " * 9])
 
 
+def test_a_message_of_many_last_blocks_does_not_hold_the_others_up(serve: Servers) -> None:
+    """Each of them begins another stream, which takes much longer than its two bytes: 1 s for 1 MiB."""
+    server = serve(extensions=[DeflateMessage])
+    peer = Deflating(server.connect()).peer
+    peer.send(frame(BINARY, b"\3\0" * 1000, rsv=RSV1))
+    server.wait(lambda: server.story(peer).messages == [b""])
+    peer.send(frame(BINARY, b"\3\0" * 1002, rsv=RSV1))
+    fails(server, peer, 1008, messages=[b""])
+
+
 def test_what_is_compressed_may_arrive_in_any_pieces(serve: Servers) -> None:
     server = serve(onmessage=echo, extensions=[DeflateMessage])
     peer = Deflating(server.paced())
@@ -289,6 +314,34 @@ def test_g22_a_secret_can_be_kept_out_of_compression(serve: Servers) -> None:
     client.send("what others say " * 50)
     found = [peer.receive() for _ in range(3)]
     assert [was_compressed for _, was_compressed in found] == [True, False, True]
+
+
+# ---- without memory ----
+
+
+@measures_memory
+def test_h14_there_is_no_memory_for_a_window() -> None:
+    """What is sent is not compressed, what can't be read is 1011 for one connection; all the others go on."""
+    program = Path(__file__).parent.parent / "starved.py"
+    with Program(*PYTHON, program, "serving", patience=PATIENCE) as server:
+        host, port = server.line().split()
+        one, other = (Deflating(RawClient((host, int(port)))) for _ in range(2))
+        for peer in (one, other):
+            peer.send("send")
+            message, was_compressed = peer.receive()
+            assert (len(message) > 5000, was_compressed) == (True, False)
+            peer.send(message)
+            assert peer.receive() == (message, True)
+        hungry = Deflating(RawClient((host, int(port))))
+        hungry.peer.send(frame(TEXT, b"starve") + frame(BINARY, hungry.deflate(bytes(message)), rsv=RSV1))
+        assert server.line() == "MemoryError"
+        hungry.peer.closes(1011)
+        other.send(message)
+        assert other.receive() == (message, True)
+        for peer in (one, other, hungry):
+            peer.peer.end()
+        status, _, errors = server.interrupt()
+        assert (status, errors) == (0, "")
 
 
 # ---- deflate-frame ----
