@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +14,7 @@ import pytest
 from compression import RSV1, compressed, deflated
 from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame
 from sockets import RawServer, Running, connected, listening
+from steps import at_each_step
 
 from wspy import (
     OPCODE_BINARY,
@@ -391,6 +393,55 @@ def test_threads_share_one_window() -> None:
             assert [text for text in found if text.startswith(f"{n} ")] == [
                 f"{n} {i} {TEXT_OF_1000}" for i in range(50)
             ]
+
+
+@pytest.mark.parametrize("module", ["websocket", "extending", "extensions", "deflate", "protocol", "outbox"])
+def test_a_signal_handler_that_sends_at_any_step_of_a_send_corrupts_nothing(module: str) -> None:
+    """It comes before or behind the message that it interrupts; each refers to those that came before."""
+    refused: list[str] = []
+    with both([DeflateMessage], [DeflateMessage]) as ends:
+        one, other = map(Connection, ends)
+        expected: list[str] = []
+        text = ""
+
+        def interrupt() -> None:
+            try:
+                one.send(f"inner {text}")
+            except RuntimeError:
+                refused.append(text)
+            else:
+                expected.append(f"inner {text}")
+
+        steps = at_each_step(sys.modules[f"wspy.{module}"], lambda: one.send(text), interrupt, behind_functions=False)
+        for number, _ in enumerate(steps):
+            assert sorted(other.recv().text for _ in expected) == sorted(expected)
+            text = f"{number} {TEXT_OF_1000}"
+            expected[:] = [text]
+    assert not refused or module == "protocol"
+
+
+def test_a_signal_handler_that_can_not_send_leaves_no_hole_in_the_window() -> None:
+    """While bytes are taken the protocol is in use: nothing is compressed then."""
+    with both([DeflateMessage], [DeflateMessage]) as ends:
+        one, other = map(Connection, ends)
+        refused = 0
+
+        def interrupt() -> None:
+            nonlocal refused
+            try:
+                one.send(f"inner {TEXT_OF_1000}")
+            except RuntimeError:
+                refused += 1
+            else:
+                assert other.recv().text == f"inner {TEXT_OF_1000}"
+
+        for number, _ in enumerate(
+            at_each_step(sys.modules["wspy.protocol"], one.recv, interrupt, behind_functions=False)
+        ):
+            one.send(f"{number} {TEXT_OF_1000}")
+            assert other.recv().text == f"{number} {TEXT_OF_1000}"
+            other.send("go on")
+        assert refused
 
 
 def test_concat_fragments_gets_what_the_message_says() -> None:

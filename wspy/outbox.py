@@ -112,6 +112,11 @@ class Outbox:
             finally:
                 self._is_writing = False
 
+    def is_interrupted(self) -> bool:
+        """Whether the calling thread is in ``write`` already, which a signal handler has interrupted."""
+        with self.lock:
+            return self._is_writing
+
     @staticmethod
     def _send(sock: socket.socket, unsent: Unsent) -> bool:
         """Send what the kernel takes now of this; tell whether that was all."""

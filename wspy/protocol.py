@@ -199,6 +199,11 @@ class Protocol:
         except IndexError:
             raise RuntimeError("another call on this protocol is running") from None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether another call on this object is running: a method would raise ``RuntimeError`` now."""
+        return not self._idle
+
     # ---- receiving ----
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Event]:

@@ -636,7 +636,8 @@ class websocket:
         with the next call.
 
         Raises:
-            RuntimeError: a signal handler calls this just when its thread sends or receives, and nothing was sent.
+            RuntimeError: a signal handler calls this just when its thread sends or receives, and nothing was sent. If
+                that thread is writing, this returns at once, and what is sent here is written behind that.
             SocketClosed: a Close was sent, which nothing may follow (RFC 6455 §5.5.1), or the connection is lost.
             TimeoutError: the kernel didn't take them within the socket's timeout.
             BlockingIOError: the socket is non-blocking, and the kernel didn't take all; see ``can_send``.
@@ -686,12 +687,12 @@ class websocket:
             extending = self._extending
             if extending is None or protocol.close_sent:
                 unsent = Unsent(protocol.frames(*frames), callback)
+                self._outbox.add(unsent)
             elif extending.sender:
                 extending.delayed.append(partial(self._queue, frames, callback))
                 return _NOTHING
             else:
-                unsent = Unsent(self._extended(protocol, extending, extending.singles, frames), callback)
-            self._outbox.add(unsent)
+                unsent = self._queue_extended(protocol, extending, callback, extending.singles, frames)
         if extending is not None and extending.delayed:
             self._catch_up(extending)
         return unsent
@@ -704,6 +705,7 @@ class websocket:
             extending = self._extending
             if extending is None or protocol.close_sent:
                 unsent = Unsent(protocol.message(message, fragment_size))
+                self._outbox.add(unsent)
             else:
                 frame = extending.message(message, compress)
                 if fragment_size is not None and fragment_size < 1:
@@ -711,29 +713,41 @@ class websocket:
                 if extending.sender:
                     extending.delayed.append(partial(self._send_message, message, fragment_size, compress))
                     return
-                unsent = Unsent(self._extended(protocol, extending, extending.frames, frame, fragment_size))
-            self._outbox.add(unsent)
+                unsent = self._queue_extended(protocol, extending, None, extending.frames, frame, fragment_size)
         if extending is not None and extending.delayed:
             self._catch_up(extending)
         with self._held as sock:
             self._flush(unsent, sock)
 
-    def _extended(
-        self, protocol: Protocol, extending: Extending, transform: Callable[..., list[Frame]], *arguments: Any
-    ) -> bytes:
-        """Return the bytes of what extensions make of something that is sent.
+    def _queue_extended(
+        self,
+        protocol: Protocol,
+        extending: Extending,
+        callback: Callable[[], object] | None,
+        transform: Callable[..., list[Frame]],
+        *arguments: Any,
+    ) -> Unsent:
+        """Queue what extensions make of something that is sent; for who holds the lock.
 
         What was compressed and not sent would be missing in the peer's window: so whatever is raised ends the
-        connection with 1011.
+        connection with 1011, unless it is raised before.
+
+        Raises:
+            RuntimeError: a signal handler calls this while its thread uses the protocol.
         """
+        if protocol.is_busy:
+            raise RuntimeError("a signal handler can't send just when its thread sends or receives: try again")
         extending.sender = get_ident()
         try:
-            return protocol.frames(*transform(*arguments))
+            unsent = Unsent(protocol.frames(*transform(*arguments)), callback)
+            # a signal handler that comes before this is delayed: what it sends refers to what is sent here
+            self._outbox.add(unsent)
         except BaseException:
             self._say_close(CloseCode.INTERNAL_ERROR)
             raise
         finally:
             extending.sender = 0
+        return unsent
 
     @staticmethod
     def _catch_up(extending: Extending) -> None:
@@ -774,7 +788,8 @@ class websocket:
     def _flush(self, unsent: Unsent, sock: socket.socket) -> None:
         """Write until the kernel has this, by whichever thread; the socket is held."""
         self._write(sock)
-        if not unsent.is_sent():
+        # what a signal handler sends that has interrupted the writing of its own thread is written by that
+        if not unsent.is_sent() and not self._outbox.is_interrupted():
             self._await_sent(unsent, sock)
 
     def _await_sent(self, unsent: Unsent, sock: socket.socket) -> None:
