@@ -198,6 +198,8 @@ class AsyncServer(BaseServer[AsyncClient]):
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _not_read decides
             self._not_read(client, error)
             return
+        if client._mode == DROP:  # onrecv may have aborted it
+            return
         try:
             self.onmessage(client, message)
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _handler_failed decides

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from compression import Deflating, compressed
+from compression import RSV1, Deflating, compressed
 from drivers import BINARY, FIN, PATIENCE, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
@@ -424,6 +424,46 @@ def test_an_extension_that_raises_in_a_send_tells_who_sends(serve: Servers) -> N
     assert time.monotonic() - began < PATIENCE
     peer.send(close_frame(1011))
     assert server.outcome(peer) == (1011, "")
+
+
+@needs("broadcast")
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_extension_that_fails_in_a_broadcast_ends_its_connection_alone(serve: Servers, is_shared: bool) -> None:
+    class Shared(Failing):
+        def sharing(self, role: Any, parameters: Any) -> Any:
+            return 1 if is_shared else None
+
+    server = serve(extensions=[Shared])
+    failing = [offering(server, "x-failing") for _ in range(2)]
+    plain = [server.open() for _ in range(2)]
+    for peer in (*failing, *plain):
+        server.client(peer)
+    server.server.broadcast("fail to send")
+    for peer in failing:
+        peer.closes(1011)
+    server.server.broadcast("go on")
+    for peer in plain:
+        assert [peer.message(), peer.message()] == ["fail to send", "go on"]
+
+
+@needs("abort")
+def test_nothing_is_delivered_that_an_extension_has_aborted(serve: Servers) -> None:
+    class Impatient(Extension):
+        names: ClassVar = ("x-impatient",)
+        rsv1: ClassVar = True
+
+        class Instance(Extension.Instance):
+            def onrecv(self, frame: Frame) -> Frame:
+                if frame.payload == b"abort":
+                    server.client(peer).abort()
+                return frame
+
+    server = serve(extensions=[Impatient])
+    for rsv in (0, RSV1):
+        peer = offering(server, "x-impatient")
+        peer.send(frame(TEXT, b"before") + frame(TEXT, b"abort", rsv=rsv) + frame(TEXT, b"behind"))
+        assert server.outcome(peer)[0] == 1006
+        assert server.story(peer).messages == ["before"]
 
 
 def test_an_extension_that_sends_while_it_sends_comes_behind_itself(serve: Servers) -> None:
