@@ -104,12 +104,12 @@ ATTRIBUTES = {
     "join loop onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent run start stats "
     "stop",
     wspy.AsyncClient: "abort buffered_amount close closed data extensions path pause_reading remote_address request "
-    "resume_reading send send_ping server subprotocol",
+    "resume_reading send send_frame send_ping server subprotocol",
     wspy.Server: "address broadcast call_later call_soon client_threads clients close handshake join loop onclose "
     "onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent quit_gracefully remove_client run "
     "start stats stop",
     wspy.Client: "abort buffered_amount close closed data extensions path pause_reading recv remote_address request "
-    "resume_reading send send_ping server subprotocol",
+    "resume_reading send send_frame send_ping server subprotocol",
 }
 
 

@@ -188,6 +188,29 @@ def test_frames_are_transformed_where_they_are_sent_and_taken() -> None:
             assert peer.rsv == 0x20
 
 
+def test_a_frame_may_be_sent_again() -> None:
+    with speaking(Stamp) as (peer, own):
+        again = Frame(OPCODE_TEXT, "x")
+        for _ in range(2):
+            own.send(again)
+            assert peer.frame() == (TEXT, b"!x", True)
+        assert again == Frame(OPCODE_TEXT, "x")
+
+
+@pytest.mark.parametrize("extension", [DeflateMessage, Stamp])
+def test_a_frame_that_can_not_be_sent_leaves_the_connection_open(extension: Any) -> None:
+    with both([extension], [extension]) as (client, server):
+        for wrong in ([Frame(0)], [Frame(12)], [Frame(OPCODE_TEXT, rsv3=True)], [Frame(OPCODE_TEXT)] * 2 + [Frame(0)],
+                      [Frame(OPCODE_TEXT, mask=False)]):  # fmt: skip
+            with pytest.raises(ValueError):
+                client.send(*wrong)
+        client.send(Frame(OPCODE_TEXT, "a", final=False))
+        with pytest.raises(ValueError):
+            Connection(client).send("in between")
+        client.send(Frame(0, b"b"))
+        assert [each.payload for each in server.recvn(2)] == [b"a", b"b"]
+
+
 def test_an_unchecked_frame_is_sent_as_it_is() -> None:
     with speaking(Stamp) as (peer, own):
         own.send(Frame(OPCODE_TEXT, b"x", rsv2=True, unchecked=True))

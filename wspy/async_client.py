@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .http11 import Request
     from .serving import BaseServer
 
-__all__ = ["AnyClient", "AsyncClient", "Clients", "MarkingClient", "peer_name"]
+__all__ = ["AnyClient", "AsyncClient", "Clients", "MarkingClient", "checked_control", "peer_name"]
 
 AnyClient = TypeVar("AnyClient", bound="AsyncClient")
 
@@ -42,7 +42,7 @@ DELIVER: Final = 0
 HOLD: Final = 1
 DROP: Final = 2
 
-_MAX_PING: Final = 125
+_MAX_PING: Final = 125  # and every other control frame, RFC 6455 §5.5
 MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits in the queue
 
 
@@ -121,7 +121,8 @@ class AsyncClient:
             SocketClosed: the connection is closed or closing.
             TypeError: it is no message.
             ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); a message above 4 GiB
-                has no ``fragment_size``; or its opcode isn't text or binary.
+                has no ``fragment_size``; or its opcode isn't text or binary, nor one that an extension has claimed.
+            Exception: of an extension; the connection is closed with 1011.
         """
         kind = type(message)
         if kind is ReceivedBinary or kind is BinaryMessage:
@@ -178,6 +179,19 @@ class AsyncClient:
         if self._state is not None:
             # a new one for each who is told: it gets a traceback
             raise copy(self._state)
+
+    def send_frame(self, frame: Frame) -> None:
+        """Queue a control frame with an opcode from 11 to 15 that an extension has claimed (RFC 6455 §5.2, §9).
+
+        Its ``onsend`` transforms it. Everything else has methods of its own: ``send``, ``send_ping``, ``close``.
+
+        Raises:
+            SocketClosed: the connection is closed or closing.
+            TypeError: this is no ``Frame``.
+            ValueError: it breaks a rule, such as that of 125 bytes; or no extension has claimed its opcode.
+            Exception: of the extension; the connection is closed with 1011.
+        """
+        checked_control(frame, 0)
 
     def send_ping(self, payload: bytes | str = b"") -> None:
         """Queue a Ping (RFC 6455 §5.5.2); ``onping`` tells when the kernel has it, ``onpong`` when it was answered.
@@ -359,6 +373,30 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self}{' closed' if self.closed else ''}>"
+
+
+def checked_control(frame: Frame, opcodes: int) -> bytes:
+    """Return the payload of a control frame that an extension has claimed.
+
+    Args:
+        frame: what the user wants to send.
+        opcodes: that were claimed, bit n for opcode n.
+
+    Raises:
+        TypeError: it is no frame.
+        ValueError: it can't be sent.
+    """
+    if not isinstance(frame, Frame):
+        raise TypeError(f"this is no Frame but of type {type(frame).__name__}: messages are for send")
+    if not frame.is_control or frame.opcode <= Opcode.PONG:
+        raise ValueError(f"opcode {frame.opcode} is not for extensions to claim: use send, send_ping or close")
+    if not opcodes >> frame.opcode & 1:
+        raise ValueError(f"opcode {frame.opcode} is reserved, and no extension has claimed it (RFC 6455 §5.2)")
+    if frame.first_byte() != FIN | frame.opcode or len(frame.payload) > _MAX_PING:
+        raise ValueError(
+            f"a control frame is final, with {_MAX_PING} bytes at most and no reserved bit (RFC 6455 §5.5)"
+        )
+    return frame.payload
 
 
 def peer_name(address: core.Address | None) -> str:

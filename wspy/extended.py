@@ -13,7 +13,7 @@ from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
-from .async_client import MAX_FRAME, AsyncClient, MarkingClient
+from .async_client import MAX_FRAME, AsyncClient, MarkingClient, checked_control
 from .codes import CloseCode, Opcode
 from .deflate import DeflateMessage
 from .errors import ProtocolError, SocketClosed
@@ -204,7 +204,9 @@ class Extends(AsyncClient):
             return
         exchange = self._its_exchange()
         try:
-            exchange.in_order(self._transform, exchange, message, payload, fragment_size, compress)
+            exchange.in_order(
+                self._transform, exchange, self._message_commands, message, payload, fragment_size, compress
+            )
         finally:  # after a failure the Close is queued
             if self.server.loop.has_large:
                 self.server._submit()
@@ -227,26 +229,45 @@ class Extends(AsyncClient):
             server._write()
         return True
 
-    def _transform(
-        self, exchange: Exchange, message: Message, payload: bytes, fragment_size: int | None, compress: bool | None
-    ) -> None:
-        """Queue what extensions make of a message: in order, see ``Exchange``."""
+    def send_frame(self, frame: Frame) -> None:
+        """See ``AsyncClient.send_frame``."""
+        payload = checked_control(frame, self._agreed.opcodes)
+        self._check_open()
+        if self.server.loop.closed:
+            return
+        exchange = self._its_exchange()
+        try:
+            exchange.in_order(self._transform, exchange, self._control_commands, received_frame(frame.opcode, payload))
+        finally:
+            self.server._flush()
+
+    def _transform(self, exchange: Exchange, transform: Callable[..., list[Any]], *arguments: Any) -> None:
+        """Queue what extensions make of something: in order, see ``Exchange``."""
         exchange.is_used = True
         if exchange.has_failed:
             self._check_open()
         try:
-            commands: list[Any] = []
-            for first, part in exchange.frames(message.opcode, payload, fragment_size, compress):
-                if len(part) > core.LARGE:
-                    self.server.loop.has_large = True
-                commands += (self._key, core.message_prefix(first, len(part)), part)
-            self.server._push(self._marked(commands, message))
+            self.server._push(transform(exchange, *arguments))
         except BaseException:
             # what was compressed and not sent is missing in the peer's window
             exchange.has_failed = True
             log.exception("%s is closed: an extension has failed", self)
             self.close(CloseCode.INTERNAL_ERROR)
             raise
+
+    def _message_commands(
+        self, exchange: Exchange, message: Message, payload: bytes, fragment_size: int | None, compress: bool | None
+    ) -> list[Any]:
+        commands: list[Any] = []
+        for first, part in exchange.frames(message.opcode, payload, fragment_size, compress):
+            if len(part) > core.LARGE:
+                self.server.loop.has_large = True
+            commands += (self._key, core.message_prefix(first, len(part)), part)
+        return self._marked(commands, message)
+
+    def _control_commands(self, exchange: Exchange, frame: Frame) -> list[Any]:
+        frame = exchange.chain.send_control(frame)
+        return [self._key, core.message_prefix(frame.first_byte(), len(frame.payload)), frame.payload]
 
     def _push_in_order(self, commands: core.Command) -> None:
         exchange = self._exchange

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from typing import TYPE_CHECKING
 
 from .codes import CloseCode, Opcode
@@ -71,10 +72,13 @@ class Extending:
         return list(map(self.single, frames))
 
     def single(self, frame: Frame) -> Frame:
-        """Return the frame that is sent instead of one that the user has made; control frames stay what they are."""
-        if not self.has_frames or frame.unchecked or frame.opcode >= Opcode.CLOSE:
+        """Return the frame that is sent instead of one that the user has made."""
+        if frame.unchecked:
             return frame
-        return self.chain.send_frame(frame)
+        # a copy: the user's own stays what it is, whatever extensions do with it
+        if frame.opcode >= Opcode.CLOSE:
+            return self.chain.send_control(copy(frame)) if frame.opcode > Opcode.PONG else frame
+        return self.chain.send_frame(copy(frame)) if self.has_frames else frame
 
     def reads(self, opcode: int, rsv: int) -> bool:
         """Whether a message is for an extension to read; others were checked by the protocol and are what they are.

@@ -29,6 +29,7 @@ __all__ = [
     "agree",
     "checked_extensions",
     "checked_idle_seconds",
+    "claimed_opcodes",
     "confirm",
     "offer",
     "too_big",
@@ -42,6 +43,7 @@ Value: TypeAlias = bool | int | str
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 # Whoever looks for idle connections has to have other things to do.
 _LEAST_IDLE_SECONDS: Final = 0.01
+_MAX_CONTROL: Final = 125  # RFC 6455 §5.5
 _RESERVED: Final = frozenset([3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 # Reserved bits as in the first byte of a frame, RFC 6455 §5.2.
 _RSV1, _RSV2, _RSV3, _RSV = 0x40, 0x20, 0x10, 0x70
@@ -56,6 +58,11 @@ def too_big() -> ProtocolError:
 
 class Extension:
     """One extension, as an endpoint speaks it with all of its peers. Subclass it, with an ``Instance`` inside.
+
+    It transforms what others send, and sends nothing itself. What has an opcode that it claims is sent by
+    ``client.send(Message(3, ...))`` and ``client.send_frame(Frame(11, ...))`` of a server, and by the same methods of a
+    ``Connection``; what arrives is for ``onmessage``, or for a server's ``onframe`` and ``handle_control_frame`` of a
+    ``Connection``.
 
     What a subclass sets:
 
@@ -116,10 +123,14 @@ class Extension:
             self.parameters = parameters
 
         def onsend(self, frame: Frame) -> Frame:
-            """Return what is sent instead of a frame, or of a whole message as one frame.
+            """Return what is sent instead of a frame, or of a whole message as one frame; or of a control frame.
 
-            What this raises is raised to who sends, and closes the connection with 1011. ``frame.compress`` is what
-            was said when it was sent.
+            Control frames come here if this extension has claimed their opcode, and stay what they are: of that opcode,
+            with 125 bytes at most (RFC 6455 §5.5). A message becomes a message. A frame stays the first one, a later
+            one, the last one that it is: copy ``final``, and the reserved bits of others.
+
+            What this raises is raised to who sends, and closes the connection with 1011; so does what can't be sent.
+            ``frame.compress`` is what was said when it was sent.
             """
             return frame
 
@@ -127,7 +138,7 @@ class Extension:
             """Give back what the next ``onsend`` can make anew: nothing was sent for a while."""
 
         def onrecv(self, frame: Frame) -> Frame:
-            """Return what has arrived in a frame, or in a whole message as one frame.
+            """Return what has arrived in a frame, a whole message as one frame, or a control frame; see ``onsend``.
 
             Raises:
                 ProtocolError: the peer broke the rules of the extension, and is told the code. Every other exception
@@ -294,10 +305,10 @@ class Agreement:
         self.answer = ", ".join(_written(part.name, part.answer) for part in listed)
         extensions = [part.extension for part in listed]
         self.has_frames = not all(extension.per_message for extension in extensions)
-        self.rsv = self.opcodes = 0
+        self.rsv = 0
         for extension in extensions:
             self.rsv |= extension.rsv
-            self.opcodes |= sum(1 << opcode for opcode in extension.opcodes)
+        self.opcodes = claimed_opcodes(extensions)
         self.reads_all = self.has_frames or not all(extension.only_marked for extension in extensions)
         if self.reads_all:
             self.opcodes |= _DATA
@@ -333,7 +344,16 @@ class Chain:
         instances: those of the extensions, in order.
     """
 
-    __slots__ = ("_first_only", "_max_size", "_per_frame", "_per_message", "_size", "_unclaimed", "instances")
+    __slots__ = (
+        "_claimed",
+        "_first_only",
+        "_max_size",
+        "_per_frame",
+        "_per_message",
+        "_size",
+        "_unclaimed",
+        "instances",
+    )
 
     def __init__(
         self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
@@ -345,12 +365,15 @@ class Chain:
         self._size = 0  # of the message under way, as far as it was received
         self._unclaimed = _RSV
         self._first_only = 0
+        self._claimed: dict[int, Extension.Instance] = {}  # by opcode
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
             (self._per_message if extension.per_message else self._per_frame).append(instance)
             self._unclaimed &= ~extension.rsv
+            for opcode in extension.opcodes:
+                self._claimed[opcode] = instance
             self._first_only |= extension.rsv if extension.per_message else 0
 
     def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
@@ -361,7 +384,7 @@ class Chain:
             fragment_size: bytes of payload of each frame but the last, after the message is transformed; None for one.
 
         Raises:
-            ValueError: an extension has set a reserved bit that none has claimed.
+            ValueError: an extension has made something that can't be sent.
             Exception: whatever an extension raises: what follows could not be understood, so the connection ends.
         """
         frame = self.send_message(frame)
@@ -379,11 +402,33 @@ class Chain:
 
     def send_message(self, frame: Frame) -> Frame:
         """Return what is sent instead of a message, before it is split and others see its frames."""
-        return self._sent(self._per_message, frame)
+        frame = self._sent(self._per_message, frame)
+        if not frame.final or not self._is_data(frame.opcode):
+            raise ValueError("an extension has made of a message what is none: copy its opcode (RFC 6455 §5.6)")
+        return frame
 
     def send_frame(self, frame: Frame) -> Frame:
         """Return what is sent instead of a single frame, when those that transform messages have seen it."""
-        return self._sent(self._per_frame, frame)
+        was_final, was_first = frame.final, frame.opcode != Opcode.CONTINUATION
+        frame = self._sent(self._per_frame, frame)
+        is_in_place = self._is_data(frame.opcode) if was_first else frame.opcode == Opcode.CONTINUATION
+        if frame.final != was_final or not is_in_place:
+            raise ValueError("an extension has moved a frame in its message: copy opcode and final (RFC 6455 §5.4)")
+        return frame
+
+    def send_control(self, frame: Frame) -> Frame:
+        """Return what is sent instead of a control frame: another one, if an extension has claimed its opcode."""
+        instance = self._claimed.get(frame.opcode)
+        if instance is None:
+            return frame
+        opcode = frame.opcode
+        frame = instance.onsend(frame)
+        if frame.first_byte() != FIN | opcode or len(frame.payload) > _MAX_CONTROL:
+            raise ValueError("an extension has made of a control frame what is none of that opcode (RFC 6455 §5.5)")
+        return frame
+
+    def _is_data(self, opcode: int) -> bool:
+        return opcode in {Opcode.TEXT, Opcode.BINARY} or (opcode < Opcode.CLOSE and opcode in self._claimed)
 
     @staticmethod
     def _sent(instances: list[Extension.Instance], frame: Frame) -> Frame:
@@ -399,17 +444,17 @@ class Chain:
         Raises:
             ProtocolError: the peer broke the rules of an extension.
         """
-        instances = self._per_frame
+        if frame.opcode >= Opcode.CLOSE:
+            # whose it is knows what it says: RFC 6455, or who has claimed it
+            instance = self._claimed.get(frame.opcode)
+            return frame if instance is None else instance.onrecv(frame)
         if frame.opcode == Opcode.CONTINUATION and frame.first_byte() & self._first_only:
             raise ProtocolError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit of the whole message is set behind its start (RFC 7692 §6.1)"
             )
-        if frame.opcode >= Opcode.CLOSE:
-            # RFC 6455 defines what the others say
-            instances = self.instances if frame.opcode in _RESERVED else []
-        for instance in reversed(instances):
+        for instance in reversed(self._per_frame):
             frame = instance.onrecv(frame)
-        if instances and frame.opcode < Opcode.CLOSE:
+        if self._per_frame:
             self._count(frame)
         return frame
 
@@ -461,6 +506,15 @@ def checked_extensions(extensions: Iterable[Extension | type[Extension]]) -> tup
     if len(set(names)) != len(names):
         raise ValueError("extensions: two have the same name")
     return tuple(known)
+
+
+def claimed_opcodes(extensions: Iterable[Extension]) -> int:
+    """Return the opcodes that any of them claims, bit n for opcode n."""
+    claimed = 0
+    for extension in extensions:
+        for opcode in extension.opcodes:
+            claimed |= 1 << opcode
+    return claimed
 
 
 def agree(extensions: Iterable[Extension], offered: str | None, role: Role) -> Agreement:

@@ -199,11 +199,6 @@ class Protocol:
         except IndexError:
             raise RuntimeError("another call on this protocol is running") from None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether another call on this object is running: a method would raise ``RuntimeError`` now."""
-        return not self._idle
-
     # ---- receiving ----
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Event]:
@@ -380,14 +375,25 @@ class Protocol:
             return self._send(frame.first_byte(), frame.payload, self._how(frame), frame.masking_key)
         endpoint = self._take()
         try:
-            sending = ffi.new("wspy_sending *", self._sending[0])
-            for frame in frames:
-                self._check(sending, frame)
+            self._check_all(frames)
             return b"".join(
                 [self._send(f.first_byte(), f.payload, self._how(f), f.masking_key, endpoint) for f in frames]
             )
         finally:
             self._idle.append(endpoint)
+
+    def check(self, *frames: Frame) -> None:
+        """Raise what ``frames`` would raise, and change nothing."""
+        endpoint = self._take()
+        try:
+            self._check_all(frames)
+        finally:
+            self._idle.append(endpoint)
+
+    def _check_all(self, frames: tuple[Frame, ...]) -> None:
+        sending = ffi.new("wspy_sending *", self._sending[0])
+        for frame in frames:
+            self._check(sending, frame)
 
     def _check(self, sending: CData, frame: Frame) -> None:
         """Check a frame by the rules for those before it, of which nothing was sent yet."""

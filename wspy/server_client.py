@@ -113,7 +113,8 @@ class Client(AsyncClient):
             TimeoutError: too much was unsent for too long; the message was not queued.
             TypeError: it is no message.
             ValueError: ``fragment_size`` is below 1; a text has a lone surrogate (RFC 3629 §3); a message above 4 GiB
-                has no ``fragment_size``; or its opcode isn't text or binary.
+                has no ``fragment_size``; or its opcode isn't text or binary, nor one that an extension has claimed.
+            Exception: of an extension; the connection is closed with 1011.
         """
         server = self.server
         if server._backlogs[self._slot] > server._write_limit:

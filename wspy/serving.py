@@ -25,6 +25,7 @@ from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
 from .errors import CoreError, HandshakeError, ProtocolError, SocketClosed
 from .extended import Exchange, Extends
+from .extensions import claimed_opcodes
 from .frames import FIN, Frame, frame_header, is_close_code, received_frame
 from .handshake import HEAD_STATUSES, Acceptance, ServerHandshake
 from .http11 import Request, Response
@@ -230,6 +231,7 @@ class BaseServer(Generic[AnyClient]):
         """The same, of those that have used their extensions."""
         idle = [each.idle_seconds for each in self.handshake.extensions if each.idle_seconds is not None]
         self._idle_seconds = min(idle, default=None)
+        self._claimed = claimed_opcodes(self.handshake.extensions)
         self._looks_for_idle = False
         if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
@@ -531,7 +533,8 @@ class BaseServer(Generic[AnyClient]):
         for each other client by itself. A client whose extension raises an exception is closed with 1011.
 
         Args:
-            message: as for ``client.send``.
+            message: as for ``client.send``. One with an opcode that an extension has claimed passes over clients that
+                haven't agreed upon that.
             clients: None for all that are open. Clients that are closed are passed over, as are all of a server that
                 was closed.
             compress: as for ``client.send``.
@@ -540,7 +543,7 @@ class BaseServer(Generic[AnyClient]):
             TypeError: it is no message.
             ValueError: a client is another server's, and nothing was sent; or a text has a lone surrogate.
         """
-        whole = create_message(message)
+        whole = create_message(message, self._claimed)
         payload = whole.bytes
         told = None if clients is None else self._own(clients)
         if self.loop.closed:
@@ -570,6 +573,8 @@ class BaseServer(Generic[AnyClient]):
         alone: list[Extends] = []
         for client in clients:
             agreed = client._agreed if isinstance(client, Extends) else None
+            if message.opcode > Opcode.BINARY and not (agreed and agreed.opcodes >> message.opcode & 1):
+                continue
             if isinstance(client, Extends) and client._agreed.sharing is None:
                 alone.append(client)
             else:

@@ -692,6 +692,7 @@ class websocket:
                 extending.delayed.append(partial(self._queue, frames, callback))
                 return _NOTHING
             else:
+                protocol.check(*frames)
                 unsent = self._queue_extended(protocol, extending, callback, extending.singles, frames)
         if extending is not None and extending.delayed:
             self._catch_up(extending)
@@ -713,6 +714,7 @@ class websocket:
                 if extending.sender:
                     extending.delayed.append(partial(self._send_message, message, fragment_size, compress))
                     return
+                protocol.check(frame)
                 unsent = self._queue_extended(protocol, extending, None, extending.frames, frame, fragment_size)
         if extending is not None and extending.delayed:
             self._catch_up(extending)
@@ -730,13 +732,8 @@ class websocket:
         """Queue what extensions make of something that is sent; for who holds the lock.
 
         What was compressed and not sent would be missing in the peer's window: so whatever is raised ends the
-        connection with 1011, unless it is raised before.
-
-        Raises:
-            RuntimeError: a signal handler calls this while its thread uses the protocol.
+        connection with 1011. What could be wrong with what the caller has said was found before.
         """
-        if protocol.is_busy:
-            raise RuntimeError("a signal handler can't send just when its thread sends or receives: try again")
         extending.sender = get_ident()
         try:
             unsent = Unsent(protocol.frames(*transform(*arguments)), callback)

@@ -78,6 +78,9 @@ class Own(Extension):
     class Instance(Extension.Instance):
         seen: ClassVar[list[bytes]] = []
 
+        def onsend(self, frame: Frame) -> Frame:
+            return Frame(frame.opcode, frame.payload[:124] + b"?") if frame.is_control else frame
+
         def onrecv(self, frame: Frame) -> Frame:
             self.seen.append(frame.payload)
             return frame
@@ -365,6 +368,106 @@ def test_opcodes_can_be_claimed(serve: Servers) -> None:
         server.client(peer).send(wspy.Message(4, b""))
     peer.send(frame(4, b"not claimed"))
     peer.closes(1002)
+
+
+def test_claimed_control_frames_are_sent_by_who_has_agreed_upon_them(serve: Servers) -> None:
+    server = serve(onmessage=echo, extensions=[Own, Reverse, Stamp])
+    peer = offering(server, "x-own, x-reverse, x-stamp")
+    peer.claimed = 0x70
+    client = server.client(peer)
+    for payload in (b"", b"x" * 125):
+        client.send_frame(Frame(11, payload))
+        assert peer.frame() == (11, payload[:124] + b"?" if payload else b"?", True)
+    assert not peer.rsv
+    with pytest.raises(ValueError):
+        client.send_frame(Frame(12))
+    Own.Instance.seen.clear()
+    peer.send(frame(11, b"control") + frame(TEXT, b"!txet", rsv=0x20))
+    assert peer.frame() == (TEXT, b"!txet", True)
+    assert Own.Instance.seen[0] == b"control"
+    peer.close()
+    with pytest.raises(wspy.SocketClosed):
+        client.send_frame(Frame(11))
+
+
+@needs("kind")
+def test_what_no_client_can_send_as_a_frame(serve: Servers) -> None:
+    server = serve(extensions=[Own])
+    peers = [offering(server, "x-own"), server.open()]
+    for peer in peers:
+        client = server.client(peer)
+        for wrong in (Frame(TEXT, "text"), Frame(9), Frame(8), Frame(12), Frame(3)):
+            with pytest.raises(ValueError, match="opcode"):
+                client.send_frame(wrong)
+        with pytest.raises(TypeError):
+            client.send_frame(b"bytes")
+    with pytest.raises(ValueError, match="claimed"):
+        client.send_frame(Frame(11))
+    for options in ({"payload": b"x" * 126}, {"final": False}, {"rsv1": True}):
+        with pytest.raises(ValueError, match="125"):
+            server.client(peers[0]).send_frame(Frame(11, **options, unchecked=True))
+    for peer in peers:
+        server.client(peer).send("still there")
+        assert peer.message() == "still there"
+
+
+def test_claimed_frames_keep_their_place_among_messages(serve: Servers) -> None:
+    server = serve(queues=True, extensions=[Own])
+    peer = offering(server, "x-own")
+    client = server.client(peer)
+    for number in range(5):
+        client.send(f"{number}")
+        client.send_frame(Frame(11, b"%d" % number))
+        client.send(wspy.Message(3, b"%d" % number))
+    client.close()
+    for number in range(5):
+        payload = b"%d" % number
+        assert [peer.frame() for _ in range(3)] == [
+            (TEXT, payload, True), (11, payload + b"?", True), (3, payload, True),
+        ]  # fmt: skip
+    peer.closes(1000)
+
+
+@needs("broadcast")
+def test_a_broadcast_with_a_claimed_opcode_is_for_those_who_know_it(serve: Servers) -> None:
+    server = serve(extensions=[Own, DeflateMessage])
+    knowing = offering(server, "x-own")
+    others = [server.open(), Deflating(server.connect()).peer]
+    for peer in (knowing, *others):
+        server.client(peer)
+    server.server.broadcast(wspy.Message(3, b"own"))
+    server.server.broadcast("to all")
+    assert knowing.frame() == (3, b"own", True)
+    for peer in (knowing, *others):
+        assert peer.message() == "to all"
+    with pytest.raises(ValueError, match="claimed"):
+        server.server.broadcast(wspy.Message(4, b""))
+
+
+@pytest.mark.parametrize("what", ["ping", "close", "reserved", "fragment", "continuation", "bit"])
+@pytest.mark.parametrize("per_message", [True, False])
+def test_what_an_extension_makes_and_can_not_be_sent(serve: Servers, what: str, per_message: bool) -> None:
+    made = {
+        "ping": Frame(9), "close": Frame(8), "reserved": Frame(5), "fragment": Frame(TEXT, "a", final=False),
+        "continuation": Frame(0), "bit": Frame(TEXT, rsv3=True),
+    }  # fmt: skip
+
+    class Wrong(Extension):
+        names: ClassVar = ("x-wrong",)
+
+        class Instance(Extension.Instance):
+            def onsend(self, frame: Frame) -> Frame:
+                return made.get(frame.payload.decode(), frame)
+
+    Wrong.per_message = per_message
+    server = serve(extensions=[Wrong])
+    peer = offering(server, "x-wrong")
+    client = server.client(peer)
+    client.send("fine")
+    with pytest.raises(ValueError):
+        client.send(what)
+    assert peer.message() == "fine"
+    peer.closes(1011)
 
 
 @needs("onframe")
