@@ -7,12 +7,13 @@ import random
 import socket
 import sys
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from compression import RSV1, compressed, deflated
-from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame
+from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame, until
 from sockets import RawServer, Running, connected, listening
 from steps import at_each_step
 
@@ -465,6 +466,87 @@ def test_a_signal_handler_that_can_not_send_leaves_no_hole_in_the_window() -> No
             assert other.recv().text == f"{number} {TEXT_OF_1000}"
             other.send("go on")
         assert refused
+
+
+# ---- idle connections ----
+
+
+def window(connection: Connection) -> Any:
+    """Return what a connection compresses with, None if it has given it back."""
+    (instance,) = connection.sock.extension_instances
+    return instance.deflater._compressor  # type: ignore[attr-defined]
+
+
+def test_who_only_receives_gives_the_window_to_send_back() -> None:
+    """The server looks while it waits, and while it has enough to read; the client says when it has given it back."""
+    with speaking(DeflateMessage(idle_seconds=0.01)) as (peer, own):
+        connection = Connection(own)
+        for _ in range(3):
+            connection.send(TEXT_OF_1000)
+            assert peer.frame()[0] == TEXT
+            assert window(connection) is not None
+            receiving = Running(connection.recv)
+            until(lambda: window(connection) is None, "it is given back")
+            peer.text("wake up")
+            receiving.result()
+        connection.send(TEXT_OF_1000)
+        end = time.monotonic() + 20
+        while window(connection) is not None:
+            assert time.monotonic() < end
+            peer.text("again and again")
+            connection.recv()
+
+
+def test_who_receives_in_a_loop_of_their_own_gives_it_back_too() -> None:
+    with speaking(DeflateMessage(idle_seconds=0.01)) as (peer, own):
+        connection = Connection(own)
+        connection.send(TEXT_OF_1000)
+        own.setblocking(flag=False)
+        end = time.monotonic() + 20
+        while window(connection) is not None:
+            assert time.monotonic() < end
+            own.do_async_recv()
+        assert peer.frame()[0] == TEXT
+
+
+def test_timeouts_are_those_of_the_call() -> None:
+    with speaking(DeflateMessage(idle_seconds=0.01)) as (_, own):
+        connection = Connection(own)
+        for seconds in (0.1, 0.001):
+            own.settimeout(seconds)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                connection.recv()
+            assert time.monotonic() - began >= seconds
+        own.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            connection.recv()
+
+
+def test_each_extension_is_idle_in_its_own_time() -> None:
+    class Restless(Failing):
+        idle_seconds = 0.01
+
+        class Instance(Extension.Instance):
+            count = 0
+
+            def onidle(self) -> None:
+                self.count += 1
+                connection.send("idle", compress=True)
+                raise ZeroDivisionError
+
+    with speaking(DeflateMessage(idle_seconds=3600), Restless) as (peer, own):
+        connection = Connection(own)
+        connection.send(TEXT_OF_1000)
+        assert peer.frame()[0] == TEXT
+        deflate, restless = own.extension_instances
+        receiving = Running(connection.recv)
+        assert peer.frame()[0] == TEXT
+        assert peer.frame()[0] == TEXT
+        peer.text("enough")
+        receiving.result()
+        assert restless.count >= 2  # type: ignore[attr-defined]
+        assert deflate.deflater._compressor is not None  # type: ignore[attr-defined]
 
 
 def test_concat_fragments_gets_what_the_message_says() -> None:

@@ -249,8 +249,8 @@ class DeflateMessage(Extension):
         level: of compression: 0 to 9, or -1 for zlib's default.
         memory_level: of this end's compressor: 1 to 9, which takes 2 ** (level + 9) bytes.
         threshold: bytes below which a message is not compressed.
-        idle_seconds: after so long, to twice as long, without a message a connection of a server gives its compressor
-            back, and what follows refers to nothing before it; None for never.
+        idle_seconds: after so long, to twice as long, without a message that was sent a connection gives its compressor
+            back, and what follows refers to nothing before it; None for never. See ``Extension``.
 
     Raises:
         TypeError: an argument is of another type.

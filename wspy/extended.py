@@ -58,7 +58,18 @@ class Exchange:
         max_size: of a message that was received and transformed, in bytes; None for no limit.
     """
 
-    __slots__ = ("_delayed", "_lock", "_sender", "agreed", "chain", "deflate", "has_failed", "is_orderly", "is_used")
+    __slots__ = (
+        "_delayed",
+        "_lock",
+        "_seen",
+        "_sender",
+        "agreed",
+        "chain",
+        "deflate",
+        "has_failed",
+        "is_orderly",
+        "sent",
+    )
 
     def __init__(self, agreed: Agreement, max_size: int | None = None) -> None:
         self.agreed = agreed
@@ -70,7 +81,9 @@ class Exchange:
         self.is_orderly = agreed.sharing is None
         """Whether messages refer to others; without context takeover they don't."""
         self.has_failed = False
-        self.is_used = False  # since the last look, to send
+        self.sent = 0
+        """What was sent, counted."""
+        self._seen: dict[float, int] = {}  # of that, when it was last looked at, by idle_seconds
         self._lock = Lock()
         self._sender = 0  # the thread that holds the lock
         self._delayed: deque[Callable[[], object]] = deque()
@@ -106,14 +119,14 @@ class Exchange:
         frame.compress = compress
         return self.chain.send(frame, fragment_size)
 
-    def look_idle(self) -> None:
-        """Let extensions give back what they need to send, if nothing was sent since the last look."""
-        if not self.is_used:
-            self.in_order(self._idle)
-        self.is_used = False
+    def look_idle(self, seconds: float) -> None:
+        """Let extensions with these ``idle_seconds`` give back what they need to send, if nothing was sent since."""
+        if self._seen.get(seconds) == self.sent:
+            self.in_order(self._idle, seconds)
+        self._seen[seconds] = self.sent
 
-    def _idle(self) -> None:
-        for instance in self.chain.instances:
+    def _idle(self, seconds: float) -> None:
+        for instance in self.chain.idling(seconds):
             instance.onidle()
 
     def _catch_up(self) -> None:
@@ -243,7 +256,7 @@ class Extends(AsyncClient):
 
     def _transform(self, exchange: Exchange, transform: Callable[..., list[Any]], *arguments: Any) -> None:
         """Queue what extensions make of something: in order, see ``Exchange``."""
-        exchange.is_used = True
+        exchange.sent += 1
         if exchange.has_failed:
             self._check_open()
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from copy import copy
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from .codes import CloseCode, Opcode
+from .deadline import NEVER, Deadline
 from .errors import ProtocolError
 from .frames import FIN, Frame, received_frame
 from .messages import create_message
@@ -14,10 +17,12 @@ from .messages import create_message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .extensions import Agreement, Chain
+    from .extensions import Agreement, Chain, Extension
     from .messages import Sendable
 
 __all__ = ["Extending"]
+
+log = logging.getLogger("wspy.websocket")
 
 
 class Extending:
@@ -31,13 +36,25 @@ class Extending:
 
     Attributes:
         chain: the extensions.
+        next_look: when ``look_idle`` should be called.
         has_frames: whether one of them transforms single frames.
         has_failed: whether what still arrives can't be understood.
         sender: the thread in which they are transforming something that is sent; 0 if there is none.
         delayed: what the extension itself, or a signal handler, has asked to be sent meanwhile. It comes behind that.
     """
 
-    __slots__ = ("_opcodes", "_reads_all", "chain", "delayed", "has_failed", "has_frames", "sender")
+    __slots__ = (
+        "_looks",
+        "_opcodes",
+        "_reads_all",
+        "_sent",
+        "chain",
+        "delayed",
+        "has_failed",
+        "has_frames",
+        "next_look",
+        "sender",
+    )
 
     def __init__(self, agreed: Agreement, max_size: int | None) -> None:
         self.chain: Chain = agreed.chain(max_size)
@@ -45,6 +62,10 @@ class Extending:
         self.has_failed = False
         self.sender = 0
         self.delayed: deque[Callable[[], object]] = deque()
+        self._sent = 0  # counted
+        self._looks = [_Look(seconds, self.chain.idling(seconds)) for seconds in self.chain.idle_times()]
+        self.next_look = NEVER
+        self._look_later()
         self._opcodes = agreed.opcodes
         self._reads_all = agreed.reads_all
 
@@ -62,6 +83,7 @@ class Extending:
 
     def frames(self, frame: Frame, fragment_size: int | None) -> list[Frame]:
         """Return the frames that are sent instead of a message."""
+        self._sent += 1
         parts = self.chain.send(frame, fragment_size)
         return [
             received_frame(first & 0x0F, payload, final=bool(first & FIN), rsv=first & 0x70) for first, payload in parts
@@ -69,6 +91,7 @@ class Extending:
 
     def singles(self, frames: tuple[Frame, ...]) -> list[Frame]:
         """Return the frames that are sent instead of those that the user has made, see ``single``."""
+        self._sent += 1
         return list(map(self.single, frames))
 
     def single(self, frame: Frame) -> Frame:
@@ -79,6 +102,26 @@ class Extending:
         if frame.opcode >= Opcode.CLOSE:
             return self.chain.send_control(copy(frame)) if frame.opcode > Opcode.PONG else frame
         return self.chain.send_frame(copy(frame)) if self.has_frames else frame
+
+    def look_idle(self) -> None:
+        """Let extensions give back what they need to send, if nothing was sent for as long as they say."""
+        is_free, thread = not self.sender, get_ident()
+        for look in self._looks:
+            if not look.at.is_over:
+                continue
+            if look.seen == self._sent and is_free:
+                self.sender = thread
+                try:
+                    look.tell()
+                finally:
+                    self.sender = 0
+            look.seen, look.at = self._sent, Deadline(look.seconds)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self.next_look = NEVER
+        for look in self._looks:
+            self.next_look = self.next_look.earlier(look.at)
 
     def reads(self, opcode: int, rsv: int) -> bool:
         """Whether a message is for an extension to read; others were checked by the protocol and are what they are.
@@ -105,6 +148,25 @@ class Extending:
         if frame.opcode == Opcode.TEXT:
             _check_text(frame.payload)
         return frame
+
+
+class _Look:
+    """Who wants to hear that nothing was sent for so many seconds?"""
+
+    __slots__ = ("at", "instances", "seconds", "seen")
+
+    def __init__(self, seconds: float, instances: list[Extension.Instance]) -> None:
+        self.seconds = seconds
+        self.instances = instances
+        self.at = Deadline(seconds)
+        self.seen = 0  # of what was sent
+
+    def tell(self) -> None:
+        for instance in self.instances:
+            try:
+                instance.onidle()
+            except Exception:
+                log.exception("exception in onidle of an extension")
 
 
 def _check_text(payload: bytes) -> None:

@@ -76,8 +76,9 @@ class Extension:
             otherwise single frames.
         only_marked: whether what arrives without its reserved bits and opcodes is none of its business: such messages
             then take the quickest way, past ``onrecv``.
-        idle_seconds: after so long, to twice as long, without a message that was sent, ``onidle`` is called; None for
-            never.
+        idle_seconds: after so long, to twice as long, without anything that was sent, ``onidle`` is called; None for
+            never. A server looks by itself, a ``websocket`` and a ``Connection`` while somebody receives, and whenever
+            ``do_async_recv`` is called.
         required: whether a client goes away with 1010 if the server declines it (RFC 6455 §7.4.1); may be set on
             an object, too.
         defaults: its parameters, by name. A bool stands for a parameter without a value, a number for one in decimal
@@ -345,9 +346,9 @@ class Chain:
     """
 
     __slots__ = (
-        "_claimed",
         "_first_only",
         "_max_size",
+        "_parts",
         "_per_frame",
         "_per_message",
         "_size",
@@ -355,9 +356,7 @@ class Chain:
         "instances",
     )
 
-    def __init__(
-        self, parts: Iterable[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None
-    ) -> None:
+    def __init__(self, parts: list[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None) -> None:
         self.instances: list[Extension.Instance] = []
         self._per_message: list[Extension.Instance] = []
         self._per_frame: list[Extension.Instance] = []
@@ -365,15 +364,13 @@ class Chain:
         self._size = 0  # of the message under way, as far as it was received
         self._unclaimed = _RSV
         self._first_only = 0
-        self._claimed: dict[int, Extension.Instance] = {}  # by opcode
+        self._parts = parts  # of all connections with this agreement
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
             (self._per_message if extension.per_message else self._per_frame).append(instance)
             self._unclaimed &= ~extension.rsv
-            for opcode in extension.opcodes:
-                self._claimed[opcode] = instance
             self._first_only |= extension.rsv if extension.per_message else 0
 
     def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
@@ -418,7 +415,7 @@ class Chain:
 
     def send_control(self, frame: Frame) -> Frame:
         """Return what is sent instead of a control frame: another one, if an extension has claimed its opcode."""
-        instance = self._claimed.get(frame.opcode)
+        instance = self._claimant(frame.opcode)
         if instance is None:
             return frame
         opcode = frame.opcode
@@ -428,7 +425,24 @@ class Chain:
         return frame
 
     def _is_data(self, opcode: int) -> bool:
-        return opcode in {Opcode.TEXT, Opcode.BINARY} or (opcode < Opcode.CLOSE and opcode in self._claimed)
+        if opcode in {Opcode.TEXT, Opcode.BINARY}:
+            return True
+        return opcode < Opcode.CLOSE and self._claimant(opcode) is not None
+
+    def _claimant(self, opcode: int) -> Extension.Instance | None:
+        for (extension, _), instance in zip(self._parts, self.instances, strict=True):
+            if opcode in extension.opcodes:
+                return instance
+        return None
+
+    def idle_times(self) -> set[float]:
+        """Return the different ``idle_seconds`` of these extensions."""
+        return {extension.idle_seconds for extension, _ in self._parts if extension.idle_seconds is not None}
+
+    def idling(self, seconds: float) -> list[Extension.Instance]:
+        """Return the instances of extensions with these ``idle_seconds``."""
+        pairs = zip(self._parts, self.instances, strict=True)
+        return [instance for (extension, _), instance in pairs if extension.idle_seconds == seconds]
 
     @staticmethod
     def _sent(instances: list[Extension.Instance], frame: Frame) -> Frame:
@@ -446,7 +460,7 @@ class Chain:
         """
         if frame.opcode >= Opcode.CLOSE:
             # whose it is knows what it says: RFC 6455, or who has claimed it
-            instance = self._claimed.get(frame.opcode)
+            instance = self._claimant(frame.opcode)
             return frame if instance is None else instance.onrecv(frame)
         if frame.opcode == Opcode.CONTINUATION and frame.first_byte() & self._first_only:
             raise ProtocolError(

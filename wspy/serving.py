@@ -13,6 +13,7 @@ import socket
 import threading
 import warnings
 import weakref
+from collections import deque
 from contextlib import suppress
 from functools import lru_cache
 from math import ceil, inf
@@ -229,10 +230,9 @@ class BaseServer(Generic[AnyClient]):
         """Of open connections, by their keys."""
         self._exchanges: dict[bytes, Exchange] = {}
         """The same, of those that have used their extensions."""
-        idle = [each.idle_seconds for each in self.handshake.extensions if each.idle_seconds is not None]
-        self._idle_seconds = min(idle, default=None)
+        self._unlooked: deque[float] = deque({e.idle_seconds for e in self.handshake.extensions if e.idle_seconds})
+        """How often to look for extensions that are idle, where nobody does so now."""
         self._claimed = claimed_opcodes(self.handshake.extensions)
-        self._looks_for_idle = False
         if self._marks or self._hears_pings:
             self.loop.notes = _Notes(self)
 
@@ -508,15 +508,18 @@ class BaseServer(Generic[AnyClient]):
 
     def _look_for_idle(self) -> None:
         """Look from time to time for extensions that hold what they need to send, and don't. Thread-safe."""
-        if self._idle_seconds is not None and not self._looks_for_idle:
-            self._looks_for_idle = True
-            self._call(self._idle_seconds, self._end_idleness)
+        while self._unlooked:
+            try:
+                seconds = self._unlooked.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            self._call(seconds, self._end_idleness, seconds)
 
-    def _end_idleness(self) -> None:
-        self._looks_for_idle = False
+    def _end_idleness(self, seconds: float) -> None:
+        self._unlooked.append(seconds)
         exchanges = list(self._exchanges.values())
         for exchange in exchanges:
-            self._guarded(None, exchange.look_idle)
+            self._guarded(None, exchange.look_idle, seconds)
         if exchanges:
             self._look_for_idle()
 

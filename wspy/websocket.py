@@ -936,8 +936,36 @@ class websocket:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             self._readable = fd, poll
-        deadline.wait_with(self._readable[1])
+        if self._extending is None:
+            deadline.wait_with(self._readable[1])
+        else:
+            self._await_idly(self._extending, deadline, self._readable[1])
         self._held.check()  # which wakes who waits
+
+    def _await_idly(self, extending: Extending, deadline: Deadline, poll: select.poll) -> None:
+        """Wait for one socket, and tell extensions meanwhile that nothing is sent.
+
+        Raises:
+            TimeoutError: the time is up.
+        """
+        while True:
+            self._look_idle(extending)
+            first = deadline.earlier(extending.next_look)
+            try:
+                first.wait_with(poll)
+            except TimeoutError:
+                if first is deadline:
+                    raise
+            else:
+                return
+
+    def _look_idle(self, extending: Extending) -> None:
+        if not extending.next_look.is_over:
+            return
+        with self._outbox.lock:
+            extending.look_idle()
+        if extending.delayed:
+            self._catch_up(extending)
 
     def _await_either(self, deadline: Deadline) -> None:
         """Write answers, and what calls have left that have timed out, until there is something to read."""
@@ -1081,6 +1109,8 @@ class websocket:
             return
         if self._head is None:
             self._opened()
+        if self._extending is not None:
+            self._look_idle(self._extending)
         self._is_reading = True
         data = self._read(bufsize)
         if data is not None:

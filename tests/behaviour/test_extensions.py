@@ -624,7 +624,51 @@ def test_who_is_idle_gives_its_window_back(serve: Servers) -> None:
         (instance,) = client.extensions
         until(lambda instance=instance: instance.deflater._compressor is None, "it is given back")
     peer.peer.close()
-    until(lambda: not server.server._looks_for_idle, "nobody looks for nobody")
+    until(lambda: server.server._unlooked, "nobody looks for nobody")
+
+
+@needs("calls")
+def test_each_extension_is_idle_in_its_own_time(serve: Servers) -> None:
+    class Restless(Extension):
+        names: ClassVar = ("x-restless",)
+        idle_seconds = 0.02
+
+        class Instance(Extension.Instance):
+            count = 0
+
+            def onidle(self) -> None:
+                self.count += 1
+
+    server = serve(onmessage=echo, extensions=[DeflateMessage(idle_seconds=None), Restless, DeflateFrame])
+    peer = server.connect()
+    peer.claimed = RSV1
+    peer.open(headers=[("Sec-WebSocket-Extensions", "permessage-deflate, x-restless")])
+    peer.text(TEXT_OF_1000)
+    assert peer.frame().opcode == TEXT
+    deflate, restless = server.client(peer).extensions
+    until(lambda: restless.count > 2, "it is idle")
+    assert deflate.deflater._compressor is not None
+    peer.close()
+
+
+@needs("calls")
+def test_threads_that_begin_at_once_do_not_look_twice_as_often(serve: Servers) -> None:
+    server = serve(extensions=[DeflateMessage(idle_seconds=3600)])
+    clients = [server.client(Deflating(server.connect()).peer) for _ in range(8)]
+    together = threading.Barrier(len(clients))
+
+    def send(client: Any) -> None:
+        together.wait(PATIENCE)
+        client.send(TEXT_OF_1000)
+
+    threads = [threading.Thread(target=send, args=[client]) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    calls = server.server._calls
+    until(lambda: calls._heap and not calls.pending, "the server knows of it")
+    assert len(calls._heap) == 1
 
 
 @needs("calls")
