@@ -284,7 +284,8 @@ class Extends(AsyncClient):
 
     def _push_in_order(self, commands: core.Command) -> None:
         exchange = self._exchange
-        if exchange is None:
+        # in the child of a fork the lock may be that of a thread that isn't there
+        if exchange is None or self.server.loop.closed:
             self.server._push(commands)
         else:
             exchange.in_order(self.server._push, commands)

@@ -390,6 +390,11 @@ class Protocol:
         finally:
             self._idle.append(endpoint)
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether the start of a message can be sent now: none is unfinished, and no other call is running."""
+        return bool(self._idle) and not self._sending.state
+
     def _check_all(self, frames: tuple[Frame, ...]) -> None:
         sending = ffi.new("wspy_sending *", self._sending[0])
         for frame in frames:

@@ -714,7 +714,8 @@ class websocket:
                 if extending.sender:
                     extending.delayed.append(partial(self._send_message, message, fragment_size, compress))
                     return
-                protocol.check(frame)
+                if not protocol.is_between_messages:
+                    protocol.check(frame)  # which says why not
                 unsent = self._queue_extended(protocol, extending, None, extending.frames, frame, fragment_size)
         if extending is not None and extending.delayed:
             self._catch_up(extending)

@@ -441,6 +441,52 @@ def test_i17_a_child_that_lives_on_does_not_keep_connections_open(launch: Callab
     assert lines[-1] == "ended"
 
 
+def test_i17_a_child_does_not_wait_for_a_thread_of_its_parent_that_compresses(launch: Callable[..., Launched]) -> None:
+    program = launch(
+        """
+        server.close()
+        inside, go_on = threading.Event(), threading.Event()
+
+        class Slow(wspy.Extension):
+            names = ("x-slow",)
+
+            class Instance(wspy.Extension.Instance):
+                def onsend(self, frame):
+                    inside.set()
+                    go_on.wait()
+                    return frame
+
+        server = Server(("127.0.0.1", 0), extensions=[Slow]).start()
+        say(server.address[1])
+        while not server.clients:
+            time.sleep(0.001)
+        (client,) = server.clients
+        sending = threading.Thread(target=client.send, args=["text"])
+        sending.start()
+        inside.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            client.close()
+            os._exit(0)
+        say("child has ended with", os.waitpid(child, 0)[1])
+        go_on.set()
+        sending.join()
+        server.stop()
+        server.join()
+        """
+    )
+    with RawClient(("127.0.0.1", int(program.line()))) as peer:
+        peer.open(headers=[("Sec-WebSocket-Extensions", "x-slow")])
+        assert program.line() == "onopen /"
+        assert program.line() == "child has ended with 0"
+        assert peer.message() == "text"
+        peer.closes(1001)
+        peer.send(close_frame(1001))
+    status, _, errors = program.end()
+    assert status == 0, errors
+
+
 # ---- the end of the interpreter ----
 
 
