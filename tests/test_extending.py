@@ -286,6 +286,33 @@ def test_who_looks_at_everything_sees_what_was_sent() -> None:
 # ---- messages ----
 
 
+class Mark(Extension):
+    """Marks every message by RSV3 and a byte, and knows of no other bit."""
+
+    names: ClassVar = ("x-mark",)
+    rsv3: ClassVar = True
+
+    class Instance(Extension.Instance):
+        def onsend(self, frame: Frame) -> Frame:
+            return Frame(frame.opcode, frame.payload + b"?", rsv3=True)
+
+        def onrecv(self, frame: Frame) -> Frame:
+            if not frame.rsv3 or frame.payload[-1:] != b"?":
+                raise ProtocolError(3000, "a message has no mark")
+            return Frame(frame.opcode, frame.payload[:-1], unchecked=True)
+
+
+@pytest.mark.parametrize("extensions", [[Mark, DeflateMessage], [DeflateMessage, Mark], [DeflateMessage, Stamp, Mark]])
+def test_rfc6455_9_extensions_leave_the_bits_of_others_alone(extensions: list[Any]) -> None:
+    with both(extensions, extensions[::-1]) as ends:
+        one, other = map(Connection, ends)
+        for sender, receiver in ((one, other), (other, one)):
+            for message in (TEXT_OF_1000, "short", b"\xff" * 100):
+                for size in (None, 10):
+                    sender.send(message, size)
+                    assert receiver.recv().payload == message
+
+
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
 def test_messages_both_ways(parameters: dict[str, Any]) -> None:
     noise = random.Random(3).randbytes(3000)

@@ -128,7 +128,11 @@ class Extension:
 
             Control frames come here if this extension has claimed their opcode, and stay what they are: of that opcode,
             with 125 bytes at most (RFC 6455 §5.5). A message becomes a message. A frame stays the first one, a later
-            one, the last one that it is: copy ``final``, and the reserved bits of others.
+            one, the last one that it is: its ``final`` is copied.
+
+            The frame may be changed and returned. A new one that breaks a rule by itself, as a text does that is no
+            UTF-8 any more, is made with ``unchecked=True``. Reserved bits that others have claimed stay as they are,
+            whatever they are in what is returned.
 
             What this raises is raised to who sends, and closes the connection with 1011; so does what can't be sent.
             ``frame.compress`` is what was said when it was sent.
@@ -352,25 +356,23 @@ class Chain:
         "_per_frame",
         "_per_message",
         "_size",
-        "_unclaimed",
         "instances",
     )
 
     def __init__(self, parts: list[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None) -> None:
         self.instances: list[Extension.Instance] = []
-        self._per_message: list[Extension.Instance] = []
-        self._per_frame: list[Extension.Instance] = []
+        # each with the reserved bits that it has claimed
+        self._per_message: list[tuple[Extension.Instance, int]] = []
+        self._per_frame: list[tuple[Extension.Instance, int]] = []
         self._max_size = max_size
         self._size = 0  # of the message under way, as far as it was received
-        self._unclaimed = _RSV
         self._first_only = 0
         self._parts = parts  # of all connections with this agreement
         for extension, parameters in parts:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
-            (self._per_message if extension.per_message else self._per_frame).append(instance)
-            self._unclaimed &= ~extension.rsv
+            (self._per_message if extension.per_message else self._per_frame).append((instance, extension.rsv))
             self._first_only |= extension.rsv if extension.per_message else 0
 
     def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
@@ -386,16 +388,10 @@ class Chain:
         """
         frame = self.send_message(frame)
         if fragment_size is None and not self._per_frame:  # as most are
-            return [(self._first_byte(frame), frame.payload)]
+            return [(frame.first_byte(), frame.payload)]
         frames = [frame] if fragment_size is None else _fragments(frame, fragment_size)
         frames = [self.send_frame(each) for each in frames]
-        return [(self._first_byte(each), each.payload) for each in frames]
-
-    def _first_byte(self, frame: Frame) -> int:
-        first = frame.first_byte()
-        if first & self._unclaimed:
-            raise ValueError("an extension has set a reserved bit that none has claimed (RFC 6455 §5.2)")
-        return first
+        return [(each.first_byte(), each.payload) for each in frames]
 
     def send_message(self, frame: Frame) -> Frame:
         """Return what is sent instead of a message, before it is split and others see its frames."""
@@ -445,11 +441,19 @@ class Chain:
         return [instance for (extension, _), instance in pairs if extension.idle_seconds == seconds]
 
     @staticmethod
-    def _sent(instances: list[Extension.Instance], frame: Frame) -> Frame:
+    def _sent(instances: list[tuple[Extension.Instance, int]], frame: Frame) -> Frame:
         compress = frame.compress
-        for instance in instances:
-            frame = instance.onsend(frame)
+        for instance, rsv in instances:
+            before = frame.first_byte()
+            frame = _keep_bits(instance.onsend(frame), before, rsv)
             frame.compress = compress
+        return frame
+
+    @staticmethod
+    def _received(instances: list[tuple[Extension.Instance, int]], frame: Frame) -> Frame:
+        for instance, rsv in reversed(instances):
+            before = frame.first_byte()
+            frame = _keep_bits(instance.onrecv(frame), before, rsv)
         return frame
 
     def receive_frame(self, frame: Frame) -> Frame:
@@ -466,8 +470,7 @@ class Chain:
             raise ProtocolError(
                 CloseCode.PROTOCOL_ERROR, "a reserved bit of the whole message is set behind its start (RFC 7692 §6.1)"
             )
-        for instance in reversed(self._per_frame):
-            frame = instance.onrecv(frame)
+        frame = self._received(self._per_frame, frame)
         if self._per_frame:
             self._count(frame)
         return frame
@@ -485,11 +488,29 @@ class Chain:
         Raises:
             ProtocolError: the peer broke the rules of an extension, or the message is over ``max_size``.
         """
-        for instance in reversed(self._per_message):
-            frame = instance.onrecv(frame)
+        frame = self._received(self._per_message, frame)
         if self._max_size is not None and len(frame.payload) > self._max_size:
             raise too_big()
         return frame
+
+
+def _keep_bits(frame: Frame, before: int, own: int) -> Frame:
+    """Return what an extension has made, with the reserved bits of others as they were (RFC 6455 §9).
+
+    Args:
+        frame: that it has made.
+        before: the first byte of that it was given.
+        own: the reserved bits that it has claimed.
+
+    Raises:
+        ValueError: it has set the bit of another one, or of none.
+    """
+    after = frame.first_byte()
+    if after & ~before & ~own & _RSV:
+        raise ValueError("an extension has set a reserved bit that it has not claimed (RFC 6455 §5.2)")
+    if not before & ~own & ~after & _RSV:
+        return frame
+    return received_frame(frame.opcode, frame.payload, final=frame.final, rsv=after & own | before & ~own & _RSV)
 
 
 def _fragments(frame: Frame, size: int) -> list[Frame]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import threading
 import time
+import zlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from compression import RSV1, Deflating, compressed
+from compression import RSV1, TAIL, Deflating, compressed, deflated
 from drivers import BINARY, FIN, PATIENCE, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
@@ -368,6 +369,37 @@ def test_opcodes_can_be_claimed(serve: Servers) -> None:
         server.client(peer).send(wspy.Message(4, b""))
     peer.send(frame(4, b"not claimed"))
     peer.closes(1002)
+
+
+@pytest.mark.parametrize("offer", ["x-mark, permessage-deflate", "permessage-deflate, x-mark"])
+def test_rfc6455_9_extensions_leave_the_bits_of_others_alone(serve: Servers, offer: str) -> None:
+    class Mark(Extension):
+        names: ClassVar = ("x-mark",)
+        rsv3: ClassVar = True
+
+        class Instance(Extension.Instance):
+            def onsend(self, frame: Frame) -> Frame:
+                return Frame(frame.opcode, frame.payload + b"?", rsv3=True)
+
+            def onrecv(self, frame: Frame) -> Frame:
+                return Frame(frame.opcode, frame.payload[:-1], rsv3=False, unchecked=True)
+
+    server = serve(onmessage=echo, extensions=[DeflateMessage(server_no_context_takeover=True), Mark])
+    peer = server.connect()
+    peer.claimed = 0x50
+    peer.open(headers=[("Sec-WebSocket-Extensions", offer)])
+    text = TEXT_OF_1000.encode()
+    is_marked_first = offer.startswith("x-mark")
+    peer.send(frame(TEXT, deflated(text + b"?") if is_marked_first else deflated(text) + b"?", rsv=0x50))
+    opcode, payload, _ = peer.frame()
+    assert (opcode, peer.rsv) == (TEXT, 0x50)
+    stream = zlib.decompressobj(-15)
+    if is_marked_first:
+        assert stream.decompress(payload + TAIL) == text + b"?"
+    else:
+        assert payload[-1:] == b"?"
+        assert stream.decompress(payload[:-1] + TAIL) == text
+    assert server.story(peer).messages == [TEXT_OF_1000]
 
 
 def test_claimed_control_frames_are_sent_by_who_has_agreed_upon_them(serve: Servers) -> None:
