@@ -74,8 +74,8 @@ class Extension:
         opcodes: the reserved opcodes that it claims: 3 to 7 for data, 11 to 15 for control frames.
         per_message: whether its instances transform messages, before they are fragmented and after they are whole;
             otherwise single frames.
-        only_marked: whether what arrives without its reserved bits and opcodes is none of its business: such messages
-            then take the quickest way, past ``onrecv``.
+        only_marked: whether a message that arrives without its reserved bits and opcodes is none of its business, and
+            goes past its ``onrecv``: for most of them that is the quickest way. Single frames never do.
         idle_seconds: after so long, to twice as long, without anything that was sent, ``onidle`` is called; None for
             never. A server looks by itself, a ``websocket`` and a ``Connection`` while somebody receives, and whenever
             ``do_async_recv`` is called.
@@ -335,6 +335,14 @@ class Agreement:
         return Chain(self._parts, self._role, max_size)
 
 
+class _Step(NamedTuple):
+    """What becomes of messages, or of frames, by one extension."""
+
+    instance: Extension.Instance
+    rsv: int  # that it has claimed
+    marks: tuple[int, ...] | None  # opcodes of what it reads, beside what has these bits; None if it reads all
+
+
 class Chain:
     """The extensions of one connection, in the order in which they transform what is sent.
 
@@ -361,9 +369,8 @@ class Chain:
 
     def __init__(self, parts: list[tuple[Extension, Mapping[str, Value]]], role: Role, max_size: int | None) -> None:
         self.instances: list[Extension.Instance] = []
-        # each with the reserved bits that it has claimed
-        self._per_message: list[tuple[Extension.Instance, int]] = []
-        self._per_frame: list[tuple[Extension.Instance, int]] = []
+        self._per_message: list[_Step] = []
+        self._per_frame: list[_Step] = []
         self._max_size = max_size
         self._size = 0  # of the message under way, as far as it was received
         self._first_only = 0
@@ -372,7 +379,9 @@ class Chain:
             instance = extension.Instance(role, parameters)
             instance.max_size = max_size
             self.instances.append(instance)
-            (self._per_message if extension.per_message else self._per_frame).append((instance, extension.rsv))
+            is_choosy = extension.only_marked and extension.per_message
+            step = _Step(instance, extension.rsv, extension.opcodes if is_choosy else None)
+            (self._per_message if extension.per_message else self._per_frame).append(step)
             self._first_only |= extension.rsv if extension.per_message else 0
 
     def send(self, frame: Frame, fragment_size: int | None = None) -> list[tuple[int, bytes]]:
@@ -441,19 +450,20 @@ class Chain:
         return [instance for (extension, _), instance in pairs if extension.idle_seconds == seconds]
 
     @staticmethod
-    def _sent(instances: list[tuple[Extension.Instance, int]], frame: Frame) -> Frame:
+    def _sent(steps: list[_Step], frame: Frame) -> Frame:
         compress = frame.compress
-        for instance, rsv in instances:
+        for instance, rsv, _ in steps:
             before = frame.first_byte()
             frame = _keep_bits(instance.onsend(frame), before, rsv)
             frame.compress = compress
         return frame
 
     @staticmethod
-    def _received(instances: list[tuple[Extension.Instance, int]], frame: Frame) -> Frame:
-        for instance, rsv in reversed(instances):
+    def _received(steps: list[_Step], frame: Frame) -> Frame:
+        for instance, rsv, marks in reversed(steps):
             before = frame.first_byte()
-            frame = _keep_bits(instance.onrecv(frame), before, rsv)
+            if marks is None or before & rsv or frame.opcode in marks:
+                frame = _keep_bits(instance.onrecv(frame), before, rsv)
         return frame
 
     def receive_frame(self, frame: Frame) -> Frame:

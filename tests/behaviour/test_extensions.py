@@ -443,6 +443,15 @@ def test_what_no_client_can_send_as_a_frame(serve: Servers) -> None:
         assert peer.message() == "still there"
 
 
+def test_who_reads_marked_messages_alone_never_sees_those_of_others(serve: Servers) -> None:
+    server = serve(onmessage=echo, extensions=[Own, DeflateMessage, Reverse])
+    peer = offering(server, "x-own, permessage-deflate, x-reverse")
+    Own.Instance.seen.clear()
+    peer.send(frame(TEXT, b"a") + frame(BINARY, deflated(b"b")[::-1], rsv=RSV1) + frame(3, b"c"))
+    assert [peer.frame()[1] for _ in range(3)] == [b"a", b"b", b"c"]
+    assert Own.Instance.seen == [b"c"]
+
+
 def test_claimed_frames_keep_their_place_among_messages(serve: Servers) -> None:
     server = serve(queues=True, extensions=[Own])
     peer = offering(server, "x-own")
