@@ -493,6 +493,20 @@ def test_the_readme_blocks_in_threads(serve: Serve) -> None:
         assert client.recv(timeout=20) == "Anna says: hello"
 
 
+@pytest.mark.parametrize("others", [[], [wspy.DeflateMessage]])
+def test_the_readme_has_an_extension(readme: dict[str, Any], others: list[Any]) -> None:
+    extension = readme["Xor"]
+    with readme["CompressedEcho"](("127.0.0.1", 0), extensions=[*others, extension]) as server:
+        server.start()
+        with wspy.Connection.connect(url_of(server), extensions=[extension(key=7), *others]) as connection:
+            assert connection.sock.extension_instances[0].parameters == {"key": 7}
+            for message in ("hello", "hello" * 100, b"\xff"):
+                connection.send(message)
+                assert connection.recv().payload == message
+            (client,) = server.clients
+            assert client.extensions[0].parameters == {"key": 7}
+
+
 def test_the_readme_keeps_its_paragraphs_short() -> None:
     text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     for paragraph in text.split("\n\n"):

@@ -204,7 +204,8 @@ class Connection:
         """Send a single frame; see ``websocket.send``. Thread-safe. A Close begins the closing handshake.
 
         Args:
-            frame: the frame.
+            frame: the frame. Extensions that transform messages do nothing with it, but for a control frame that one of
+                them has claimed.
             callback: called without arguments when the kernel has it, see ``websocket.queue_send``.
         """
         if getattr(frame, "opcode", None) == Opcode.CLOSE:

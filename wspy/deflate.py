@@ -241,6 +241,8 @@ class _Output:
 class DeflateMessage(Extension):
     """permessage-deflate, RFC 7692: compressed messages, for clients and servers.
 
+    While there is no memory to compress, messages are sent as they are.
+
     Args:
         client_max_window_bits: of the window that the client compresses with: 8 to 15, which takes 2 ** bits bytes.
         client_no_context_takeover: whether messages of the client don't refer to those before them.

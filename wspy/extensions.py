@@ -85,7 +85,8 @@ class Extension:
             digits, a str for any token.
 
     Args:
-        parameters: values that this endpoint wants instead of the defaults.
+        parameters: values that this endpoint wants instead of the defaults: a client asks for them; a server takes what
+            it is asked for, unless ``accept`` is overridden.
 
     Raises:
         TypeError: there is no such parameter, or its value is of another type; or ``idle_seconds`` is no number.
@@ -184,6 +185,7 @@ class Extension:
     def accept(self, offered: Parameters) -> Parameters | None:
         """Return a server's answer to an offer, None to decline it; by default the offer, if it can be read.
 
+        What this end wants is in ``self.parameters``; ``read`` says what the offer wants, ``written`` makes an answer.
         A server keeps the answer for the next request with the same offers.
         """
         try:

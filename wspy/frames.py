@@ -112,6 +112,7 @@ class Frame:
 
     Attributes:
         opcode, payload, masking_key, mask, final, rsv1, rsv2, rsv3, unchecked: as given; the payload as bytes.
+        compress: for extensions that compress frames: whether to do so with this one; None leaves it to them.
 
     Raises:
         TypeError: the payload or the key is of another type; only a text may be a str.
