@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from compression import RSV1, compressed, deflated
-from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame, until
+from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame, head, until
 from sockets import RawServer, Running, connected, listening
 from steps import at_each_step
 
@@ -168,6 +168,40 @@ def test_what_is_required_and_agreed_upon_is_enough() -> None:
     needed.required = True
     with both([needed], [DeflateMessage]) as (client, _):
         assert client.handshake_sent
+
+
+class Choosy(Extension):
+    """Has a parameter that it can't do anything with if it is too large."""
+
+    names: ClassVar = ("x-choosy",)
+    defaults: ClassVar = {"key": 1}
+
+    class Instance(Extension.Instance):
+        def __init__(self, role: Role, parameters: Any) -> None:
+            super().__init__(role, parameters)
+            self.key = bytes([parameters["key"]])
+
+
+def test_an_instance_that_can_not_be_made_is_500_for_one_client() -> None:
+    with listening(extensions=[Choosy]) as listener:
+        accepting = Running(lambda: listener.accept()[0])
+        with RawClient(listener.getsockname()) as peer:
+            peer.send(head(headers=[("Sec-WebSocket-Extensions", "x-choosy; key=256")]))
+            assert peer.response().status == 500
+        with RawClient(listener.getsockname()) as peer:
+            peer.open(headers=[("Sec-WebSocket-Extensions", "x-choosy; key=255")])
+            with accepting.result() as server:
+                assert server.extension_instances[0].parameters == {"key": 255}
+
+
+def test_an_instance_that_can_not_be_made_ends_a_client() -> None:
+    with raw_server_before(extensions=[Choosy]) as (client, server, connecting):
+        server.read_request()
+        server.answer("Sec-WebSocket-Extensions: x-choosy; key=256")
+        with pytest.raises(ValueError, match="256"):
+            connecting.result()
+        assert not client.handshake_sent
+        server.eof()
 
 
 # ---- frames ----

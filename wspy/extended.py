@@ -162,8 +162,14 @@ class Extends(AsyncClient):
         if isinstance(extended, Exchange):
             return extended
         server = self.server
+        try:
+            made = Exchange(extended, server._max_size)
+        except BaseException:
+            log.exception("%s is closed: an extension has failed", self)
+            self.close(CloseCode.INTERNAL_ERROR)
+            raise
         # atomic: see _its_rare
-        exchange = server._exchanges.setdefault(self._key, Exchange(extended, server._max_size))
+        exchange = server._exchanges.setdefault(self._key, made)
         self._extended = exchange  # type: ignore[misc]  # the slot of a class below
         if self not in server.clients and self._state is not None:
             server._exchanges.pop(self._key, None)

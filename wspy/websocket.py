@@ -417,8 +417,7 @@ class websocket:
             head = found
             request = self._handshake.read(head)
             request.remote_address = self._peer()
-            accepted = self._accepted(request)
-            protocol = self._new_protocol(Role.SERVER, accepted.extensions)
+            accepted, protocol = self._accepted(request)
         except HandshakeError as error:
             self._refuse(error, head)
             raise
@@ -427,9 +426,10 @@ class websocket:
         self._outbox.add(Unsent(accepted.response))
         self._open(protocol, reader.rest)
 
-    def _accepted(self, request: Request) -> Acceptance:
+    def _accepted(self, request: Request) -> tuple[Acceptance, Protocol]:
         try:
-            return self._handshake.accept(request)
+            accepted = self._handshake.accept(request)
+            return accepted, self._new_protocol(Role.SERVER, accepted.extensions)
         except HandshakeError:
             raise
         except Exception as error:
@@ -548,7 +548,11 @@ class websocket:
         self.response_headers = handshake.response.headers if handshake.response else None
         self.protocol, self.location = handshake.subprotocol, uri.resource
         if handshake.extensions:
-            protocol = self._new_protocol(Role.CLIENT, handshake.extensions)
+            try:
+                protocol = self._new_protocol(Role.CLIENT, handshake.extensions)
+            except ValueError:  # which otherwise means that there was no connection yet
+                self.sock.close()
+                raise
         if handshake.missing:
             self._leave(protocol, handshake)
         self._open(protocol, handshake.rest)

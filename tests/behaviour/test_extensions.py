@@ -485,6 +485,41 @@ def test_a_broadcast_with_a_claimed_opcode_is_for_those_who_know_it(serve: Serve
         server.server.broadcast(wspy.Message(4, b""))
 
 
+class Choosy(Extension):
+    """Has a parameter that it can't do anything with if it is too large."""
+
+    names: ClassVar = ("x-choosy",)
+    defaults: ClassVar = {"key": 1}
+
+    class Instance(Extension.Instance):
+        def __init__(self, role: Any, parameters: Any) -> None:
+            super().__init__(role, parameters)
+            self.key = bytes([parameters["key"]])
+
+
+@needs("kind")
+@pytest.mark.parametrize("what", ["text", "send", "broadcast", "send_frame"])
+def test_an_instance_that_can_not_be_made_ends_its_connection_alone(serve: Servers, what: str) -> None:
+    class Claiming(Choosy):
+        opcodes: ClassVar = (11,)
+
+    server = serve(onerror=lambda client, error: None, extensions=[Claiming])
+    good, bad = offering(server, "x-choosy"), offering(server, "x-choosy; key=256")
+    for peer in (good, bad):
+        server.client(peer)
+    if what == "text":
+        bad.text("text")
+    elif what == "broadcast":
+        server.server.broadcast("all")
+        assert good.message() == "all"
+    else:
+        with pytest.raises(ValueError, match="256"):
+            getattr(server.client(bad), what)(Frame(11) if what == "send_frame" else "text")
+    bad.closes(1011)
+    server.client(good).send("still there")
+    assert good.message() == "still there"
+
+
 @pytest.mark.parametrize("what", ["ping", "close", "reserved", "fragment", "continuation", "bit"])
 @pytest.mark.parametrize("per_message", [True, False])
 def test_what_an_extension_makes_and_can_not_be_sent(serve: Servers, what: str, per_message: bool) -> None:
