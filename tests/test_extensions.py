@@ -131,6 +131,12 @@ def test_two_of_one_name_can_not_be_offered() -> None:
         checked_extensions([Upper(), Upper])
 
 
+@pytest.mark.parametrize("wrong", [Upper, Upper(), "x-upper", None, ["x-upper"], [Extension.Instance]])
+def test_what_are_no_extensions(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="extensions"):
+        checked_extensions(wrong)
+
+
 # ---- what a server answers ----
 
 

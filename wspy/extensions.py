@@ -543,8 +543,12 @@ def checked_extensions(extensions: Iterable[Extension | type[Extension]]) -> tup
         TypeError: one is none, or they are no collection.
         ValueError: two of them have a name in common; or see ``Extension``.
     """
+    try:
+        listed = list(extensions)
+    except TypeError:
+        raise TypeError(f"extensions must be a list, such as [DeflateMessage], not {extensions!r}") from None
     known = []
-    for extension in extensions:
+    for extension in listed:
         one = extension() if isinstance(extension, type) and issubclass(extension, Extension) else extension
         if not isinstance(one, Extension):
             raise TypeError(f"extensions: {one!r} is neither an Extension nor a subclass of it")

@@ -173,7 +173,7 @@ class ServerHandshake:
         self._origins = _Origins(trusted_origins, required=require_origin)
         self._locations = frozenset(map(_checked_location, _strings("locations", locations)))
         self._require_protocol = require_protocol
-        self.extensions = known = checked_extensions(_collection("extensions", extensions))
+        self.extensions = known = checked_extensions(extensions)
         # Browsers offer one of a few values for ever; what a peer can make this keep is bounded.
         self._agree = lru_cache(maxsize=64)(partial(agree, known, role=Role.SERVER)) if known else None
         server = () if server_header is None else [("Server", server_header)]

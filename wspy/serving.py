@@ -299,7 +299,11 @@ class BaseServer(Generic[AnyClient]):
         log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
 
     def onframe(self, client: AnyClient, frame: Frame) -> None:
-        """Do something with each frame that arrived, before its message is complete."""
+        """Do something with each frame that arrived, before its message is complete.
+
+        Extensions for single frames have read it, and control frames that they have claimed come here, too. Those for
+        messages have not: what is compressed still is, and has its reserved bit.
+        """
 
     # ---- running ----
 

@@ -105,7 +105,7 @@ def test_h4_pings_are_answered_while_the_peer_reads(serve: Servers) -> None:
 @pytest.mark.slow
 @measures_memory
 def test_h4_pings_that_nobody_reads_the_answers_of(serve: Servers) -> None:
-    server = serve(ping_interval=None)
+    server = serve(queues=True, ping_interval=None)
     peer = server.open(receive_buffer=4096)
     client = server.client(peer)
     gc.collect()
