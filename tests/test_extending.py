@@ -480,7 +480,7 @@ def test_threads_share_one_window() -> None:
             ]
 
 
-@pytest.mark.parametrize("module", ["websocket", "extending", "extensions", "deflate", "protocol", "outbox"])
+@pytest.mark.parametrize("module", ["websocket", "deflate", "protocol", "outbox"])
 def test_a_signal_handler_that_sends_at_any_step_of_a_send_corrupts_nothing(module: str) -> None:
     """It comes before or behind the message that it interrupts; each refers to those that came before."""
     refused: list[str] = []
