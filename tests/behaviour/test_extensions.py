@@ -663,6 +663,62 @@ def test_an_extension_that_sends_while_it_sends_comes_behind_itself(serve: Serve
     peer.closes(4000)
 
 
+def changing(bit: int, *, per_message: bool, is_choosy: bool) -> type[Extension]:
+    """Return an extension that adds a byte, to everything or to about the half that it marks by its bit."""
+
+    class Changing(Extension):
+        class Instance(Extension.Instance):
+            def __init__(self, role: Any, parameters: Any) -> None:
+                super().__init__(role, parameters)
+                self.chance = random.Random(5)
+
+            def onsend(self, frame: Frame) -> Frame:
+                if is_choosy and self.chance.random() < 0.5:
+                    return frame
+                frame.payload += b"!"
+                if bit:
+                    setattr(frame, f"rsv{bit}", True)
+                return frame
+
+            def onrecv(self, frame: Frame) -> Frame:
+                if is_choosy and not getattr(frame, f"rsv{bit}"):
+                    return frame
+                assert frame.payload[-1:] == b"!"
+                return Frame(frame.opcode, frame.payload[:-1], final=frame.final, unchecked=True)
+
+    Changing.names = (f"x-{bit}-{per_message}-{is_choosy}",)
+    Changing.rsv2, Changing.rsv3 = bit == 2, bit == 3
+    Changing.per_message, Changing.only_marked = per_message, is_choosy
+    return Changing
+
+
+CHANGING = [
+    changing(bit, per_message=per_message, is_choosy=is_choosy)
+    for bit in (0, 2, 3) for per_message in (True, False) for is_choosy in (True, False) if bit or not is_choosy
+]  # fmt: skip
+
+
+@MARKS
+@pytest.mark.parametrize("seed", range(10))
+def test_any_stack_of_extensions_gives_back_what_it_was_given(serve: Servers, handlers: Any, seed: int) -> None:
+    chance = random.Random(seed)
+    known = [*chance.sample(CHANGING, 3), chance.choice([DeflateMessage, DeflateFrame])]
+    if seed % 2 and serve.has("onframe"):
+        handlers = {**handlers, "onframe": lambda client, frame: None}
+    server = serve(
+        onmessage=lambda client, message: client.send(message, 1 + len(message) // 3), extensions=known, **handlers
+    )
+    offered = chance.sample(known, len(known))
+    url = "ws://{}:{}/".format(*server.address)
+    with wspy.Connection.connect(url, extensions=offered) as connection:
+        connection.sock.settimeout(PATIENCE)
+        assert len(connection.sock.extension_instances) >= 2
+        for message in (TEXT_OF_1000, "", b"", "Größe " * 50, b"\xff\0" * 300, "short"):
+            for size in (None, 1 + len(message) // 4):
+                connection.send(message, size, compress=chance.choice([None, True, False]))
+                assert connection.recv().payload == message
+
+
 # ---- deflate-frame ----
 
 
