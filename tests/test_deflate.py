@@ -322,22 +322,22 @@ def test_connections_without_takeover_share_a_compressor_and_nothing_else() -> N
             assert server.onrecv(client.onsend(message(payload, compress=True))).payload == payload
 
 
-def test_not_more_compressors_are_kept_than_can_be_used_at_once() -> None:
+def test_of_many_compressors_that_were_needed_at_once_some_are_kept() -> None:
     settings = (1, 1, 9)
     deflater = Deflater(9, takeover=False, level=1, memory_level=1)
     data = texts(9, 1, 500_000)[0] * 3
-    together = threading.Barrier(20)
+    together = threading.Barrier(40)
 
     def compress() -> None:
         together.wait(20)
         deflater.deflate(data)
 
-    threads = [threading.Thread(target=compress) for _ in range(20)]
+    threads = [threading.Thread(target=compress) for _ in range(40)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0 < len(deflate._idle[settings]) <= (os.cpu_count() or 1)
+    assert 0 < len(deflate._idle[settings]) <= 4 * (os.cpu_count() or 1)
 
 
 @measures_memory

@@ -647,6 +647,7 @@ class websocket:
             BlockingIOError: the socket is non-blocking, and the kernel didn't take all; see ``can_send``.
             TypeError: this is no frame.
             ValueError: a frame breaks a rule, and none of them was sent; see ``Frame.unchecked``.
+            Exception: of an extension; the connection can't go on, and the peer was told 1011.
         """
         if frames:
             self._send_frames(frames)
