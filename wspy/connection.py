@@ -537,7 +537,8 @@ class Connection:
 
         Returns when that is done, after ``close_timeout`` at the latest. Messages that arrive meanwhile are dropped,
         unless another thread receives, which goes on with them until the peer's Close. Of a handler that ``recv`` has
-        called, and of a signal handler that has interrupted it, this is ``send_close_frame``.
+        called, and of a signal handler that has interrupted it, or the writing of a ``send``, this is
+        ``send_close_frame``.
 
         Args:
             code: 1000 to 1003, 1007 to 1014 or 3000 to 4999; None for a Close frame without one.
@@ -553,7 +554,7 @@ class Connection:
             self.sock.close()  # an exception of a signal handler may have come before that
             return
         closing = self._begin_closing()
-        if self._receiving.is_mine or self._is_extending():
+        if self._receiving.is_mine or self._is_extending() or self.sock._outbox.is_interrupted():
             self._say(frame)
             return
         try:
