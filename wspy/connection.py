@@ -185,7 +185,7 @@ class Connection:
 
         Raises:
             Exception: of an extension; the connection is closed with 1011.
-            RuntimeError: a signal handler calls this just when its thread sends or receives.
+            RuntimeError: a signal handler calls this just when its thread receives. See ``websocket.send``.
             SocketClosed: the connection is closed or closing.
             TimeoutError: the kernel didn't take it in time. What is left of it leaves with the next call.
             TypeError: it is no message.
@@ -537,7 +537,7 @@ class Connection:
 
         Returns when that is done, after ``close_timeout`` at the latest. Messages that arrive meanwhile are dropped,
         unless another thread receives, which goes on with them until the peer's Close. Of a handler that ``recv`` has
-        called, and of a signal handler that has interrupted it, or the writing of a ``send``, this is
+        called, and of a signal handler that has interrupted it or a ``send``, this is
         ``send_close_frame``.
 
         Args:
@@ -554,7 +554,7 @@ class Connection:
             self.sock.close()  # an exception of a signal handler may have come before that
             return
         closing = self._begin_closing()
-        if self._receiving.is_mine or self._is_extending() or self.sock._outbox.is_interrupted():
+        if self._receiving.is_mine or self._is_sending() or self.sock._outbox.is_interrupted():
             self._say(frame)
             return
         try:
@@ -576,9 +576,9 @@ class Connection:
             self._end(*self._told(self._last))
         self.sock.close()
 
-    def _is_extending(self) -> bool:
-        """Whether an extension calls this that is transforming what this thread sends."""
-        return self._extending is not None and self._extending.sender == get_ident()
+    def _is_sending(self) -> bool:
+        """Whether this is called by an extension, or a signal handler, while this thread makes what it sends."""
+        return self.sock._sender == get_ident()
 
     def _await_end(self, closing: Deadline) -> None:
         """Read until the connection has ended, or wait for the thread that does."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from copy import copy
-from threading import get_ident
 from typing import TYPE_CHECKING
 
 from .codes import CloseCode, Opcode
@@ -15,8 +13,6 @@ from .frames import FIN, Frame, received_frame
 from .messages import create_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .extensions import Agreement, Chain, Extension
     from .messages import Sendable
 
@@ -39,8 +35,6 @@ class Extending:
         next_look: when ``look_idle`` should be called.
         has_frames: whether one of them transforms single frames.
         has_failed: whether what still arrives can't be understood.
-        sender: the thread in which they are transforming something that is sent; 0 if there is none.
-        delayed: what the extension itself, or a signal handler, has asked to be sent meanwhile. It comes behind that.
     """
 
     __slots__ = (
@@ -49,23 +43,19 @@ class Extending:
         "_reads_all",
         "_sent",
         "chain",
-        "delayed",
         "has_failed",
         "has_frames",
         "next_look",
-        "sender",
     )
 
     def __init__(self, agreed: Agreement, max_size: int | None) -> None:
         self.chain: Chain = agreed.chain(max_size)
         self.has_frames = agreed.has_frames
         self.has_failed = False
-        self.sender = 0
-        self.delayed: deque[Callable[[], object]] = deque()
         self._sent = 0  # counted
         self._looks = [_Look(seconds, self.chain.idling(seconds)) for seconds in self.chain.idle_times()]
         self.next_look = NEVER
-        self._look_later()
+        self._set_next_look()
         self._opcodes = agreed.opcodes
         self._reads_all = agreed.reads_all
 
@@ -105,20 +95,20 @@ class Extending:
 
     def look_idle(self) -> None:
         """Let extensions give back what they need to send, if nothing was sent for as long as they say."""
-        is_free, thread = not self.sender, get_ident()
         for look in self._looks:
-            if not look.at.is_over:
-                continue
-            if look.seen == self._sent and is_free:
-                self.sender = thread
-                try:
+            if look.at.is_over:
+                if look.seen == self._sent:
                     look.tell()
-                finally:
-                    self.sender = 0
-            look.seen, look.at = self._sent, Deadline(look.seconds)
-        self._look_later()
+                look.seen, look.at = self._sent, Deadline(look.seconds)
+        self._set_next_look()
 
-    def _look_later(self) -> None:
+    def look_later(self) -> None:
+        """Put off what is due: something is being sent just now."""
+        for look in self._looks:
+            look.at = Deadline(look.seconds)
+        self._set_next_look()
+
+    def _set_next_look(self) -> None:
         self.next_look = NEVER
         for look in self._looks:
             self.next_look = self.next_look.earlier(look.at)

@@ -156,6 +156,8 @@ class websocket:
         self._lenient: LenientReader | None = None
         self._extending: Extending | None = None
         self._outbox = Outbox()  # its lock is that of the protocol, too
+        self._sender = 0  # the thread that is making what it is about to queue, or tells extensions something
+        self._delayed: deque[Callable[[], object]] = deque()  # what it, or its signal handler, wants to send meanwhile
         self._receiving = Exclusive("recv")
         self._accepting = Exclusive("accept")
         self._reception: Reception[Any] | None = None
@@ -640,8 +642,8 @@ class websocket:
         with the next call.
 
         Raises:
-            RuntimeError: a signal handler calls this just when its thread sends or receives, and nothing was sent. If
-                that thread is writing, this returns at once, and what is sent here is written behind that.
+            RuntimeError: a signal handler calls this just when its thread receives, and nothing was sent. If that
+                thread sends, this returns at once, and what is sent here comes behind that.
             SocketClosed: a Close was sent, which nothing may follow (RFC 6455 §5.5.1), or the connection is lost.
             TimeoutError: the kernel didn't take them within the socket's timeout.
             BlockingIOError: the socket is non-blocking, and the kernel didn't take all; see ``can_send``.
@@ -688,76 +690,86 @@ class websocket:
                     f"a websocket sends Frame objects, not {type(frame).__name__}: Connection sends messages"
                 )
         protocol = self._sendable()
-        with self._outbox.lock:
-            extending = self._extending
-            if extending is None or protocol.close_sent:
-                unsent = Unsent(protocol.frames(*frames), callback)
-                self._outbox.add(unsent)
-            elif extending.sender:
-                extending.delayed.append(partial(self._queue, frames, callback))
-                return _NOTHING
-            else:
+        try:
+            with self._outbox.lock:
+                extending = self._extending
+                if self._sender:
+                    self._delayed.append(partial(self._queue, frames, callback))
+                    return _NOTHING
+                if extending is None or protocol.close_sent:
+                    return self._queue_made(callback, protocol.frames, *frames)
                 protocol.check(*frames)
-                unsent = self._queue_extended(protocol, extending, callback, extending.singles, frames)
-        if extending is not None and extending.delayed:
-            self._catch_up(extending)
-        return unsent
+                return self._queue_extended(protocol, callback, extending.singles, frames)
+        finally:
+            if self._delayed and not self._sender:
+                self._catch_up()
 
     def _send_message(self, message: Sendable, fragment_size: int | None, compress: bool | None = None) -> None:
         protocol = self._protocol
         if protocol is None or self._lost is not None or self._held.closed:
             protocol = self._sendable()
-        with self._outbox.lock:
-            extending = self._extending
-            if extending is None or protocol.close_sent:
-                unsent = Unsent(protocol.message(message, fragment_size))
-                self._outbox.add(unsent)
-            else:
-                frame = extending.message(message, compress)
-                if fragment_size is not None and fragment_size < 1:
-                    raise ValueError("fragment_size must be at least 1")
-                if extending.sender:
-                    extending.delayed.append(partial(self._send_message, message, fragment_size, compress))
+        try:
+            with self._outbox.lock:
+                extending = self._extending
+                if self._sender:
+                    self._delayed.append(partial(self._send_message, message, fragment_size, compress))
                     return
-                if not protocol.is_between_messages:
-                    protocol.check(frame)  # which says why not
-                unsent = self._queue_extended(protocol, extending, None, extending.frames, frame, fragment_size)
-        if extending is not None and extending.delayed:
-            self._catch_up(extending)
+                if extending is None or protocol.close_sent:
+                    unsent = self._queue_made(None, protocol.message, message, fragment_size)
+                else:
+                    frame = extending.message(message, compress)
+                    if fragment_size is not None and fragment_size < 1:
+                        raise ValueError("fragment_size must be at least 1")
+                    if not protocol.is_between_messages:
+                        protocol.check(frame)  # which says why not
+                    unsent = self._queue_extended(protocol, None, extending.frames, frame, fragment_size)
+        finally:
+            if self._delayed and not self._sender:
+                self._catch_up()
         with self._held as sock:
             self._flush(unsent, sock)
+
+    def _queue_made(self, callback: Callable[[], object] | None, make: Callable[..., bytes], *arguments: Any) -> Unsent:
+        """Queue bytes that are made for that; for who holds the lock.
+
+        A signal handler that comes in between is delayed: what it sends, or its Close, is made to come behind.
+        """
+        self._sender = get_ident()
+        try:
+            unsent = Unsent(make(*arguments), callback)
+            self._outbox.add(unsent)
+        finally:
+            self._sender = 0
+        return unsent
 
     def _queue_extended(
         self,
         protocol: Protocol,
-        extending: Extending,
         callback: Callable[[], object] | None,
         transform: Callable[..., list[Frame]],
         *arguments: Any,
     ) -> Unsent:
-        """Queue what extensions make of something that is sent; for who holds the lock.
+        """Queue what extensions make of something that is sent; see ``_queue_made``.
 
         What was compressed and not sent would be missing in the peer's window: so whatever is raised ends the
         connection with 1011. What could be wrong with what the caller has said was found before.
         """
-        extending.sender = get_ident()
+        self._sender = get_ident()
         try:
             unsent = Unsent(protocol.frames(*transform(*arguments)), callback)
-            # a signal handler that comes before this is delayed: what it sends refers to what is sent here
             self._outbox.add(unsent)
         except BaseException:
             self._say_close(CloseCode.INTERNAL_ERROR)
             raise
         finally:
-            extending.sender = 0
+            self._sender = 0
         return unsent
 
-    @staticmethod
-    def _catch_up(extending: Extending) -> None:
+    def _catch_up(self) -> None:
         """Send what had to come behind something else, whose caller is not there any more."""
-        while extending.delayed:
+        while self._delayed:
             try:
-                extending.delayed.popleft()()
+                self._delayed.popleft()()
             except SocketClosed:
                 log.debug("a message was sent too late to a connection that is closed")
             except Exception:
@@ -969,9 +981,16 @@ class websocket:
         if not extending.next_look.is_over:
             return
         with self._outbox.lock:
-            extending.look_idle()
-        if extending.delayed:
-            self._catch_up(extending)
+            if self._sender:
+                extending.look_later()
+                return
+            self._sender = get_ident()
+            try:
+                extending.look_idle()
+            finally:
+                self._sender = 0
+        if self._delayed and not self._sender:
+            self._catch_up()
 
     def _await_either(self, deadline: Deadline) -> None:
         """Write answers, and what calls have left that have timed out, until there is something to read."""
