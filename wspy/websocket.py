@@ -697,7 +697,7 @@ class websocket:
                     self._delayed.append(partial(self._queue, frames, callback))
                     return _NOTHING
                 if extending is None or protocol.close_sent:
-                    return self._queue_made(callback, protocol.frames, *frames)
+                    return self._queue_made(protocol, callback, frames)
                 protocol.check(*frames)
                 return self._queue_extended(protocol, callback, extending.singles, frames)
         finally:
@@ -715,7 +715,12 @@ class websocket:
                     self._delayed.append(partial(self._send_message, message, fragment_size, compress))
                     return
                 if extending is None or protocol.close_sent:
-                    unsent = self._queue_made(None, protocol.message, message, fragment_size)
+                    self._sender = get_ident()  # as in _queue_made, which would take longer
+                    try:
+                        unsent = Unsent(protocol.message(message, fragment_size))
+                        self._outbox.add(unsent)
+                    finally:
+                        self._sender = 0
                 else:
                     frame = extending.message(message, compress)
                     if fragment_size is not None and fragment_size < 1:
@@ -729,14 +734,14 @@ class websocket:
         with self._held as sock:
             self._flush(unsent, sock)
 
-    def _queue_made(self, callback: Callable[[], object] | None, make: Callable[..., bytes], *arguments: Any) -> Unsent:
-        """Queue bytes that are made for that; for who holds the lock.
+    def _queue_made(self, protocol: Protocol, callback: Callable[[], object] | None, frames: Iterable[Frame]) -> Unsent:
+        """Queue frames; for who holds the lock.
 
         A signal handler that comes in between is delayed: what it sends, or its Close, is made to come behind.
         """
         self._sender = get_ident()
         try:
-            unsent = Unsent(make(*arguments), callback)
+            unsent = Unsent(protocol.frames(*frames), callback)
             self._outbox.add(unsent)
         finally:
             self._sender = 0
