@@ -31,6 +31,8 @@ _TAIL: Final = b"\x00\x00\xff\xff"
 _EMPTY: Final = b"\x00"  # §7.2.3.6: an empty block without its tail
 # An empty stored block that is the last one: a stream that was cut off inside a block doesn't end with it.
 _END: Final = b"\x01\x00\x00\xff\xff"
+_TAIL_AND_END: Final = _TAIL + _END
+_UNUSED: Final = (b"", _END)  # the latter if the last block was marked as that, and its length was not sent
 _BITS: Final = re.compile(r"[89]|1[0-5]")  # §7.1.2: without leading zeros
 # For want of a window of 256 bytes zlib refers back 250 bytes at most with one of 512.
 _LEAST_ZLIB_BITS: Final = 9
@@ -44,6 +46,13 @@ _PIECE: Final = 16_384
 _STEP: Final = 65_536
 
 
+# Compressors that nobody uses now, by their settings. Who needs one takes it away, so that neither another thread nor a
+# signal handler can come between two of its calls; pop and append are atomic. Of what many threads have needed at once
+# some are kept for each core.
+_SPARE: Final = 4 * (os.cpu_count() or 1)
+_idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
+
+
 class Deflater:
     """One direction of a connection that is compressed: a stream with one window, or messages of their own.
 
@@ -54,12 +63,13 @@ class Deflater:
         memory_level: 1 to 9.
     """
 
-    __slots__ = ("_compressor", "_settings", "_takeover")
+    __slots__ = ("_compressor", "_idle", "_settings", "_takeover")
 
     def __init__(self, bits: int, *, takeover: bool, level: int, memory_level: int) -> None:
         self._settings = (level, memory_level, max(bits, _LEAST_ZLIB_BITS))
         self._takeover = takeover
         self._compressor: Any = None
+        self._idle = _idle[self._settings]
 
     @property
     def takeover(self) -> bool:
@@ -71,7 +81,7 @@ class Deflater:
         if not data:
             return _EMPTY
         try:
-            return self._deflate_behind(data) if self._takeover else _deflate_alone(data, self._settings)
+            return self._deflate_behind(data) if self._takeover else self._deflate_alone(data)
         except MemoryError:
             # it may have a part of the message in its window, which the peer is not going to have
             self._compressor = None
@@ -80,38 +90,30 @@ class Deflater:
     def _deflate_behind(self, data: bytes) -> bytes:
         """Compress a message that may refer to those before it."""
         if self._compressor is None:
-            self._compressor = _new_compressor(*self._settings)
+            self._compressor = self._new_compressor()
         output: bytes = self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
         return output.removesuffix(_TAIL)
+
+    def _deflate_alone(self, data: bytes) -> bytes:
+        """Compress a message without context takeover, by a compressor of all such connections."""
+        idle = self._idle
+        try:
+            compressor = idle.pop()
+        except IndexError:
+            compressor = self._new_compressor()
+        # Z_FULL_FLUSH makes it forget; if something is raised in between, it is not used again
+        packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
+        if len(idle) < _SPARE:
+            idle.append(compressor)
+        return packed.removesuffix(_TAIL)
+
+    def _new_compressor(self) -> Any:
+        level, memory_level, bits = self._settings
+        return zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
 
     def release(self) -> None:
         """Give the window back; what follows refers to nothing before it, which the peer need not know."""
         self._compressor = None
-
-
-def _new_compressor(level: int, memory_level: int, bits: int) -> Any:
-    return zlib.compressobj(level, zlib.DEFLATED, -bits, memory_level)
-
-
-# Compressors that nobody uses now, by their settings. Who needs one takes it away, so that neither another thread nor a
-# signal handler can come between two of its calls; pop and append are atomic. Of what many threads have needed at once
-# some are kept for each core.
-_SPARE: Final = 4 * (os.cpu_count() or 1)
-_idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
-
-
-def _deflate_alone(data: bytes, settings: tuple[int, int, int]) -> bytes:
-    """Compress a message without context takeover, by a compressor of all such connections."""
-    idle = _idle[settings]
-    try:
-        compressor = idle.pop()
-    except IndexError:
-        compressor = _new_compressor(*settings)
-    # Z_FULL_FLUSH makes it forget; if something is raised in between, it is not used again
-    packed: bytes = compressor.compress(data) + compressor.flush(zlib.Z_FULL_FLUSH)
-    if len(idle) < _SPARE:
-        idle.append(compressor)
-    return packed.removesuffix(_TAIL)
 
 
 class Inflater:
@@ -194,13 +196,16 @@ class Inflater:
         stream = self._stream
         if stream is None:  # the last block was marked as that (§7.2.3.4)
             return
-        is_whole = not stream.decompress(_TAIL)
-        if stream.eof:  # the same, and what was not sent is its length
+        if not self._takeover:  # in one call, which most of it is
+            is_whole = not stream.decompress(_TAIL_AND_END) and stream.eof and stream.unused_data in _UNUSED
+        elif stream.decompress(_TAIL):
+            is_whole = False
+        elif stream.eof:  # the last block again, and what was not sent is its length
             self._stream = None
-            is_whole = is_whole and not stream.unused_data
+            is_whole = not stream.unused_data
         else:
-            probe = stream.copy() if self._takeover else stream
-            is_whole = is_whole and not probe.decompress(_END) and probe.eof
+            probe = stream.copy()
+            is_whole = not probe.decompress(_END) and probe.eof
         if not is_whole:
             raise ProtocolError(CloseCode.INVALID_DATA, "a compressed message is cut off (RFC 7692 §7.2.2)")
 
