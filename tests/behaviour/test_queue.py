@@ -335,14 +335,12 @@ def test_sends_are_interrupted_from_outside(serve: Servers) -> None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(sender.ident or 0), ctypes.py_object(InterruptionError)
             )
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(sender.ident or 0), None)  # that is on its way
     finally:
-        os.write(end, b"!")
+        os.close(end)  # not before the last exception is on its way: a thread that has ended would leave it to others
         gc.enable()
         sys.setswitchinterval(previous)
     sender.join()
     os.close(calm)
-    os.close(end)
     for client in clients:
         client.send("end")
     for reader in readers:
