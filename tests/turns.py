@@ -32,6 +32,9 @@ BROADCAST: Final = lib.WSPY_COMMAND_BROADCAST
 REFUSE: Final = lib.WSPY_COMMAND_REFUSE
 FINISH: Final = lib.WSPY_COMMAND_FINISH
 FAIL: Final = lib.WSPY_COMMAND_FAIL
+FEED: Final = lib.WSPY_COMMAND_FEED
+FEED_END: Final = lib.WSPY_COMMAND_FEED_END
+RAW_SEND: Final = lib.WSPY_COMMAND_RAW_SEND
 
 TEXT: Final = lib.WSPY_EVENT_TEXT
 BINARY: Final = lib.WSPY_EVENT_BINARY
@@ -47,6 +50,10 @@ PINGED: Final = lib.WSPY_EVENT_PINGED
 ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
 DRAINED: Final = lib.WSPY_EVENT_DRAINED
 ENDING: Final = lib.WSPY_EVENT_ENDING
+RAW: Final = lib.WSPY_EVENT_RAW
+OUT: Final = lib.WSPY_EVENT_OUT
+OUT_LAST: Final = lib.WSPY_EVENT_OUT_LAST
+GONE: Final = lib.WSPY_EVENT_GONE
 
 FOREVER: Final = lib.WSPY_FOREVER
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
@@ -101,6 +108,7 @@ def settings(**changes: Any) -> Any:
         "ping_timeout_ms": FOREVER,
         "idle_request_ms": FOREVER,
         "wants": 0,
+        "raw": 0,
     }
     unknown = changes.keys() - values.keys()
     assert not unknown, unknown
@@ -238,7 +246,7 @@ class Turns:
             size = ffi.new("uint64_t *")
             data = lib.wspy_loop_detached(self.loop, start, size)
             return ffi.buffer(data, size[0])[:] if size[0] else b""
-        if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED, DRAINED, ENDING}:
+        if kind & 0xFF in {BAD_HEAD, OPENED, SENT, CLOSED, PINGED, ACCEPT_PAUSED, DRAINED, ENDING, GONE}:
             return b""
         if kind & lib.WSPY_EVENT_APART:
             return ffi.buffer(lib.wspy_loop_arena(self.loop) + start, length)[:]
@@ -321,6 +329,42 @@ class Turns:
     def backlog(self, handle: int) -> int:
         """Return the unsent bytes of a connection."""
         return int(lib.wspy_loop_backlogs(self.loop)[handle & lib.WSPY_SLOT_MASK])
+
+
+class Sealed(Turns):
+    """A loop of raw connections, and between them and their peers what takes the place of TLS.
+
+    It seals nothing: ciphertext is plaintext, and close_notify is nothing. So what holds for ``Turns`` holds here.
+    """
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__(raw=1, **changes)
+        self.gone: list[int] = []
+        """Handles of the connections that were reported to be gone."""
+
+    def turn(self, timeout_ms: int = 0) -> list[Event]:
+        """Make a turn, and as many more as it takes until something comes up or nothing has to be sealed or opened."""
+        found: list[Event] = []
+        while True:
+            events = super().turn(timeout_ms)
+            found += [event for event in events if event.kind not in {RAW, OUT, OUT_LAST, GONE}]
+            answered = [self.answer(event) for event in events]
+            if any(answered) and found:
+                self.submit()
+            if found or not any(answered):
+                return found
+            timeout_ms = 0
+
+    def answer(self, event: Event) -> bool:
+        """Answer an event as TLS would, if it is for TLS."""
+        if event.kind == RAW:
+            self.push(FEED if event.payload else FEED_END, event.handle, event.payload)
+        elif event.kind in {OUT, OUT_LAST}:
+            bits = lib.WSPY_RAW_OUT | (lib.WSPY_RAW_LAST if event.kind == OUT_LAST else 0)
+            self.push(RAW_SEND, event.handle, bytes([bits]) + event.payload)
+        elif event.kind == GONE:
+            self.gone.append(event.handle)
+        return event.kind in {RAW, OUT, OUT_LAST}
 
 
 # ---- peers ----

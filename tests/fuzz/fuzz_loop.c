@@ -1,5 +1,5 @@
 // Does the whole loop keep its promises, whatever peers, callers and the kernel do to it?
-// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c protocol.c head.c frame.c mask.c utf8.c timers.c
+// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c raw.c protocol.c head.c frame.c mask.c utf8.c timers.c
 // links: endpoint.c errors.c
 // options: -max_len=1024
 //

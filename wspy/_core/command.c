@@ -3,7 +3,7 @@
  * Commands for a connection that is gone are skipped: Python learns of its end by CLOSED, not by errors here. */
 #include <string.h>
 
-#include "loop.h"
+#include "connection.h"
 #include "sys.h"
 
 enum { RECORD_HEAD = 8 + 4 };
@@ -168,20 +168,22 @@ static void apply_respond(wspy_loop *loop, connection *conn, const uint8_t *payl
     wspy_connection_arm(loop, conn, loop->settings.idle_request_ms);
     if (conn->input)
         wspy_loop_list_ready(loop, conn);
+    wspy_connection_resume(loop, conn);
     wspy_connection_poll(loop, conn);
 }
 
 /* A browser opens connections to spare: what is said there unasked, it takes for the answer to its next request. */
 static void refuse(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
 {
-    int has_begun = conn->scanner.size > 0 || wspy_sys_peek(conn->fd) > 0;
-    if (!has_begun && !conn->queue) {
+    int has_begun = conn->scanner.size > 0 || wspy_connection_peek(conn) > 0;
+    int has_answer = wspy_connection_unsent(conn) > 0; /* of the request before */
+    if (!has_begun && !has_answer) {
         wspy_connection_drop(loop, conn);
         return;
     }
-    if (!conn->queue) { /* the kernel takes it all, or nobody is listening */
+    if (!has_answer) { /* the kernel takes it all, or nobody is listening */
         struct iovec part = {.iov_base = (void *)(uintptr_t)payload, .iov_len = length};
-        wspy_sys_send(conn->fd, &part, 1);
+        (void)(conn->raw ? wspy_raw_send(loop, conn, &part, 1) : wspy_sys_send(conn->fd, &part, 1));
     }
     conn->phase = DECIDING;
     wspy_connection_end(loop, conn, WSPY_OK, 0);
@@ -280,6 +282,16 @@ static void apply_to_connection(wspy_loop *loop, const cursor *at, connection *c
         return;
     case WSPY_COMMAND_FAIL:
         apply_fail(loop, conn, at->payload, at->length);
+        return;
+    case WSPY_COMMAND_FEED:
+        wspy_raw_feed(loop, conn, at->payload, at->length);
+        return;
+    case WSPY_COMMAND_FEED_END:
+        wspy_raw_feed_end(loop, conn, at->length && at->payload[0]);
+        return;
+    case WSPY_COMMAND_RAW_SEND:
+        if (at->length)
+            wspy_raw_send_ciphertext(loop, conn, at->payload[0], at->payload + 1, at->length - 1);
         return;
     case WSPY_COMMAND_GRANT:
         apply_grant(loop, conn, at->payload, at->length);

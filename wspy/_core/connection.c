@@ -36,18 +36,33 @@ static void watch(wspy_loop *loop, connection *conn, int reads, int writes)
         wspy_connection_end(loop, conn, WSPY_ERROR_RESET, errno);
 }
 
+static int awaits_peer(const connection *conn)
+{
+    return wspy_connection_may_read(conn) && (!conn->raw || wspy_raw_awaits_peer(conn->raw));
+}
+
+/* Whether the kernel has refused something. */
+static int awaits_kernel(const connection *conn)
+{
+    return conn->raw ? wspy_raw_refused(conn->raw) != NULL : conn->queue != NULL;
+}
+
 void wspy_connection_poll(wspy_loop *loop, connection *conn)
 {
     if (conn->flags & DONE)
         return;
-    watch(loop, conn, wspy_connection_may_read(conn) || conn->flags & READS, conn->queue != NULL);
+    watch(loop, conn, awaits_peer(conn) || conn->flags & READS, awaits_kernel(conn));
 }
 
 int wspy_connection_begin(wspy_loop *loop, connection *conn)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.u64 = wspy_connection_handle(conn)};
-    if (wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_ADD, conn->fd, &event) < 0)
+    if (loop->settings.raw && !(conn->raw = wspy_raw_new()))
         return 0;
+    if (wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_ADD, conn->fd, &event) < 0) {
+        wspy_raw_free(conn->raw);
+        return 0;
+    }
     conn->flags = READS | IN_EPOLL;
     conn->phase = HEAD;
     return 1;
@@ -55,7 +70,7 @@ int wspy_connection_begin(wspy_loop *loop, connection *conn)
 
 void wspy_connection_stop_reading(wspy_loop *loop, connection *conn)
 {
-    watch(loop, conn, 0, conn->queue != NULL);
+    watch(loop, conn, 0, awaits_kernel(conn));
 }
 
 /* ---- events ---- */
@@ -158,9 +173,14 @@ void wspy_connection_abort(wspy_loop *loop, connection *conn)
     wspy_connection_abandon(loop, conn);
 }
 
-static void set_backlog(wspy_loop *loop, connection *conn)
+uint64_t wspy_connection_unsent(const connection *conn)
 {
-    uint64_t size = wspy_queue_size(conn->queue);
+    return wspy_queue_size(conn->queue) + (conn->raw ? wspy_raw_unsent(conn->raw) : 0);
+}
+
+void wspy_connection_show_backlog(wspy_loop *loop, connection *conn)
+{
+    uint64_t size = wspy_connection_unsent(conn);
     uint32_t shown = size > UINT32_MAX ? UINT32_MAX : (uint32_t)size;
     __atomic_store_n(&loop->backlogs[conn->slot], shown, __ATOMIC_RELAXED);
 }
@@ -170,11 +190,15 @@ void wspy_connection_drop_queue(connection *conn)
 {
     wspy_queue_free(conn->queue);
     conn->queue = NULL;
+    if (conn->raw)
+        wspy_raw_drop_output(conn->raw);
 }
 
 void wspy_connection_free(connection *conn)
 {
     wspy_connection_drop_queue(conn);
+    wspy_raw_free(conn->raw);
+    conn->raw = NULL;
     wspy_connection_forget_input(conn);
     if (conn->flags & UPGRADED)
         wspy_protocol_dispose(&conn->protocol);
@@ -189,6 +213,10 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn)
     wspy_sys_close(conn->fd);
     conn->fd = -1;
     wspy_wheel_cancel(&loop->wheel, &conn->timer);
+    if (conn->raw) {
+        conn->has_gone = 1;
+        wspy_loop_list_report(loop, conn);
+    }
     wspy_connection_free(conn);
     conn->flags |= DONE;
     conn->phase = LINGER;
@@ -222,10 +250,20 @@ static void complete(wspy_loop *loop, connection *conn)
         wspy_connection_drop(loop, conn);
 }
 
+/* Everything is written: by a connection with TLS, once its close_notify is, too (RFC 8446 §6.1). */
+static void all_written(wspy_loop *loop, connection *conn)
+{
+    if (conn->raw && !wspy_raw_has_ended(conn->raw))
+        wspy_raw_end(loop, conn);
+    else
+        complete(loop, conn);
+}
+
 void wspy_connection_abandon(wspy_loop *loop, connection *conn)
 {
     report_closed(loop, conn);
-    wspy_sys_reset_on_close(conn->fd);
+    if (!conn->raw || !wspy_raw_has_failed(conn->raw))
+        wspy_sys_reset_on_close(conn->fd);
     wspy_connection_drop(loop, conn);
 }
 
@@ -250,7 +288,7 @@ static void push_close(wspy_loop *loop, connection *conn, uint8_t *frame, size_t
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
         return;
     }
-    set_backlog(loop, conn);
+    wspy_connection_show_backlog(loop, conn);
     wspy_connection_poll(loop, conn);
 }
 
@@ -275,16 +313,16 @@ void wspy_connection_finish(wspy_loop *loop, connection *conn)
         return;
     }
     conn->flags &= (uint16_t)~SENDABLE; /* §5.5.1: nothing follows a Close frame */
-    if (!conn->queue) {
+    if (!conn->queue && !conn->raw) {
         complete(loop, conn);
         return;
     }
     wspy_connection_arm(loop, conn, loop->settings.close_timeout_ms);
-    wspy_connection_poll(loop, conn);
-    if (!(conn->flags & WRITES)) { /* it can't be waited for */
-        wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, errno);
-        wspy_connection_abandon(loop, conn);
+    if (conn->raw) {
+        wspy_connection_flush(loop, conn);
+        return;
     }
+    wspy_connection_await_kernel(loop, conn);
 }
 
 /* ---- writing ---- */
@@ -330,10 +368,11 @@ static void opened(wspy_loop *loop, connection *conn)
         wspy_connection_arm(loop, conn, loop->settings.ping_interval_ms);
     if (conn->input)
         wspy_loop_list_ready(loop, conn);
+    wspy_connection_resume(loop, conn);
     wspy_connection_poll(loop, conn);
 }
 
-static void pass_marks(wspy_loop *loop, connection *conn, uint32_t marks)
+void wspy_connection_passed(wspy_loop *loop, connection *conn, uint32_t marks)
 {
     if (marks && conn->phase == OPENING) { /* the first mark of a connection ends its 101 */
         opened(loop, conn);
@@ -343,6 +382,15 @@ static void pass_marks(wspy_loop *loop, connection *conn, uint32_t marks)
         return;
     conn->sent_marks += marks;
     wspy_loop_list_report(loop, conn);
+}
+
+/* Marks that were written: with TLS, their ciphertext still has to be. */
+static void pass_marks(wspy_loop *loop, connection *conn, uint32_t marks)
+{
+    if (conn->raw)
+        wspy_raw_mark(conn->raw, marks);
+    else
+        wspy_connection_passed(loop, conn, marks);
 }
 
 static void count_sent(wspy_loop *loop, size_t length)
@@ -373,7 +421,7 @@ static int enqueue(wspy_loop *loop, connection *conn, const wspy_run *run, size_
         else if (wspy_queue_mark(conn->queue, run->length - run->mark_ends[i]) < 0)
             return WSPY_ERROR_NO_MEMORY;
     }
-    set_backlog(loop, conn);
+    wspy_connection_show_backlog(loop, conn);
     pass_marks(loop, conn, passed);
     wspy_connection_poll(loop, conn);
     return WSPY_OK;
@@ -386,12 +434,12 @@ static ssize_t offer(wspy_loop *loop, connection *conn, const struct iovec *part
     if (!(conn->flags & SENDABLE))
         return -1;
     if (conn->queue) {
-        if (wspy_queue_size(conn->queue) <= loop->settings.max_backlog)
+        if (wspy_connection_unsent(conn) <= loop->settings.max_backlog)
             return 0;
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_BACKLOG, 0);
         return -1;
     }
-    ssize_t sent = wspy_sys_send(conn->fd, parts, count);
+    ssize_t sent = conn->raw ? wspy_raw_send(loop, conn, parts, count) : wspy_sys_send(conn->fd, parts, count);
     if (sent >= 0) {
         count_sent(loop, (size_t)sent);
         return sent;
@@ -445,29 +493,80 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
         return;
     }
-    set_backlog(loop, conn);
+    wspy_connection_show_backlog(loop, conn);
     wspy_connection_poll(loop, conn);
 }
 
 /* Who waits to send more is told once, when there is room again. */
-static void report_drained(wspy_loop *loop, connection *conn, uint64_t size_before)
+void wspy_connection_report_drained(wspy_loop *loop, connection *conn, uint64_t before)
 {
     uint64_t limit = loop->settings.write_limit;
     if (!(loop->settings.wants & WSPY_WANT_DRAINED) || conn->phase < OPEN || !(conn->flags & SURFACED) ||
-        size_before <= limit || wspy_queue_size(conn->queue) > limit)
+        before <= limit || wspy_connection_unsent(conn) > limit)
         return;
     conn->has_drained = 1;
     wspy_loop_list_report(loop, conn);
 }
 
+static int is_ending_now(const connection *conn)
+{
+    return conn->phase == ENDING && !conn->awaits_finish && !(conn->flags & (LISTED_ENDING | DONE));
+}
+
+void wspy_connection_cut_off(wspy_loop *loop, connection *conn, int error, int system_error)
+{
+    wspy_connection_write_failed(loop, conn, error, system_error);
+    if (is_ending_now(conn))
+        wspy_connection_abandon(loop, conn);
+}
+
+void wspy_connection_await_kernel(wspy_loop *loop, connection *conn)
+{
+    wspy_connection_poll(loop, conn);
+    if (is_ending_now(conn) && !(conn->flags & WRITES)) /* it can't be waited for */
+        wspy_connection_cut_off(loop, conn, WSPY_ERROR_RESET, errno);
+}
+
+struct above {
+    wspy_loop *loop;
+    connection *conn;
+};
+
+static ssize_t give_to_raw(void *to, const struct iovec *parts, size_t count)
+{
+    const struct above *above = to;
+    return wspy_raw_send(above->loop, above->conn, parts, count);
+}
+
+static int flush_queue(wspy_loop *loop, connection *conn, uint32_t *marks, uint64_t *bytes)
+{
+    if (!conn->raw)
+        return wspy_queue_flush(conn->queue, conn->fd, marks, bytes);
+    struct above above = {.loop = loop, .conn = conn};
+    return wspy_queue_flush_to(conn->queue, give_to_raw, &above, marks, bytes);
+}
+
 void wspy_connection_writable(wspy_loop *loop, connection *conn)
 {
-    if (!conn->queue || conn->flags & LISTED_ENDING) /* first its end is carried out */
+    if (conn->raw)
+        wspy_raw_writable(loop, conn);
+    else if (conn->queue)
+        wspy_connection_flush(loop, conn);
+}
+
+void wspy_connection_flush(wspy_loop *loop, connection *conn)
+{
+    if (conn->flags & LISTED_ENDING) /* first its end is carried out */
         return;
-    uint64_t size_before = wspy_queue_size(conn->queue);
+    if (!conn->queue) {
+        if (is_ending_now(conn))
+            all_written(loop, conn);
+        return;
+    }
+    uint64_t size_before = wspy_connection_unsent(conn);
     uint32_t marks = 0;
     uint64_t bytes = 0;
-    int left = wspy_queue_flush(conn->queue, conn->fd, &marks, &bytes);
+    int left = flush_queue(loop, conn, &marks, &bytes);
     int system_error = errno;
     loop->stats.bytes_sent += bytes;
     if (bytes) {
@@ -478,17 +577,16 @@ void wspy_connection_writable(wspy_loop *loop, connection *conn)
         wspy_queue_free(conn->queue);
         conn->queue = NULL;
     }
-    set_backlog(loop, conn);
+    wspy_connection_show_backlog(loop, conn);
     pass_marks(loop, conn, marks);
-    report_drained(loop, conn, size_before);
+    wspy_connection_report_drained(loop, conn, size_before);
     if (left < 0)
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, system_error);
-    if (conn->phase == ENDING && !conn->queue && !conn->awaits_finish &&
-        !(conn->flags & (LISTED_ENDING | DONE))) {
+    if (is_ending_now(conn) && !conn->queue) {
         if (left < 0)
             wspy_connection_abandon(loop, conn);
         else
-            complete(loop, conn);
+            all_written(loop, conn);
         return;
     }
     wspy_connection_poll(loop, conn);
@@ -533,11 +631,11 @@ void wspy_connection_send_replies(wspy_loop *loop, connection *conn)
     if (conn->queue) { /* §5.5.2: "MAY elect to send a Pong frame for only the most recently processed Ping" */
         size_t length;
         const uint8_t *frame = last_frame(replies, &length);
-        uint64_t size_before = wspy_queue_size(conn->queue);
+        uint64_t size_before = wspy_connection_unsent(conn);
         if (conn->flags & SENDABLE)
             wspy_queue_pong(conn->queue, frame, length);
-        set_backlog(loop, conn);
-        report_drained(loop, conn, size_before); /* it may take the place of a longer one */
+        wspy_connection_show_backlog(loop, conn);
+        wspy_connection_report_drained(loop, conn, size_before); /* it may take the place of a longer one */
     } else {
         wspy_connection_send_control(loop, conn, replies->data, replies->length);
     }

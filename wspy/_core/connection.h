@@ -18,6 +18,20 @@ void wspy_connection_drop_queue(connection *conn);
 void wspy_connection_abandon(wspy_loop *loop, connection *conn);
 /* The next event, to be filled in; there must be room. Valid until the next one. */
 wspy_event *wspy_connection_event(wspy_loop *loop, const connection *conn, uint32_t kind);
+/* Bytes that the kernel has not taken. */
+uint64_t wspy_connection_unsent(const connection *conn);
+/* Python reads them without a call. */
+void wspy_connection_show_backlog(wspy_loop *loop, connection *conn);
+/* Reports DRAINED if fewer than `before` are left now, and few enough. */
+void wspy_connection_report_drained(wspy_loop *loop, connection *conn, uint64_t before);
+/* Writes what is queued, as far as it goes, and ends what is ending. */
+void wspy_connection_flush(wspy_loop *loop, connection *conn);
+/* So many marks more were handed to the kernel. */
+void wspy_connection_passed(wspy_loop *loop, connection *conn, uint32_t marks);
+/* Nothing can be written any more. */
+void wspy_connection_cut_off(wspy_loop *loop, connection *conn, int error, int system_error);
+/* What the kernel has refused is tried again when it takes more. */
+void wspy_connection_await_kernel(wspy_loop *loop, connection *conn);
 /* onopen comes before anything else of a connection. */
 void wspy_connection_report_opened(wspy_loop *loop, connection *conn);
 
@@ -31,6 +45,10 @@ static inline uint32_t wspy_connection_kept(const connection *conn)
 int wspy_connection_may_read(const connection *conn);
 /* It comes first in the next turn. */
 void wspy_connection_read_later(wspy_loop *loop, connection *conn);
+/* The same, if it may read and there is plaintext for it. */
+void wspy_connection_resume(wspy_loop *loop, connection *conn);
+/* Whether bytes of the peer wait to be read: above 0. */
+ssize_t wspy_connection_peek(const connection *conn);
 void wspy_connection_forget_input(connection *conn);
 /* No more requests are read; Python answers this one. */
 void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error);

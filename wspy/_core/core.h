@@ -139,7 +139,12 @@ enum wspy_event_kind {
     WSPY_EVENT_PINGED = 21,   /* a keepalive ping was sent; payload in start (4 bytes, big endian) */
     WSPY_EVENT_ACCEPT_PAUSED = 22, /* start: errno; accepting goes on by itself later */
     WSPY_EVENT_DRAINED = 23,       /* of more unsent bytes than write_limit, the kernel has taken enough */
-    WSPY_EVENT_ENDING = 24         /* nothing more follows of what the peer sent: FINISH is due */
+    WSPY_EVENT_ENDING = 24,        /* nothing more follows of what the peer sent: FINISH is due */
+    /* with settings.raw, for Python to decrypt and encrypt in between; each is answered in its turn */
+    WSPY_EVENT_RAW = 25,      /* payload: ciphertext from the peer, for FEED; none at its end, for FEED_END */
+    WSPY_EVENT_OUT = 26,      /* payload: plaintext to the peer, for RAW_SEND with WSPY_RAW_OUT */
+    WSPY_EVENT_OUT_LAST = 27, /* the same, and nothing follows it: close_notify and WSPY_RAW_LAST, too */
+    WSPY_EVENT_GONE = 28      /* the connection is gone, whatever was known of it */
 };
 
 typedef struct {
@@ -274,6 +279,7 @@ typedef struct {
     uint32_t ping_timeout_ms;
     uint32_t idle_request_ms; /* between two requests of plain HTTP */
     uint32_t wants;           /* events below are reported only if wanted */
+    uint32_t raw;             /* 1: Python has TLS between the connections and the kernel, see RAW and OUT */
 } wspy_settings;
 
 #define WSPY_WANT_PING 1
@@ -306,9 +312,14 @@ enum wspy_command {
     WSPY_COMMAND_REFUSE =
         17, /* handle 0; an HTTP response for every connection that is in the middle of a request head;
                                 those without one are closed */
-    WSPY_COMMAND_FINISH = 18, /* what came before ENDING is answered */
-    WSPY_COMMAND_FAIL = 19    /* uint16_t close code: an extension has found the peer to break a rule */
+    WSPY_COMMAND_FINISH = 18,   /* what came before ENDING is answered */
+    WSPY_COMMAND_FAIL = 19,     /* uint16_t close code: an extension has found the peer to break a rule */
+    WSPY_COMMAND_FEED = 20,     /* plaintext from the peer */
+    WSPY_COMMAND_FEED_END = 21, /* no more of it follows; one byte: 0, or 1 if TLS has failed */
+    WSPY_COMMAND_RAW_SEND = 22  /* one byte of WSPY_RAW bits, then ciphertext to the peer */
 };
+#define WSPY_RAW_OUT 1  /* the answer to OUT or OUT_LAST: those bytes, encrypted */
+#define WSPY_RAW_LAST 2 /* nothing follows: our half of TCP is closed behind it */
 #define WSPY_BROADCAST_MARK 1
 
 /* Where a payload lies that is too long to be copied; the caller keeps it there until the call returns. */
@@ -328,7 +339,7 @@ typedef struct {
 
 typedef struct {
     uint64_t accepted, opened, closed, refused;
-    uint64_t messages_received, bytes_received, bytes_sent, broadcasts;
+    uint64_t messages_received, bytes_received, bytes_sent, broadcasts; /* bytes: with raw, plaintext */
     uint64_t protocol_errors, timeouts, accept_errors, turns;
     uint64_t connections; /* now, in every phase */
     uint64_t handshakes;  /* of these, before the 101 */

@@ -33,7 +33,8 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
 static void head_expired(wspy_loop *loop, connection *conn)
 {
     uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
-    if (conn->queue && conn->scanner.size == 0 && idle < allowed) { /* it is still taking the last answer */
+    if (wspy_connection_unsent(conn) && conn->scanner.size == 0 &&
+        idle < allowed) { /* it is still taking the last answer */
         wspy_connection_arm(loop, conn, allowed - idle);
         return;
     }
@@ -85,14 +86,16 @@ static int pong_is_overdue(const wspy_loop *loop, connection *conn)
     conn->flags &= (uint16_t)~AWAITS_PONG;
     /* what we did not read ourselves can't count against the peer */
     return is_late && wspy_connection_may_read(conn) && !(conn->flags & LISTED_READY) &&
-           wspy_sys_peek(conn->fd) <= 0;
+           wspy_connection_peek(conn) <= 0;
 }
 
 /* A full pipe needs no probe: that the kernel takes something is the answer, and it has as long. */
 static int is_stalled(const wspy_loop *loop, const connection *conn)
 {
     uint64_t allowed = (uint64_t)loop->settings.ping_interval_ms + loop->settings.ping_timeout_ms;
-    return conn->queue && ms_since(loop, wspy_queue_time(conn->queue)) >= allowed;
+    const wspy_queue *waiting =
+        conn->raw && wspy_raw_refused(conn->raw) ? wspy_raw_refused(conn->raw) : conn->queue;
+    return waiting && ms_since(loop, wspy_queue_time(waiting)) >= allowed;
 }
 
 static void keepalive_expired(wspy_loop *loop, connection *conn)
@@ -104,7 +107,7 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
         return;
     }
     /* a paused one is not in the epoll set; what it has sent is waited for */
-    if (!wspy_connection_may_read(conn) && wspy_sys_hung_up(conn->fd) && wspy_sys_peek(conn->fd) <= 0) {
+    if (!wspy_connection_may_read(conn) && wspy_sys_hung_up(conn->fd) && wspy_connection_peek(conn) <= 0) {
         wspy_connection_end(loop, conn, WSPY_ERROR_RESET, 0);
         return;
     }
@@ -121,7 +124,7 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
     uint32_t idle = ms_since(loop, conn->seen);
     if (idle < interval)
         wspy_connection_arm(loop, conn, interval - idle);
-    else if (conn->queue)
+    else if (wspy_connection_unsent(conn))
         wspy_connection_arm(loop, conn, least(interval, loop->settings.ping_timeout_ms));
     else if (!wspy_connection_may_read(conn)) /* no pong could be read */
         wspy_connection_arm(loop, conn, interval);
@@ -132,7 +135,8 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
 /* What the peer sent in time may still lie in the kernel. */
 static int was_not_read(const wspy_loop *loop, const connection *conn)
 {
-    return wspy_connection_is_late(loop, conn) && (conn->flags & LISTED_READY || wspy_sys_peek(conn->fd) > 0);
+    return wspy_connection_is_late(loop, conn) &&
+           (conn->flags & LISTED_READY || wspy_connection_peek(conn) > 0);
 }
 
 void wspy_connection_expired(wspy_loop *loop, connection *conn)

@@ -14,6 +14,22 @@ void wspy_connection_read_later(wspy_loop *loop, connection *conn)
     wspy_loop_list_ready(loop, conn);
 }
 
+void wspy_connection_resume(wspy_loop *loop, connection *conn)
+{
+    if (conn->raw && wspy_raw_is_readable(conn->raw) && wspy_connection_may_read(conn))
+        wspy_connection_read_later(loop, conn);
+}
+
+ssize_t wspy_connection_peek(const connection *conn)
+{
+    return conn->raw && wspy_raw_is_readable(conn->raw) ? 1 : wspy_sys_peek(conn->fd);
+}
+
+static ssize_t receive(connection *conn, void *data, size_t length)
+{
+    return conn->raw ? wspy_raw_recv(conn->raw, data, length) : wspy_sys_recv(conn->fd, data, length);
+}
+
 int wspy_connection_may_read(const connection *conn)
 {
     switch (conn->phase) {
@@ -154,7 +170,7 @@ static void received(wspy_loop *loop, connection *conn, size_t length)
 static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
 {
     if (got < 0 && wspy_sys_would_block(errno)) {
-        if (conn->end_errno) /* of a write that failed: now everything is read */
+        if (conn->end_errno && !conn->raw) /* of a write that failed: now everything is read */
             wspy_connection_end(loop, conn, WSPY_ERROR_RESET, conn->end_errno);
         return;
     }
@@ -167,7 +183,7 @@ static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
         wspy_connection_stop_reading(loop, conn);
         return;
     }
-    if (conn->phase == HEAD && conn->queue) { /* the same, and the answer is on its way */
+    if (conn->phase == HEAD && wspy_connection_unsent(conn)) { /* the same, and the answer is on its way */
         conn->phase = DECIDING;
         wspy_connection_end(loop, conn, WSPY_OK, 0);
         return;
@@ -183,7 +199,7 @@ static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
 /* Large payloads go straight to where they are assembled. */
 static ssize_t read_direct(wspy_loop *loop, connection *conn, uint8_t *at, size_t asked)
 {
-    ssize_t got = wspy_sys_recv(conn->fd, at, asked);
+    ssize_t got = receive(conn, at, asked);
     if (got <= 0) {
         nothing_received(loop, conn, got);
         return got;
@@ -199,7 +215,7 @@ static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
 {
     uint8_t *at = loop->arena + loop->arena_used;
     uint32_t kept = wspy_connection_kept(conn);
-    ssize_t got = wspy_sys_recv(conn->fd, at + kept, asked);
+    ssize_t got = receive(conn, at + kept, asked);
     if (got <= 0) {
         nothing_received(loop, conn, got);
         return got;
@@ -304,10 +320,20 @@ static void scan_head(wspy_loop *loop, connection *conn, const uint8_t *data, si
         keep(loop, conn, data, length);
 }
 
+/* Whether ciphertext has to come first. */
+static int lacks_plaintext(const connection *conn)
+{
+    return conn->raw && !wspy_raw_is_readable(conn->raw);
+}
+
 static void read_head(wspy_loop *loop, connection *conn)
 {
+    if (lacks_plaintext(conn)) {
+        wspy_raw_fetch(loop, conn);
+        return;
+    }
     uint8_t *at = loop->arena + loop->arena_used;
-    ssize_t got = wspy_sys_recv(conn->fd, at, HEAD_READ);
+    ssize_t got = receive(conn, at, HEAD_READ);
     if (got <= 0) {
         nothing_received(loop, conn, got);
         return;
@@ -333,7 +359,7 @@ static void read_behind_head(wspy_loop *loop, connection *conn)
     if (!wspy_loop_has_room(loop))
         return;
     uint8_t *at = loop->arena + loop->arena_used;
-    ssize_t got = wspy_sys_recv(conn->fd, at, KEPT_MAX - wspy_connection_kept(conn));
+    ssize_t got = receive(conn, at, KEPT_MAX - wspy_connection_kept(conn));
     if (got <= 0) {
         nothing_received(loop, conn, got);
         return;
@@ -361,6 +387,10 @@ void wspy_connection_readable(wspy_loop *loop, connection *conn)
         wspy_connection_stop_reading(loop, conn);
         return;
     }
+    if (conn->phase > HEAD && conn->phase < LINGER && lacks_plaintext(conn)) {
+        wspy_raw_fetch(loop, conn);
+        return;
+    }
     switch (conn->phase) {
     case HEAD:
         wspy_connection_read_later(loop, conn); /* established connections come first */
@@ -381,6 +411,7 @@ void wspy_connection_wake(wspy_loop *loop, connection *conn)
 {
     if (conn->input && conn->phase == OPEN)
         wspy_loop_list_ready(loop, conn);
+    wspy_connection_resume(loop, conn);
     wspy_connection_poll(loop, conn);
 }
 
@@ -410,4 +441,6 @@ void wspy_connection_go_on(wspy_loop *loop, connection *conn)
         wspy_connection_readable(loop, conn);
     if (conn->end_errno && conn->phase == OPEN) /* of a write that failed */
         go_on_to_the_end(loop, conn);
+    else if (!(conn->flags & DONE))
+        wspy_connection_resume(loop, conn);
 }

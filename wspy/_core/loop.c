@@ -9,7 +9,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
-#include "loop.h"
+#include "connection.h"
 #include "sys.h"
 
 /* What epoll reports for descriptors of the loop's own; a handle is below. */
@@ -231,22 +231,28 @@ static void publish_one(wspy_loop *loop, connection *conn)
         report(loop, conn, WSPY_EVENT_SENT, conn->sent_marks, 0);
     if (conn->has_drained)
         report(loop, conn, WSPY_EVENT_DRAINED, 0, 0);
+    if (conn->raw)
+        wspy_raw_report(loop, conn);
     if (conn->has_ending)
         report(loop, conn, WSPY_EVENT_ENDING, 0, 0);
     if (conn->flags & REPORT_CLOSED)
         report(loop, conn, WSPY_EVENT_CLOSED, closed_code(conn),
                (uint32_t)-conn->end_error |
                    (conn->end_error == WSPY_ERROR_RESET ? (uint32_t)conn->end_errno << 8 : 0));
+    if (conn->has_gone)
+        report(loop, conn, WSPY_EVENT_GONE, 0, 0);
     conn->sent_marks = 0;
-    conn->has_drained = conn->has_ending = 0;
+    conn->has_drained = conn->has_ending = conn->has_gone = 0;
     conn->flags &= (uint16_t) ~(REPORT_OPENED | REPORT_CLOSED | LISTED_REPORT);
     wspy_loop_release(loop, conn);
 }
 
 static void publish(wspy_loop *loop)
 {
-    while (loop->report.first != NO_SLOT && loop->sink.count + 5 <= EVENTS_SIZE) {
+    while (loop->report.first != NO_SLOT && loop->sink.count + 7 <= EVENTS_SIZE) {
         connection *conn = wspy_loop_slot(loop, loop->report.first);
+        if (!wspy_raw_fits(loop, conn))
+            return;
         loop->report.first = conn->next_report;
         publish_one(loop, conn);
     }
@@ -921,7 +927,7 @@ int wspy_loop_stats(wspy_loop *loop, wspy_stats *stats)
         const connection *conn = wspy_loop_slot(loop, slot);
         if (conn->phase == HEAD || conn->phase == DECIDING || conn->phase == OPENING)
             stats->handshakes++;
-        stats->backlog += wspy_queue_size(conn->queue);
+        stats->backlog += wspy_connection_unsent(conn);
     }
     unlock(loop);
     return WSPY_OK;

@@ -15,6 +15,7 @@
 #include "core.h"
 #include "protocol.h"
 #include "queue.h"
+#include "raw.h"
 #include "timers.h"
 
 enum phase {
@@ -56,7 +57,7 @@ typedef struct {
 #define NO_SLOT UINT32_MAX
 #define ALARM_MAX (UINT64_C(1) << 42) /* 139 years: in nanoseconds, more would wrap */
 
-typedef struct connection {
+struct connection {
     union {
         wspy_protocol protocol;    /* from OPENING on */
         wspy_head_scanner scanner; /* in HEAD */
@@ -64,6 +65,7 @@ typedef struct connection {
     wspy_timer timer;
     wspy_queue *queue; /* owned; NULL: all is written */
     wspy_input *input; /* owned; NULL: all is decoded */
+    wspy_raw *raw;     /* owned; NULL: nothing is between it and the kernel */
     int fd;
     uint32_t slot;
     uint32_t generation;
@@ -82,8 +84,9 @@ typedef struct connection {
     uint8_t address[16];
     uint8_t has_drained, has_ending; /* not reported yet */
     uint8_t awaits_finish;
+    uint8_t has_gone; /* not reported yet */
     uint32_t scope;
-} connection;
+};
 
 enum {
     CHUNK_CONNECTIONS = 256,
@@ -94,13 +97,16 @@ enum {
     HEAD_MAX = 256 << 10, /* the most that max_head may allow */
     HEAD_READ = 16 << 10,
     SCRATCH_SIZE = 64 << 10,
-    ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ,
+    OUT_ROOM = 1 << 20, /* behind all that, so that reading never keeps plaintext from being encrypted */
+    ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ + OUT_ROOM,
     EVENTS_TURN = 4096,
     EVENTS_EXPIRED = 512,             /* deadlines find room behind a full turn ... */
     EVENTS_SIZE = EVENTS_TURN + 1024, /* ... and reports behind both */
     POLL_MAX = 1024,
     ACCEPT_TURN = 64,
     HEADS_TURN = 64, /* what they cost Python shall not keep established connections waiting */
+    HANDSHAKE_HEADS =
+        4, /* so many heads a step of a TLS handshake counts for: it may take Python a millisecond */
     EXPIRE_TURN = 512,
     KEPT_MAX = 64 << 10, /* behind a head that waits for its decision */
     LINGER_MS = 1000,

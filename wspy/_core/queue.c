@@ -270,7 +270,7 @@ static uint32_t pass_marks(wspy_queue *queue)
     return passed;
 }
 
-int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes)
+int wspy_queue_flush_to(wspy_queue *queue, wspy_give *give, void *to, uint32_t *marks, uint64_t *bytes)
 {
     for (uint64_t most = *bytes + FLUSH_MAX; *bytes < most;) {
         place_pong(queue);
@@ -279,7 +279,7 @@ int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes
         size_t count = gather(queue, parts, &offered);
         if (count == 0)
             return queue->pong_length > 0;
-        ssize_t sent = wspy_sys_send(fd, parts, count);
+        ssize_t sent = give(to, parts, count);
         if (sent < 0)
             return wspy_sys_would_block(errno) ? 1 : -1;
         consume(queue, (size_t)sent);
@@ -289,4 +289,14 @@ int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes
             return 1;
     }
     return wspy_queue_size(queue) > 0;
+}
+
+static ssize_t give_to_descriptor(void *to, const struct iovec *parts, size_t count)
+{
+    return wspy_sys_send(*(const int *)to, parts, count);
+}
+
+int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes)
+{
+    return wspy_queue_flush_to(queue, give_to_descriptor, &fd, marks, bytes);
 }

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <sys/uio.h>
 
 /* One payload for many queues. Each reference is one share; the last release frees it. */
@@ -36,6 +37,9 @@ int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length);
 /* Writes, 256 KiB at a time however fast the peer is. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
  * passed to *marks, the bytes to *bytes. */
 int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes);
+/* The same to what is not a descriptor: give behaves as wspy_sys_send, and gets `to`. */
+typedef ssize_t wspy_give(void *to, const struct iovec *parts, size_t count);
+int wspy_queue_flush_to(wspy_queue *queue, wspy_give *give, void *to, uint32_t *marks, uint64_t *bytes);
 uint64_t wspy_queue_size(const wspy_queue *queue);
 /* A tick that its owner notes: when the kernel last took something. */
 void wspy_queue_set_time(wspy_queue *queue, uint32_t tick);
