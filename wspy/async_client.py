@@ -27,6 +27,8 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
+    from ssl import SSLObject
+
     from .extensions import Extension
     from .http11 import Request
     from .serving import BaseServer
@@ -49,7 +51,18 @@ MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits 
 class Rare:
     """What only some connections need, made when it is first needed."""
 
-    __slots__ = ("close_code", "close_reason", "failure", "fragments", "held", "is_aborted", "peer", "resumes", "sent")
+    __slots__ = (
+        "close_code",
+        "close_reason",
+        "failure",
+        "fragments",
+        "held",
+        "is_aborted",
+        "peer",
+        "resumes",
+        "sent",
+        "ssl_object",
+    )
 
     def __init__(self) -> None:
         # what arrived during a pause: kind, payload, and whether onframe has seen it
@@ -63,6 +76,7 @@ class Rare:
         self.close_code: int | None = None
         self.close_reason = ""
         self.peer: core.Address | None = None
+        self.ssl_object: SSLObject | None = None
 
 
 class AsyncClient:
@@ -332,6 +346,7 @@ class AsyncClient:
         if isinstance(request, bytes):
             request = self.server.handshake.read(self._kept(request))
             request.remote_address = self.remote_address
+            request.ssl_object = self.ssl_object
         return request
 
     def _keep(self, head: bytes) -> bytes:
@@ -354,6 +369,21 @@ class AsyncClient:
         if self._rare is not None and self._rare.peer is not None:
             return self._rare.peer
         return self.server.loop.peer(self._handle)
+
+    @property
+    def ssl_object(self) -> SSLObject | None:
+        """What tells about TLS, such as the client's certificate by ``getpeercert()``; None without TLS.
+
+        It is not to be read from or written to.
+        """
+        if self._rare is not None and self._rare.ssl_object is not None:
+            return self._rare.ssl_object
+        return self.server._ssl_object(self._handle)
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection goes through TLS."""
+        return self.server.secure
 
     @property
     def _handle(self) -> int:

@@ -77,6 +77,8 @@ class AsyncServer(BaseServer[AsyncClient]):
         keep_request: keep request heads after ``onopen``, for ``client.request`` and ``client.path``.
         backlog: connections that the kernel completes before they are accepted.
         reuse_port: let other processes listen on the same port.
+        ssl: an ``ssl.SSLContext`` with a certificate, to speak TLS and nothing else: ``wss``. ``open_timeout`` is for
+            its handshake, too. Renegotiation is turned off in it.
 
     Attributes:
         address: where it listens, as ``socket.getsockname`` has it: with the port that was found for port 0.

@@ -93,7 +93,8 @@ class Request:
         is_websocket: whether this asks to switch to WebSocket: ``Upgrade`` and ``Connection`` say so.
         keep_alive: whether the client may send another request, RFC 9112 §9.3.
 
-    ``remote_address`` is for whoever owns the socket to set; the head doesn't tell it.
+    ``remote_address`` and ``ssl_object`` are for whoever owns the socket to set; the head doesn't tell them. The latter
+    is an ``ssl.SSLObject`` if the request came over TLS: it knows the client's certificate.
     """
 
     head: bytes
@@ -105,7 +106,13 @@ class Request:
     is_websocket: bool
     keep_alive: bool
     remote_address: tuple[Any, ...] | str | None = field(default=None, init=False)
+    ssl_object: Any = field(default=None, init=False)
     _query: dict[str, str] | None = field(default=None, init=False)
+
+    @property
+    def secure(self) -> bool:
+        """Whether it came over TLS."""
+        return self.ssl_object is not None
 
     @property
     def query(self) -> dict[str, str]:

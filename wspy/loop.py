@@ -50,6 +50,7 @@ __all__ = [
     "key",
     "message_prefix",
     "note",
+    "prefix",
 ]
 
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
@@ -70,6 +71,9 @@ NOTE: Final = lib.WSPY_COMMAND_NOTE << SHIFT
 REFUSE: Final = lib.WSPY_COMMAND_REFUSE << SHIFT
 FINISH: Final = lib.WSPY_COMMAND_FINISH << SHIFT
 FAIL: Final = lib.WSPY_COMMAND_FAIL << SHIFT
+FEED: Final = lib.WSPY_COMMAND_FEED << SHIFT
+FEED_END: Final = lib.WSPY_COMMAND_FEED_END << SHIFT
+RAW_SEND: Final = lib.WSPY_COMMAND_RAW_SEND << SHIFT
 HANDLE: Final = (1 << SHIFT) - 1
 SLOT: Final = lib.WSPY_SLOT_MASK
 EVERYONE: Final = lib.WSPY_FOREVER
@@ -94,6 +98,14 @@ EVENT_PINGED: Final = lib.WSPY_EVENT_PINGED
 EVENT_ACCEPT_PAUSED: Final = lib.WSPY_EVENT_ACCEPT_PAUSED
 EVENT_DRAINED: Final = lib.WSPY_EVENT_DRAINED
 EVENT_ENDING: Final = lib.WSPY_EVENT_ENDING
+EVENT_RAW: Final = lib.WSPY_EVENT_RAW
+EVENT_OUT: Final = lib.WSPY_EVENT_OUT
+EVENT_OUT_LAST: Final = lib.WSPY_EVENT_OUT_LAST
+EVENT_GONE: Final = lib.WSPY_EVENT_GONE
+
+# What RAW_SEND begins with if it answers OUT, or OUT_LAST.
+OUT: Final = bytes([lib.WSPY_RAW_OUT])
+OUT_AND_LAST: Final = bytes([lib.WSPY_RAW_OUT | lib.WSPY_RAW_LAST])
 
 # As a positive number, as CLOSED has it.
 EXTENSION_ERROR: Final = -lib.WSPY_ERROR_EXTENSION
@@ -144,6 +156,7 @@ class Settings(NamedTuple):
     wants_pongs: bool = False
     wants_pinged: bool = False
     wants_endings: bool = False
+    raw: bool = False  # connections go through TLS, which is ours
 
 
 def _deadline(settings: Settings, name: str) -> int:
@@ -186,6 +199,7 @@ def _c_settings(settings: Settings) -> Any:
             "ping_timeout_ms": _deadline(settings, "ping_timeout"),
             "idle_request_ms": _deadline(settings, "idle_request_timeout"),
             "wants": wants,
+            "raw": settings.raw,
         },
     )
 
@@ -514,6 +528,16 @@ def handle(key: bytes) -> int:
 def command(handle: int, payload: bytes = b"") -> Command:
     """Return a command to push: a handle with the command added, and a payload."""
     return _KEY.pack(handle), _LENGTH.pack(len(payload)), payload
+
+
+def prefix(length: int, first: bytes = b"") -> bytes:
+    """Return what stands between the key and the payload of a command that has no frame.
+
+    Args:
+        length: bytes of the payload.
+        first: what the core is to see before it.
+    """
+    return _LENGTH.pack(len(first) + length) + first
 
 
 def note(handle: int, payload: Any) -> Command:

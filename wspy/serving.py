@@ -34,12 +34,14 @@ from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_second
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .secured import Secured, checked_context
 from .signals import StopSignals
 from .version import __version__
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Hashable, Iterable, Mapping
+    from ssl import SSLContext, SSLObject
 
     from .extensions import Agreement, Extension
 
@@ -103,6 +105,7 @@ class Options(TypedDict, total=False):
     keep_request: bool
     backlog: int
     reuse_port: bool
+    ssl: SSLContext | None
 
 
 class BaseServer(Generic[AnyClient]):
@@ -141,8 +144,10 @@ class BaseServer(Generic[AnyClient]):
         keep_request: bool = True,
         backlog: int = 1024,
         reuse_port: bool = False,
+        ssl: SSLContext | None = None,
     ) -> None:
         _check_handlers(self, extra_headers)
+        context = None if ssl is None else checked_context(ssl)
         if loglevel is not None:
             logging.basicConfig(level=loglevel)
         self.handshake = ServerHandshake(
@@ -186,8 +191,10 @@ class BaseServer(Generic[AnyClient]):
                 wants_pings=self._overrides("onpingreceived", "onframe"),
                 wants_pongs=self._overrides("onpong", "onframe"),
                 wants_pinged=self._overrides("onping"),
+                raw=context is not None,
             )
         )
+        self._secured = None if context is None else Secured(context, self.loop, self._name)
         self._owns_listener = not isinstance(address, socket.socket)
         try:
             self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
@@ -473,6 +480,57 @@ class BaseServer(Generic[AnyClient]):
         if hasattr(self, "address") and not self.loop.closed:
             warnings.warn(f"{type(self).__name__} was not closed", ResourceWarning, source=self, stacklevel=1)
             self._let_go()
+
+    # ---- TLS ----
+
+    @property
+    def secure(self) -> bool:
+        """Whether the server speaks TLS. Thread-safe."""
+        return self._secured is not None
+
+    def reload_tls(
+        self,
+        certificate: SSLContext | str | bytes | os.PathLike[Any],
+        keyfile: str | bytes | os.PathLike[Any] | None = None,
+        password: Callable[[], str | bytes] | str | bytes | None = None,
+    ) -> None:
+        """Use another certificate from now on: new connections get it, open ones keep theirs. Thread-safe.
+
+        If anything is wrong with it, that is raised and everything stays as it is.
+
+        Args:
+            certificate: the path of a certificate chain, which is loaded into the server's context; or another
+                context, which takes its place.
+            keyfile: the path of its private key; None if that is in the same file.
+            password: as for ``ssl.SSLContext.load_cert_chain``.
+
+        Raises:
+            OSError: a file can't be read.
+            RuntimeError: the server has no ``ssl``.
+            ssl.SSLError: certificate and key don't belong together, or are none.
+            TypeError, ValueError: the context is none for servers.
+        """
+        if self._secured is None:
+            raise RuntimeError("the server was made without ssl, and can't begin to speak TLS")
+        self._secured.reload(certificate, keyfile, password)
+
+    def _ssl_object(self, handle: int) -> SSLObject | None:
+        return None if self._secured is None else self._secured.ssl_object(handle)
+
+    def _on_raw(self, slot: int, start: int, length: int) -> None:
+        if self._secured is not None:
+            self._secured.received(slot, self.loop.payload(core.EVENT_APART, start, length))
+
+    def _on_out(self, slot: int, start: int, length: int, *, is_last: bool = False) -> None:
+        if self._secured is not None:
+            self._secured.to_send(slot, self.loop.payload(core.EVENT_APART, start, length), is_last=is_last)
+
+    def _on_out_last(self, slot: int, start: int, length: int) -> None:
+        self._on_out(slot, start, length, is_last=True)
+
+    def _on_gone(self, slot: int, _start: int, _length: int) -> None:
+        if self._secured is not None:
+            self._secured.gone(slot)
 
     # ---- calls and broadcasts ----
 
@@ -916,6 +974,7 @@ class BaseServer(Generic[AnyClient]):
     def _request(self, handle: int, head: bytes) -> Request:
         request = self.handshake.read(head)
         request.remote_address = self.loop.peer(handle)
+        request.ssl_object = self._ssl_object(handle)
         return request
 
     def _decision(self, request: Request) -> Response | Acceptance:
@@ -1034,6 +1093,7 @@ class BaseServer(Generic[AnyClient]):
         self._rares.pop(client._key, None)
         self._exchanges.pop(client._key, None)
         rare.peer = self.loop.peer(client._handle)
+        rare.ssl_object = self._ssl_object(client._handle)
         reason = "" if rare.close_code is not None else error_text(error & 0xFF, error >> 8)
         if rare.failure is not None and error & 0xFF == core.EXTENSION_ERROR:
             reason = rare.failure.message
@@ -1060,6 +1120,10 @@ _RARE_EVENTS: Final = {
     core.EVENT_ACCEPT_PAUSED: "_on_accept_paused",
     core.EVENT_DRAINED: "_on_drained",
     core.EVENT_ENDING: "_on_ending",
+    core.EVENT_RAW: "_on_raw",
+    core.EVENT_OUT: "_on_out",
+    core.EVENT_OUT_LAST: "_on_out_last",
+    core.EVENT_GONE: "_on_gone",
 }
 
 _EVENT_HANDLERS: Final[dict[int, Callable[[BaseServer[Any], Any, Any], None]]] = {

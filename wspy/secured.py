@@ -1,0 +1,182 @@
+"""How do the connections of a server get through TLS? What came becomes plaintext, and what goes becomes ciphertext.
+
+The core has the sockets and everything above TLS; here is what the raw mode of core.h leaves to Python: events become
+commands. All of it is called in the server's thread, but for what says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from . import loop as core
+from .tls import TLS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from .loop import Loop
+
+__all__ = ["Secured", "checked_context"]
+
+log = logging.getLogger("wspy.server")
+
+# nginx's words, more or less, to who speaks HTTP where TLS is spoken: it has no keys to read anything else with.
+_PLAIN_HTTP: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 36\r\nConnection: close\r\n\r\n"
+    b"this port speaks HTTPS and WSS only\n"
+)
+
+
+def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return a context as a server needs it: without renegotiation, by which a client could keep a server busy.
+
+    Raises:
+        TypeError: it is no ``ssl.SSLContext``.
+        ValueError: it is one for clients.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl takes an ssl.SSLContext, not {type(context).__name__}")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError("this context is for clients: make one by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+class _Connection:
+    """The TLS of one connection, and the keys of the commands that are for it."""
+
+    __slots__ = ("abort_key", "end_key", "feed_key", "handle", "send_key", "tls")
+
+    def __init__(self, handle: int, tls: TLS) -> None:
+        self.handle = handle
+        self.tls = tls
+        self.feed_key = core.key(handle | core.FEED)
+        self.send_key = core.key(handle | core.RAW_SEND)
+        self.end_key = core.key(handle | core.FEED_END)
+        self.abort_key = core.key(handle | core.ABORT)
+
+
+class Secured:
+    """The TLS of all connections of a loop.
+
+    Args:
+        context: as ``checked_context`` returns it.
+        loop: whose settings say ``raw``.
+        name: returns what the log calls the peer of a handle.
+    """
+
+    def __init__(self, context: ssl.SSLContext, loop: Loop, name: Callable[[int], str]) -> None:
+        self._context = context
+        # an SSL_CTX may not be changed while a connection is made from it
+        self._loading = Lock()
+        self._loop = loop
+        self._push = loop.push
+        self._name = name
+        self._connections: dict[int, _Connection] = {}
+        """By slot, from the first bytes of the peer on."""
+
+    # ---- certificates ----
+
+    def reload(
+        self,
+        certificate: ssl.SSLContext | str | bytes | os.PathLike[Any],
+        keyfile: str | bytes | os.PathLike[Any] | None,
+        password: Callable[[], str | bytes] | str | bytes | None,
+    ) -> None:
+        """Use another context, or another certificate, for connections to come. Thread-safe."""
+        if isinstance(certificate, ssl.SSLContext):
+            if keyfile is not None or password is not None:
+                raise TypeError(
+                    "a context has its keys already: keyfile and password go with the path of a certificate"
+                )
+            self._context = checked_context(certificate)
+            return
+        # whatever is wrong with the files is found out here, while the context in use is as it was
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, keyfile, password)
+        with self._loading:
+            self._context.load_cert_chain(certificate, keyfile, password)
+
+    # ---- events ----
+
+    def received(self, slot: int, ciphertext: bytes) -> None:
+        """Decrypt what has come from a peer: RAW. Nothing means that it has ended TCP."""
+        connection = self._connections.get(slot) or self._begin(slot)
+        try:
+            if ciphertext:
+                self._receive(connection, ciphertext)
+            else:
+                connection.tls.eof()
+                self._push((connection.end_key, *_CLEAN))
+        except ssl.SSLError as error:
+            self._failed(connection, error)
+        except BaseException:
+            # records were lost: nobody could make sense of those that follow
+            self._push((connection.abort_key, _NOTHING, b""))
+            raise
+
+    def _begin(self, slot: int) -> _Connection:
+        handle = self._loop.handle(slot)
+        with self._loading:
+            tls = TLS(self._context, server_side=True)
+        connection = self._connections[slot] = _Connection(handle, tls)
+        return connection
+
+    def _receive(self, connection: _Connection, ciphertext: bytes) -> None:
+        tls = connection.tls
+        plaintext = tls.receive(ciphertext)
+        answer = tls.take()
+        if answer:
+            self._push((connection.send_key, core.prefix(len(answer), b"\0"), answer))
+        if plaintext:
+            self._push((connection.feed_key, core.prefix(len(plaintext)), plaintext))
+        if tls.failure is not None:
+            raise tls.failure
+        if tls.has_ended:
+            self._push((connection.end_key, *_CLEAN))
+
+    def _failed(self, connection: _Connection, error: ssl.SSLError) -> None:
+        """End a connection whose peer does not speak TLS, or not as it has to, behind the alert that says so."""
+        log.info("TLS with %s has failed: %s", self._name(connection.handle), error.reason or error)
+        last = connection.tls.take()
+        if error.reason == "HTTP_REQUEST":
+            last += _PLAIN_HTTP
+        self._push((connection.send_key, core.prefix(len(last), b"\0"), last, connection.end_key, *_FAILED))
+
+    def to_send(self, slot: int, plaintext: bytes, *, is_last: bool) -> None:
+        """Encrypt what goes to a peer: OUT, or OUT_LAST, behind which goes close_notify."""
+        connection = self._connections.get(slot)
+        if connection is None:  # it ends before its peer has said anything
+            connection = self._begin(slot)
+        tls = connection.tls
+        try:
+            tls.send(plaintext)
+            if is_last:
+                tls.close()
+            ciphertext = tls.take()
+        except ssl.SSLError as error:
+            log.info("TLS with %s has failed: %s", self._name(connection.handle), error.reason or error)
+            self._push((connection.abort_key, _NOTHING, b""))
+        except BaseException:
+            self._push((connection.abort_key, _NOTHING, b""))
+            raise
+        else:
+            bits = core.OUT_AND_LAST if is_last else core.OUT
+            self._push((connection.send_key, core.prefix(len(ciphertext), bits), ciphertext))
+
+    def gone(self, slot: int) -> None:
+        """Forget a connection: GONE."""
+        self._connections.pop(slot, None)
+
+    def ssl_object(self, handle: int) -> ssl.SSLObject | None:
+        """Return what tells about the TLS of a connection; None once it is gone. Thread-safe."""
+        connection = self._connections.get(handle & core.SLOT)
+        return connection.tls.ssl_object if connection is not None and connection.handle == handle else None
+
+
+_NOTHING: Final = core.prefix(0)
+_CLEAN: Final = (core.prefix(1), b"\0")
+_FAILED: Final = (core.prefix(1), b"\1")
