@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 import pytest
 from measures import PATIENCE
 from reference import masked
+from tls_socket import TLSSocket, server_context
 
 import wspy
 from wspy._core import ffi, lib
@@ -183,6 +184,7 @@ class RawClient:
         source: the address to connect from.
         pace: returns how many bytes the server has read in all, and may wait a moment for as many as it is given; then
             each piece is read before the next one is sent.
+        secure: whether to speak TLS; its handshake comes with the first byte that is sent.
     """
 
     def __init__(
@@ -192,11 +194,12 @@ class RawClient:
         receive_buffer: int | None = None,
         source: str | None = None,
         pace: Callable[[int], int] | None = None,
+        secure: bool = False,
     ) -> None:
         family = (
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if len(address) == 4 else socket.AF_INET
         )
-        self.socket = socket.socket(family, socket.SOCK_STREAM)
+        self.socket: Any = socket.socket(family, socket.SOCK_STREAM)
         self._pace = pace
         self._data = bytearray()
         self.claimed = 0
@@ -216,6 +219,8 @@ class RawClient:
             self.socket.close()
             raise
         self.address = self.socket.getsockname()
+        if secure:
+            self.socket = TLSSocket(self.socket)
 
     # ---- sending ----
 
@@ -350,6 +355,7 @@ class RawClient:
         self.send(close_frame(code, reason))
         self.closes(code)
         self.eof()
+        assert not getattr(self.socket, "is_cut_off", False), "close_notify is missing (RFC 8446 §6.1)"
         self.end()
 
     # ---- bytes ----
@@ -393,11 +399,11 @@ class RawClient:
 
     def waiting(self) -> bytes:
         """Return what has arrived and was not taken, without waiting for more."""
-        while self._polled(select.POLLIN | select.POLLRDHUP):
-            data = self.socket.recv(1 << 18)
-            if not data:
-                break
-            self._data += data
+        self.socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while data := self.socket.recv(1 << 18):
+                self._data += data
+        self.socket.settimeout(DEADLINE_S)
         return bytes(self._data)
 
     def eof(self) -> None:
@@ -590,7 +596,7 @@ class Server(ABC):
 
     def connect(self, **options: Any) -> RawClient:
         """Return a client whose connection is there and nothing more."""
-        peer = RawClient(self.address, **options)
+        peer = RawClient(self.address, secure=self.secure, **options)
         self._peers.append(peer)
         return peer
 
@@ -650,6 +656,8 @@ class Epoll(Server):
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
         methods = {name: self._method(name) for name in {*ALWAYS, *handlers}}
+        if self.secure:
+            options = {"ssl": server_context(), **options}
         self.server = type("Recorded", (self.kind,), methods)(address, **options)
         self.address = self.server.address
 
@@ -990,7 +998,37 @@ class Connections(Server):
             return self._used_seconds + sum(time.clock_gettime(clock) for clock in clocks)
 
 
-FRONT_ENDS: Final[dict[str, type[Server]]] = {"epoll": Epoll, "threads": Threaded, "connection": Connections}
+WITHOUT_TLS: Final = {
+    "kind": "who makes a server by himself gets one without TLS",
+    "prompt": "TLS needs the server's thread: for a handshake, and to encrypt what is sent",
+    "raw sockets": "its peers speak TLS, and these don't",
+    "seam": "one system call more or less is of TLS",
+}
+
+
+class SecureEpoll(Epoll):
+    """``AsyncServer`` that speaks TLS."""
+
+    secure = True
+    lacks = WITHOUT_TLS
+
+
+class SecureThreaded(Threaded):
+    """``Server`` that speaks TLS."""
+
+    secure = True
+    lacks = WITHOUT_TLS
+
+
+FRONT_ENDS: Final[dict[str, type[Server]]] = {
+    "epoll": Epoll,
+    "threads": Threaded,
+    "connection": Connections,
+    "epoll-tls": SecureEpoll,
+    "threads-tls": SecureThreaded,
+}
+PLAIN: Final = [name for name, kind in FRONT_ENDS.items() if not kind.secure]
+SECURE: Final = [name for name, kind in FRONT_ENDS.items() if kind.secure]
 
 
 def only(*front_ends: str, because: str) -> pytest.MarkDecorator:

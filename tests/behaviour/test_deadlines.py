@@ -78,7 +78,7 @@ def test_an_open_connection_has_no_such_deadline(serve: Servers) -> None:
     assert peer.message() == "still here"
 
 
-@needs("http")
+@needs("http", "prompt")
 def test_a_slow_decision_is_no_fault_of_the_peer(serve: Servers) -> None:
     entered, go_on = threading.Event(), threading.Event()
 

@@ -600,7 +600,7 @@ def test_c18_max_connections(serve: Servers) -> None:
     server.open().close()
 
 
-@needs("queue")
+@needs("queue", "prompt")
 def test_notsent_lowat_is_set(serve: Servers) -> None:
     """The kernel holds back little of what a peer does not read: the limits of this side can work."""
     amounts = []

@@ -97,7 +97,7 @@ def drive(peers: list[Peer], deadline: float) -> None:
                     selector.modify(peer.socket, wanted, peer)
 
 
-@needs("policies")
+@needs("policies", "raw sockets")
 def test_two_thousand_clients_at_once(serve: Servers) -> None:
     """Each gets exactly its own echoes; afterwards nothing is left of them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -126,7 +126,7 @@ def test_two_thousand_clients_at_once(serve: Servers) -> None:
     assert len(server.server.clients) == 0
 
 
-@needs("policies")
+@needs("policies", "raw sockets")
 def test_all_two_thousand_are_there_at_the_same_time(serve: Servers) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * CLIENTS + 200
@@ -185,6 +185,7 @@ def test_t8_churn(serve: Servers) -> None:
     assert len(server.stories) == count
 
 
+@needs("raw sockets")
 def test_h8_handshakes_that_drip(serve: Servers) -> None:
     """Hundreds of slow ones are gone at the deadline, and others are not held up by them."""
     server = serve(onmessage=echo, open_timeout=0.5)

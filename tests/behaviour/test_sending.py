@@ -65,6 +65,7 @@ def test_any_thread_may_send(serve: Servers) -> None:
         assert peer.message() == payload
 
 
+@needs("prompt")
 def test_another_thread_does_not_wait_for_a_handler(serve: Servers) -> None:
     """Whoever sends writes: a handler that takes long delays its own client only."""
     entered, go_on = threading.Event(), threading.Event()
@@ -94,6 +95,7 @@ def test_another_thread_does_not_wait_for_a_handler(serve: Servers) -> None:
         go_on.set()
 
 
+@needs("prompt")
 def test_a_long_message_leaves_before_its_handler_returns(serve: Servers) -> None:
     """What is queued keeps its memory, so that what is long does not wait for the end of a batch."""
     arrived = threading.Event()
@@ -270,7 +272,7 @@ def test_onping_tells_of_pings_that_are_sent(serve: Servers) -> None:
     server.wait(lambda: server.story(peer).named("onping") == [b"from another thread"], "onping")
 
 
-@needs("onsent")
+@needs("onsent", "prompt")
 def test_onping_and_onsent_come_in_the_order_of_what_is_sent(serve: Servers) -> None:
     """And only when the kernel has it: what waits for a slow peer was not sent yet."""
     server = serve(onping=lambda client, payload: None, onsent=lambda client, message: None, queues=True)

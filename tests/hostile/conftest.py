@@ -11,15 +11,15 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent))
 pytest.register_assert_rewrite("drivers")
 
-from drivers import FRONT_ENDS, Servers  # noqa: E402 -- its asserts are rewritten only from here on
+from drivers import PLAIN, Servers  # noqa: E402 -- its asserts are rewritten only from here on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(params=FRONT_ENDS)
+@pytest.fixture(params=PLAIN)
 def front_end(request: pytest.FixtureRequest) -> str:
-    """The name of a front end."""
+    """The name of a front end: without TLS, unless a test is about that."""
     return str(request.param)
 
 

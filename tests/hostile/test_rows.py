@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from drivers import FRONT_ENDS
+from drivers import PLAIN
 from rows import IN_ITS_TEST, ROWS
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -31,10 +31,10 @@ def collected() -> dict[str, set[str]]:
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
     result = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout[-2000:]
-    found: dict[str, set[str]] = {front_end: set() for front_end in FRONT_ENDS}
+    found: dict[str, set[str]] = {front_end: set() for front_end in PLAIN}
     for test in filter(re.compile(r"\S+\.py::").match, result.stdout.splitlines()):
         name = test.rpartition("::")[2] if "[" not in test else test[test.rindex("::", 0, test.index("[")) + 2 :]
-        fronts = [front_end for front_end in FRONT_ENDS if re.search(rf"\[(.*-)?{front_end}[-\]]", name)]
+        fronts = [front_end for front_end in PLAIN if re.search(rf"\[(.*-)?{front_end}[-\]]", name)]
         # a test that chooses no front end is about AsyncServer
         for front_end in fronts or ["epoll"]:
             found[front_end] |= rows_of(name)
@@ -42,7 +42,7 @@ def collected() -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("front_end", PLAIN)
 def test_every_row_that_applies_has_a_test(front_end: str, collected: dict[str, set[str]]) -> None:
     missing = [name for name, row in ROWS.items() if row.applies_to(front_end) and name not in collected[front_end]]
     assert not missing
@@ -57,7 +57,7 @@ def test_every_row_that_the_tests_of_connection_are_said_to_have_is_there() -> N
 
 def test_each_exception_is_about_a_front_end_that_exists() -> None:
     for row in ROWS.values():
-        assert row.why_not.keys() <= {*FRONT_ENDS, "*"}
+        assert row.why_not.keys() <= {*PLAIN, "*"}
         assert all(row.why_not.values())
 
 
