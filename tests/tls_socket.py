@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from functools import cache
@@ -64,6 +65,15 @@ class TLSSocket:
         while self._unsent:
             self._unsent = self._unsent[self.plain.send(self._unsent) :]
 
+    def sealed(self, data: bytes = b"") -> bytes:
+        """Return what would be sent for some plaintext, or to begin the handshake, without sending it."""
+        if self._is_open:
+            self.tls.write(data)
+        else:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+        return self._outgoing.read()
+
     def _more(self) -> bool:
         """Receive ciphertext; return False at its end."""
         data = self.plain.recv(1 << 18)
@@ -88,10 +98,8 @@ class TLSSocket:
         self.shake_hands()
         self.flush()
         sent = self.tls.write(memoryview(data)[: 1 << 14])
-        try:
+        with contextlib.suppress(BlockingIOError, TimeoutError):
             self.flush()
-        except (BlockingIOError, TimeoutError):
-            pass
         return sent
 
     def sendall(self, data: bytes) -> None:
@@ -131,9 +139,7 @@ class TLSSocket:
     def shutdown(self, how: int) -> None:
         """End this half with close_notify, or both without."""
         if how == socket.SHUT_WR and self._is_open:
-            try:
+            with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()
-            except ssl.SSLError:
-                pass
             self.flush()
         self.plain.shutdown(how)

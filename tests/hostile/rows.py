@@ -17,7 +17,7 @@ BODIES: Final = "bodies of plain HTTP are refused with 413 (B24)"
 ELSEWHERE: Final = "the same for all front ends: tested with the module that decides it"
 ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
-TLS: Final = "no TLS yet"
+TLS: Final = "no TLS there yet"
 AUTHENTICATION: Final = "no authentication yet"
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
@@ -246,7 +246,20 @@ ROWS: Final[dict[str, Row]] = {
     "I22": Row("two concurrent recv", {"epoll": ASYNCIO, "threads": ITS_OWN, "connection": IN_ITS_TEST}),
     "I23": Row("free threading and sub-interpreters", {"*": ELSEWHERE}),
     "I24": Row("a partial message at the end"),
-    **later("J", 13, TLS),
+    # TLS
+    "J1": Row("a TLS handshake that drips, or none", {"connection": TLS}),
+    "J2": Row("plain HTTP where TLS is spoken", {"connection": TLS}),
+    "J3": Row("TLS where plain HTTP is spoken", {"connection": TLS}),
+    "J4": Row("several frames in a record, and silence", {"connection": TLS}),
+    "J5": Row("a record in many segments", {"connection": TLS}),
+    "J6": Row("TLS that waits for the other direction", {"connection": TLS}),
+    "J7": Row("renegotiation", {"connection": TLS}),
+    "J8": Row("the end of TCP without close_notify", {"connection": TLS}),
+    "J9": Row("close_notify without a Close frame", {"connection": TLS}),
+    "J10": Row("key updates, tickets and early data", {"connection": TLS}),
+    "J11": Row("certificates that a client has to refuse", {"*": CLIENT}),
+    "J12": Row("another certificate while serving", {"connection": TLS}),
+    "J13": Row("many handshakes", {"connection": TLS}),
     **later("K", 19, AUTHENTICATION),
     # injection
     "L1": Row("headers that can't be sent"),
