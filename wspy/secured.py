@@ -144,7 +144,9 @@ class Secured:
         last = connection.tls.take()
         if error.reason == "HTTP_REQUEST":
             last += _PLAIN_HTTP
-        self._push((connection.send_key, core.prefix(len(last), b"\0"), last, connection.end_key, *_FAILED))
+        if last:
+            self._push((connection.send_key, core.prefix(len(last), b"\0"), last))
+        self._push((connection.end_key, *_FAILED))
 
     def to_send(self, slot: int, plaintext: bytes, *, is_last: bool) -> None:
         """Encrypt what goes to a peer: OUT, or OUT_LAST, behind which goes close_notify."""

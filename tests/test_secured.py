@@ -1,0 +1,218 @@
+"""Do events with ciphertext and plaintext become the right commands, whatever is raised meanwhile?"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tls_socket import authority, client_context, server_context
+
+from wspy import loop as core
+from wspy.secured import Secured, checked_context
+from wspy.tls import TLS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SLOT = 7
+HANDLE = 1 << 24 | SLOT
+FEED, FEED_END, RAW_SEND, ABORT = (
+    core.key(HANDLE | command) for command in (core.FEED, core.FEED_END, core.RAW_SEND, core.ABORT)
+)
+
+
+class Queue:
+    """What Secured asks of a loop."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[bytes, bytes]] = []
+
+    def push(self, commands: Any) -> None:
+        """Take commands."""
+        assert len(commands) % 3 == 0
+        for key, prefix, payload in zip(commands[::3], commands[1::3], commands[2::3], strict=True):
+            assert int.from_bytes(prefix[:4], "little") == len(prefix) - 4 + len(payload)
+            self.commands.append((key, prefix[4:] + payload))
+
+    @staticmethod
+    def handle(slot: int) -> int:
+        """Return the one there is."""
+        assert slot == SLOT
+        return HANDLE
+
+    def take(self) -> list[tuple[bytes, bytes]]:
+        """Return the commands since the last time."""
+        taken, self.commands = self.commands, []
+        return taken
+
+
+class Conversation:
+    """A client, and the server's side of its connection."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.queue = Queue()
+        self.secured = Secured(context or server_context(), self.queue, lambda _: "somebody")  # type: ignore[arg-type]
+        self.client = TLS(client_context(), server_side=False, server_hostname="localhost")
+
+    def open(self) -> None:
+        """Perform the handshake."""
+        while ciphertext := self.client.take():
+            self.secured.received(SLOT, ciphertext)
+            for key, payload in self.queue.take():
+                assert key == RAW_SEND
+                assert payload[:1] == b"\0"
+                self.client.receive(payload[1:])
+
+
+@pytest.fixture
+def opened() -> Conversation:
+    conversation = Conversation()
+    conversation.open()
+    return conversation
+
+
+def test_ciphertext_becomes_feed(opened: Conversation) -> None:
+    opened.client.send(b"hello")
+    opened.secured.received(SLOT, opened.client.take())
+    assert opened.queue.take() == [(FEED, b"hello")]
+
+
+def test_half_a_record_becomes_nothing(opened: Conversation) -> None:
+    opened.client.send(b"hello")
+    opened.secured.received(SLOT, opened.client.take()[:-1])
+    assert opened.queue.take() == []
+
+
+def test_plaintext_becomes_one_raw_send(opened: Conversation) -> None:
+    opened.secured.to_send(SLOT, b"x" * 40_000, is_last=False)
+    [(key, payload)] = opened.queue.take()
+    assert (key, payload[:1]) == (RAW_SEND, core.OUT)
+    assert opened.client.receive(payload[1:]) == b"x" * 40_000
+
+
+def test_the_last_plaintext_has_close_notify_behind_it(opened: Conversation) -> None:
+    opened.secured.to_send(SLOT, b"bye", is_last=True)
+    [(key, payload)] = opened.queue.take()
+    assert (key, payload[:1]) == (RAW_SEND, core.OUT_AND_LAST)
+    assert opened.client.receive(payload[1:]) == b"bye"
+    assert opened.client.has_ended
+
+
+def test_an_end_before_the_first_byte_says_nothing() -> None:
+    conversation = Conversation()
+    conversation.secured.to_send(SLOT, b"lost", is_last=True)
+    assert conversation.queue.take() == [(RAW_SEND, core.OUT_AND_LAST)]
+
+
+def test_j9_close_notify_becomes_an_end(opened: Conversation) -> None:
+    opened.client.send(b"last")
+    opened.client.close()
+    opened.secured.received(SLOT, opened.client.take())
+    assert opened.queue.take() == [(FEED, b"last"), (FEED_END, b"\0")]
+
+
+def test_j8_the_end_of_tcp_becomes_one(opened: Conversation) -> None:
+    opened.secured.received(SLOT, b"")
+    assert opened.queue.take() == [(FEED_END, b"\0")]
+
+
+def test_j2_plain_http_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    conversation = Conversation()
+    with caplog.at_level(logging.INFO, "wspy.server"):
+        conversation.secured.received(SLOT, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+    (key, answer), end = conversation.queue.take()
+    assert (key, end) == (RAW_SEND, (FEED_END, b"\1"))
+    head, body = answer[1:].split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert [record.getMessage() for record in caplog.records] == ["TLS with somebody has failed: HTTP_REQUEST"]
+    assert caplog.records[0].exc_info is None
+
+
+def test_plaintext_before_a_failure_comes_before_its_end(opened: Conversation) -> None:
+    opened.client.send(b"good")
+    good = opened.client.take()
+    opened.client.send(b"bad")
+    bad = opened.client.take()
+    opened.secured.received(SLOT, good + bad[:-1] + bytes([bad[-1] ^ 1]))
+    alert, fed, end = opened.queue.take()
+    assert alert[0] == RAW_SEND
+    assert fed == (FEED, b"good")
+    assert end == (FEED_END, b"\1")
+
+
+def test_what_can_not_be_sent_any_more_ends_the_connection(opened: Conversation) -> None:
+    opened.secured.to_send(SLOT, b"", is_last=True)
+    opened.queue.take()
+    opened.secured.to_send(SLOT, b"more", is_last=False)
+    assert opened.queue.take() == [(ABORT, b"")]
+
+
+class InterruptionError(BaseException):
+    """Nothing that anybody expects."""
+
+
+@pytest.mark.parametrize("what", ["received", "to_send"])
+def test_an_interruption_ends_the_connection(opened: Conversation, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part of a record may be lost: nobody could read what follows."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptionError
+
+    for method in ("receive", "send"):
+        monkeypatch.setattr(TLS, method, interrupt)
+    with pytest.raises(InterruptionError):
+        if what == "received":
+            opened.secured.received(SLOT, b"x")
+        else:
+            opened.secured.to_send(SLOT, b"x", is_last=False)
+    assert opened.queue.take() == [(ABORT, b"")]
+
+
+def test_who_is_gone_is_forgotten(opened: Conversation) -> None:
+    assert isinstance(opened.secured.ssl_object(HANDLE), ssl.SSLObject)
+    assert opened.secured.ssl_object(HANDLE + (1 << 24)) is None, "another one in the same slot"
+    opened.secured.gone(SLOT)
+    opened.secured.gone(SLOT)
+    assert opened.secured.ssl_object(HANDLE) is None
+
+
+# ---- contexts ----
+
+
+def test_a_context_is_checked() -> None:
+    with pytest.raises(TypeError, match="SSLContext"):
+        checked_context({"certfile": "x"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="for clients"):
+        checked_context(client_context())
+
+
+def test_j7_renegotiation_is_turned_off() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.options &= ~ssl.OP_NO_RENEGOTIATION
+    assert checked_context(context) is context
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_j12_keys_go_with_files_alone(tmp_path: Path) -> None:
+    conversation = Conversation()
+    with pytest.raises(TypeError, match="has its keys"):
+        conversation.secured.reload(server_context(), tmp_path / "key", None)
+
+
+def test_j12_another_certificate_is_for_those_who_come(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert("localhost").configure_cert(context)
+    conversation = Conversation(context)
+    conversation.open()
+    other = authority().issue_cert("localhost")
+    path = tmp_path / "both.pem"
+    other.private_key_and_cert_chain_pem.write_to_path(path)
+    before = conversation.client.ssl_object.getpeercert()
+    conversation.secured.reload(path, None, None)
+    conversation.secured.gone(SLOT)
+    conversation.client = TLS(client_context(), server_side=False, server_hostname="localhost")
+    conversation.open()
+    assert conversation.client.ssl_object.getpeercert() != before
