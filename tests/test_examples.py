@@ -9,7 +9,9 @@ import concurrent.futures
 import contextlib
 import hashlib
 import re
+import signal
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from drivers import DEADLINE_S, RawClient, frame, until
 from programs import PYTHON, Program
+from tls_socket import authority, client_context
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -172,15 +175,45 @@ def test_checksum_extension(start: Callable[..., tuple[Program, str]]) -> None:
     assert program.interrupt() == (0, "", "")
 
 
+def write_certificate(path: Path) -> str:
+    """Write a certificate and its key; return where it is."""
+    authority().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    return str(path)
+
+
+def test_tls_server(start: Callable[..., tuple[Program, str]], tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    program, url = start("tls_server.py", "0", write_certificate(pem))
+    assert re.fullmatch(r"wss://127\.0\.0\.1:[1-9][0-9]*/", url)
+
+    def asked() -> tuple[str, Any]:
+        with join(url, ssl=client_context()) as client:
+            client.send("Größe")
+            assert client.recv(timeout=20) == "Größe"
+            return program.line(), client.socket.getpeercert()  # type: ignore[attr-defined]
+
+    said, first = asked()
+    assert re.fullmatch(r"127\.0\.0\.1:\d+ speaks TLSv1\.3", said)
+    write_certificate(pem)
+    program.process.send_signal(signal.SIGHUP)
+    assert program.line() == "with the new certificate"
+    assert asked()[1] != first
+    pem.write_text("nothing")
+    program.process.send_signal(signal.SIGHUP)
+    assert program.line().startswith("still with the old certificate")
+    assert program.interrupt() == (0, "", "")
+
+
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 CLIENTS = {"frames_client.py"}
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - CLIENTS))
-def test_a_port_that_is_taken_is_one_line(name: str, patience: float) -> None:
+def test_a_port_that_is_taken_is_one_line(name: str, patience: float, tmp_path: Path) -> None:
+    file = write_certificate(tmp_path / "server.pem") if name == "tls_server.py" else str(EXAMPLES / name)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with Program(*PYTHON, EXAMPLES / name, str(port), str(EXAMPLES / name), patience=patience) as program:
+        with Program(*PYTHON, EXAMPLES / name, str(port), file, patience=patience) as program:
             status, out, err = program.ended()
     assert (status, out) == (1, "")
     assert re.fullmatch(rf"can't serve: .*Address already in use.*{port}.*\n", err)
@@ -374,7 +407,8 @@ def run(program: str, names: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def readme() -> dict[str, Any]:
     """Return what the programs define. Who would serve for ever is closed instead; who waits for a peer comes below."""
-    programs = [each for each in blocks() if "accept()" not in each and "connect(" not in each]
+    others = ("accept()", "connect(", "load_cert_chain")
+    programs = [each for each in blocks() if not any(word in each for word in others)]
     assert len(programs) >= 6
     names: dict[str, Any] = {
         "concurrent": concurrent,
@@ -406,6 +440,21 @@ def url_of(server: wspy.AsyncServer, scheme: str = "ws") -> str:
 
 def test_the_readme_echoes(serve: Serve) -> None:
     with join(url_of(serve("Echo"))) as client:
+        client.send("hello")
+        assert client.recv(timeout=20) == "hello"
+
+
+def test_the_readme_speaks_tls(readme: dict[str, Any], tmp_path: Path) -> None:
+    names = {"ssl": ssl, "Echo": readme["Echo"]}
+    issued = authority().issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "privkey.pem")
+    program = (
+        block("load_cert_chain").replace("8000", "0").replace(".run()", ".start()").replace("Echo(", "server = Echo(")
+    )
+    program = program.replace('(""', '("127.0.0.1"').replace("fullchain", f"{tmp_path}/fullchain")
+    run(program.replace("privkey", f"{tmp_path}/privkey"), names)
+    with names["server"] as server, join(url_of(server, "wss"), ssl=client_context()) as client:
         client.send("hello")
         assert client.recv(timeout=20) == "hello"
 
