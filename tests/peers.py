@@ -19,6 +19,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping
+    from ssl import SSLContext
     from typing import Self
 
     from programs import Program
@@ -109,6 +110,7 @@ class SyncWebsockets(Peer):
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
         deflate: bool | Mapping[str, bool | int] = True,
+        ssl: SSLContext | None = None,
     ) -> None:
         self.seconds = seconds
         self._stack = contextlib.ExitStack()
@@ -118,6 +120,7 @@ class SyncWebsockets(Peer):
                 subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
                 additional_headers=headers,
                 **_websockets_offer(deflate),
+                ssl=ssl,
                 proxy=None,
                 open_timeout=seconds,
                 close_timeout=seconds,
@@ -203,6 +206,7 @@ class AsyncWebsockets(AsyncPeer):
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
         deflate: bool | Mapping[str, bool | int] = True,
+        ssl: SSLContext | None = None,
     ) -> None:
         super().__init__(seconds)
         self._stack = contextlib.AsyncExitStack()
@@ -211,6 +215,7 @@ class AsyncWebsockets(AsyncPeer):
             subprotocols=[websockets.Subprotocol(name) for name in subprotocols] or None,
             additional_headers=headers,
             **_websockets_offer(deflate),
+            ssl=ssl,
             proxy=None,
             open_timeout=seconds,
             close_timeout=seconds,
@@ -268,6 +273,7 @@ class Aiohttp(AsyncPeer):
         subprotocols: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
         deflate: bool | Mapping[str, bool | int] = True,
+        ssl: SSLContext | None = None,
     ) -> None:
         super().__init__(seconds)
         self._connection: Any = None
@@ -280,6 +286,7 @@ class Aiohttp(AsyncPeer):
             else 15 * deflate,
             "autoping": False,
             "max_msg_size": 0,
+            "ssl": ssl or True,
         }
         try:
             self._connection = self.run(self._session.ws_connect(url, **options))

@@ -21,7 +21,7 @@ class Recorder(wspy.AsyncServer):
 
     @property
     def url(self) -> str:
-        return "ws://{}:{}".format(*self.address)
+        return "{}://{}:{}".format("wss" if self.secure else "ws", *self.address)
 
     def onopen(self, client: wspy.AsyncClient) -> None:
         self.opened.put(client)

@@ -21,6 +21,7 @@ import pytest
 from listeners import Connections, Listener, Websockets
 from programs import PYTHON, Program
 from recorder import Recorder
+from tls_socket import server_context
 
 import wspy
 
@@ -61,7 +62,8 @@ class Browser:
         self._base = driver
         self._seconds = seconds
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        session = self._call("POST", "/session", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
+        wanted = {"goog:chromeOptions": options, "acceptInsecureCerts": True}
+        session = self._call("POST", "/session", capabilities={"alwaysMatch": wanted})
         self.process: int | None = session["capabilities"].get("goog:processID")
         self._base += f"/session/{session['sessionId']}"
         self._call("POST", "/timeouts", script=int(seconds * 1000), pageLoad=int(seconds * 1000))
@@ -394,6 +396,20 @@ OPEN = """
 def talk(browser: Browser, server: Recorder, body: str, *arguments: Any) -> Any:
     """Run a script that has an open socket, and the promises closed and received()."""
     return browser.run_async(OPEN + body, server.url, [], *arguments)
+
+
+def test_tls(browser: Browser, serve: Callable[..., Obedient], seconds: float) -> None:
+    server = serve(ssl=server_context())
+    body = """
+        const echo = received();
+        socket.send(rest[0]);
+        const back = await echo;
+        socket.close(3001, 'bye');
+        return [back, ...await closed];
+    """
+    assert talk(browser, server, body, "Größe" * 10_000) == ["Größe" * 10_000, 3001, "", True]
+    assert server.opened.get(timeout=seconds).secure
+    assert server.ended.get(timeout=seconds) == (3001, "bye")
 
 
 @pytest.mark.parametrize("text", ["", "text", "Größe 😀", "x" * 125, "x" * 126, "x" * 65536], ids=len)
