@@ -63,6 +63,7 @@ DEFAULTS: Final = {
     "keep_request": True,
     "backlog": 1024,
     "reuse_port": False,
+    "ssl": None,
 }
 TIMES: Final = ("open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_request_timeout")
 SIZES: Final = ("max_size", "max_fragments", "max_line", "max_header_line", "max_head", "max_headers", "max_backlog")

@@ -42,6 +42,11 @@ class Queue:
         assert slot == SLOT
         return HANDLE
 
+    @staticmethod
+    def peer(handle: int) -> None:
+        """Know no address."""
+        assert handle == HANDLE
+
     def take(self) -> list[tuple[bytes, bytes]]:
         """Return the commands since the last time."""
         taken, self.commands = self.commands, []

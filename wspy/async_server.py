@@ -160,7 +160,7 @@ class AsyncServer(BaseServer[AsyncClient]):
         read = self.loop.packed()
         clients = self.clients._slots
         onmessage = self.onmessage
-        other = self._other_event
+        other = self._other_event if self._secured is None else self._secured.sort(self._other_event)
         messages = -1 if self._frames else core.EVENT_BINARY
         submitted = monotonic() if count > STRIDE else 0.0
         stride = STRIDE

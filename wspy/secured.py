@@ -17,8 +17,11 @@ from .tls import TLS
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from .loop import Loop
+
+    EventHandler: TypeAlias = Callable[[int, int, int, int, Callable[[int], bytes]], None]
 
 __all__ = ["Secured", "checked_context"]
 
@@ -66,10 +69,10 @@ class Secured:
     Args:
         context: as ``checked_context`` returns it.
         loop: whose settings say ``raw``.
-        name: returns what the log calls the peer of a handle.
+        name: returns what the log calls an address.
     """
 
-    def __init__(self, context: ssl.SSLContext, loop: Loop, name: Callable[[int], str]) -> None:
+    def __init__(self, context: ssl.SSLContext, loop: Loop, name: Callable[[core.Address | None], str]) -> None:
         self._context = context
         # an SSL_CTX may not be changed while a connection is made from it
         self._loading = Lock()
@@ -101,6 +104,25 @@ class Secured:
             self._context.load_cert_chain(certificate, keyfile, password)
 
     # ---- events ----
+
+    def sort(self, others: EventHandler) -> EventHandler:
+        """Return a function that takes those events of a turn that are about TLS, and leaves the others to another."""
+        payload = self._loop.payload
+
+        def handle(slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
+            what = kind & 0xFF
+            if what == core.EVENT_RAW:
+                self.received(slot, payload(kind, start, length))
+            elif what == core.EVENT_OUT:
+                self.to_send(slot, payload(kind, start, length), is_last=False)
+            elif what == core.EVENT_OUT_LAST:
+                self.to_send(slot, payload(kind, start, length), is_last=True)
+            elif what == core.EVENT_GONE:
+                self.gone(slot)
+            else:
+                others(slot, kind, start, length, read)
+
+        return handle
 
     def received(self, slot: int, ciphertext: bytes) -> None:
         """Decrypt what has come from a peer: RAW. Nothing means that it has ended TCP."""
@@ -140,13 +162,17 @@ class Secured:
 
     def _failed(self, connection: _Connection, error: ssl.SSLError) -> None:
         """End a connection whose peer does not speak TLS, or not as it has to, behind the alert that says so."""
-        log.info("TLS with %s has failed: %s", self._name(connection.handle), error.reason or error)
+        self._log(connection, error)
         last = connection.tls.take()
         if error.reason == "HTTP_REQUEST":
             last += _PLAIN_HTTP
         if last:
             self._push((connection.send_key, core.prefix(len(last), b"\0"), last))
         self._push((connection.end_key, *_FAILED))
+
+    def _log(self, connection: _Connection, error: ssl.SSLError) -> None:
+        peer = self._name(self._loop.peer(connection.handle))
+        log.info("TLS with %s has failed: %s", peer, error.reason or error)
 
     def to_send(self, slot: int, plaintext: bytes, *, is_last: bool) -> None:
         """Encrypt what goes to a peer: OUT, or OUT_LAST, behind which goes close_notify."""
@@ -160,7 +186,7 @@ class Secured:
                 tls.close()
             ciphertext = tls.take()
         except ssl.SSLError as error:
-            log.info("TLS with %s has failed: %s", self._name(connection.handle), error.reason or error)
+            self._log(connection, error)
             self._push((connection.abort_key, _NOTHING, b""))
         except BaseException:
             self._push((connection.abort_key, _NOTHING, b""))

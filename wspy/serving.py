@@ -194,7 +194,7 @@ class BaseServer(Generic[AnyClient]):
                 raw=context is not None,
             )
         )
-        self._secured = None if context is None else Secured(context, self.loop, self._name)
+        self._secured = None if context is None else Secured(context, self.loop, peer_name)
         self._owns_listener = not isinstance(address, socket.socket)
         try:
             self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
@@ -516,21 +516,6 @@ class BaseServer(Generic[AnyClient]):
 
     def _ssl_object(self, handle: int) -> SSLObject | None:
         return None if self._secured is None else self._secured.ssl_object(handle)
-
-    def _on_raw(self, slot: int, start: int, length: int) -> None:
-        if self._secured is not None:
-            self._secured.received(slot, self.loop.payload(core.EVENT_APART, start, length))
-
-    def _on_out(self, slot: int, start: int, length: int, *, is_last: bool = False) -> None:
-        if self._secured is not None:
-            self._secured.to_send(slot, self.loop.payload(core.EVENT_APART, start, length), is_last=is_last)
-
-    def _on_out_last(self, slot: int, start: int, length: int) -> None:
-        self._on_out(slot, start, length, is_last=True)
-
-    def _on_gone(self, slot: int, _start: int, _length: int) -> None:
-        if self._secured is not None:
-            self._secured.gone(slot)
 
     # ---- calls and broadcasts ----
 
@@ -1120,10 +1105,6 @@ _RARE_EVENTS: Final = {
     core.EVENT_ACCEPT_PAUSED: "_on_accept_paused",
     core.EVENT_DRAINED: "_on_drained",
     core.EVENT_ENDING: "_on_ending",
-    core.EVENT_RAW: "_on_raw",
-    core.EVENT_OUT: "_on_out",
-    core.EVENT_OUT_LAST: "_on_out_last",
-    core.EVENT_GONE: "_on_gone",
 }
 
 _EVENT_HANDLERS: Final[dict[int, Callable[[BaseServer[Any], Any, Any], None]]] = {

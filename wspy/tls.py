@@ -82,9 +82,9 @@ class TLS:
         self.is_open = True
 
     def _read(self, parts: list[bytes]) -> None:
-        read, pending = self.ssl_object.read, self.ssl_object.pending
-        # what is there is asked for, since being told by an exception that nothing is costs as much as a record
-        while self._incoming.pending or pending():
+        incoming, read, pending = self._incoming, self.ssl_object.read, self.ssl_object.pending
+        # what is left is asked for, since being told by an exception that nothing is costs as much as a record
+        while incoming.pending or pending():
             part = read(RECORD)
             if not part:  # close_notify, as the ssl module has it without an exception
                 self.has_ended = True
@@ -97,31 +97,28 @@ class TLS:
         Raises:
             ssl.SSLError: nothing can be sent any more.
         """
+        if not data:
+            return
         if not self.is_open or self._waiting:
             self._waiting += data
             if self.is_open:
                 self._write_waiting()
             return
-        written = self._write(data)
-        if written < len(data):
-            self._waiting += memoryview(data)[written:]
-
-    def _write(self, data: bytes | bytearray) -> int:
-        """Write as much as TLS takes; return how much."""
-        size = len(data)
-        if not size:
-            return 0
         written = 0
+        with suppress(ssl.SSLWantReadError):
+            written = self.ssl_object.write(data)
+        if written < len(data):  # a record is full, or TLS has to hear from the peer first
+            self._waiting += memoryview(data)[written:]
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write as much of what waits as TLS takes."""
+        written, size = 0, len(self._waiting)
         write = self.ssl_object.write
-        with suppress(ssl.SSLWantReadError), memoryview(data) as view:
-            written = write(view)
+        with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
             while written < size:
                 with view[written:] as rest:
                     written += write(rest)
-        return written
-
-    def _write_waiting(self) -> None:
-        written = self._write(self._waiting)
         del self._waiting[:written]
 
     def take(self) -> bytes:
