@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil, inf
 from time import gmtime, monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict, TypeVar
@@ -34,7 +34,6 @@ from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_second
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
-from .secured import Secured, checked_context
 from .signals import StopSignals
 from .version import __version__
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext, SSLObject
 
     from .extensions import Agreement, Extension
+    from .secured import Secured
 
 __all__ = ["BaseServer", "Options"]
 
@@ -147,7 +147,7 @@ class BaseServer(Generic[AnyClient]):
         ssl: SSLContext | None = None,
     ) -> None:
         _check_handlers(self, extra_headers)
-        context = None if ssl is None else checked_context(ssl)
+        secure = None if ssl is None else _secured_by(ssl)
         if loglevel is not None:
             logging.basicConfig(level=loglevel)
         self.handshake = ServerHandshake(
@@ -191,10 +191,10 @@ class BaseServer(Generic[AnyClient]):
                 wants_pings=self._overrides("onpingreceived", "onframe"),
                 wants_pongs=self._overrides("onpong", "onframe"),
                 wants_pinged=self._overrides("onping"),
-                raw=context is not None,
+                raw=secure is not None,
             )
         )
-        self._secured = None if context is None else Secured(context, self.loop, peer_name)
+        self._secured: Secured | None = None if secure is None else secure(self.loop, peer_name)
         self._owns_listener = not isinstance(address, socket.socket)
         try:
             self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
@@ -1147,6 +1147,14 @@ def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
             )
     if is_async(extra_headers):
         raise TypeError("extra_headers is async def, but it has to be a plain function")
+
+
+def _secured_by(context: SSLContext) -> Callable[[Loop, Callable[[core.Address | None], str]], Secured]:
+    """Return what makes the TLS of a server with this context."""
+    # the ssl module takes longer to import than all of wspy: only who needs it pays
+    from .secured import Secured, checked_context  # noqa: PLC0415
+
+    return partial(Secured, checked_context(context))
 
 
 _servers: weakref.WeakSet[BaseServer[Any]] = weakref.WeakSet()
