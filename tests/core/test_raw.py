@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
@@ -286,6 +287,19 @@ def test_j2_a_failed_handshake_ends_behind_its_alert(pair: Pair) -> None:
         assert turns.stats()["refused"] == 1
         pair[1].close()
         turns.until_empty()
+
+
+def test_j2_a_failed_handshake_lingers_without_turning(pair: Pair) -> None:
+    """Even if somebody lets it read on: the end of plaintext is nothing that it could go on with."""
+    with Turns(raw=1) as turns:
+        handle = turns.adopt(pair[0])
+        turns.push(FEED_END, handle, FAILED)
+        passed_on(turns, only(turns.until(OUT_LAST), OUT_LAST))
+        turns.push(RESUME, handle)
+        turns.settle()
+        began = time.monotonic()
+        turns.turn(100)
+        assert time.monotonic() - began > 0.05
 
 
 def test_a_failure_of_an_open_connection_ends_it_behind_its_alert() -> None:
@@ -605,6 +619,14 @@ def test_i4_each_call_that_fails_ends_the_connection_or_nothing(call: int, error
         if made < nth:
             return
     raise AssertionError("it never ends")
+
+
+def test_a_connection_that_epoll_does_not_take_leaves_nothing() -> None:
+    ours, peer = socket.socketpair()
+    with Turns(raw=1) as turns, ours, peer:
+        with faults(lib.WSPY_SYS_EPOLL_CTL, 1, 1, errno.ENOSPC), pytest.raises(AssertionError):
+            turns.adopt(ours)
+        assert turns.stats()["connections"] == turns.stats()["backlog"] == 0
 
 
 def test_h13_a_connection_without_memory_is_not_accepted() -> None:

@@ -61,6 +61,7 @@ int wspy_connection_begin(wspy_loop *loop, connection *conn)
         return 0;
     if (wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_ADD, conn->fd, &event) < 0) {
         wspy_raw_free(conn->raw);
+        conn->raw = NULL;
         return 0;
     }
     conn->flags = READS | IN_EPOLL;

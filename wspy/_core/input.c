@@ -16,7 +16,7 @@ void wspy_connection_read_later(wspy_loop *loop, connection *conn)
 
 void wspy_connection_resume(wspy_loop *loop, connection *conn)
 {
-    if (conn->raw && wspy_raw_is_readable(conn->raw) && wspy_connection_may_read(conn))
+    if (conn->raw && conn->phase < ENDING && wspy_raw_is_readable(conn->raw) && wspy_connection_may_read(conn))
         wspy_connection_read_later(loop, conn);
 }
 
