@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+from measures import measures_memory, resident
 from tls_socket import authority, client_context, server_context
 
 from wspy.tls import TLS
@@ -81,6 +82,17 @@ def test_plaintext_comes_out_as_it_went_in(size: int) -> None:
     for one, other in ((client, server), (server, client)):
         one.send(message)
         assert other.receive(one.take()) == message
+
+
+@measures_memory
+def test_much_at_once_does_not_stay_in_memory() -> None:
+    pairs = [opened() for _ in range(30)]
+    before = resident()
+    for client, server in pairs:
+        for one, other in ((client, server), (server, client)):
+            one.send(bytes(1 << 20))
+            assert len(other.receive(one.take())) == 1 << 20
+    assert (resident() - before) / len(pairs) < 1 << 20
 
 
 def test_records_at_every_split() -> None:

@@ -43,8 +43,12 @@ def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
     """
     if not isinstance(context, ssl.SSLContext):
         raise TypeError(f"ssl takes an ssl.SSLContext, not {type(context).__name__}")
-    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
-        raise ValueError("this context is for clients: make one by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
+    try:
+        TLS(context, server_side=True)
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(
+            "this context is for clients: make one by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        ) from error
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 

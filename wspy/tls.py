@@ -11,6 +11,9 @@ __all__ = ["TLS"]
 # As long as a record may be (RFC 8446 §5.1): a read brings one at most.
 RECORD: Final = 1 << 14
 
+# A memory BIO keeps the memory of the most that it ever held: so it never holds much.
+PIECE: Final = 1 << 15
+
 
 class TLS:
     """The TLS of one connection. Not thread-safe: a lock, or one thread, is for its owner to see to.
@@ -32,13 +35,14 @@ class TLS:
         ssl.SSLError, ValueError: the context is not for this side, or for this name.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_waiting", "failure", "has_ended", "is_open", "ssl_object")
+    __slots__ = ("_incoming", "_outgoing", "_sealed", "_waiting", "failure", "has_ended", "is_open", "ssl_object")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         # plaintext that TLS does not take before the peer has sent something
         self._waiting = bytearray()
+        self._sealed: list[bytes] = []  # records that were taken out of the way
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self.is_open = False
         self.has_ended = False
@@ -61,12 +65,11 @@ class TLS:
             return b""
         parts: list[bytes] = []
         try:
-            self._incoming.write(data)
-            if not self.is_open:
-                self._shake_hands()
-            self._read(parts)
-        except ssl.SSLWantReadError:
-            pass
+            if len(data) <= PIECE:
+                self._take_in(data, parts)
+            else:
+                for start in range(0, len(data), PIECE):
+                    self._take_in(data[start : start + PIECE], parts)
         except ssl.SSLZeroReturnError:
             self.has_ended = True
         except ssl.SSLError as error:
@@ -76,6 +79,16 @@ class TLS:
         if self._waiting and self.is_open:
             self._write_waiting()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take_in(self, data: bytes, parts: list[bytes]) -> None:
+        """Go on with the handshake, and add what can be read."""
+        self._incoming.write(data)
+        try:
+            if not self.is_open:
+                self._shake_hands()
+            self._read(parts)
+        except ssl.SSLWantReadError:
+            pass
 
     def _shake_hands(self) -> None:
         self.ssl_object.do_handshake()
@@ -99,16 +112,12 @@ class TLS:
         """
         if not data:
             return
-        if not self.is_open or self._waiting:
-            self._waiting += data
-            if self.is_open:
-                self._write_waiting()
-            return
-        written = 0
-        with suppress(ssl.SSLWantReadError):
-            written = self.ssl_object.write(data)
-        if written < len(data):  # a record is full, or TLS has to hear from the peer first
-            self._waiting += memoryview(data)[written:]
+        if self.is_open and not self._waiting and len(data) <= RECORD:
+            with suppress(ssl.SSLWantReadError):
+                self.ssl_object.write(data)
+                return
+        self._waiting += data
+        if self.is_open:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
@@ -117,13 +126,18 @@ class TLS:
         write = self.ssl_object.write
         with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
             while written < size:
-                with view[written:] as rest:
-                    written += write(rest)
+                with view[written : written + RECORD] as part:
+                    written += write(part)
+                if self._outgoing.pending >= PIECE:
+                    self._sealed.append(self._outgoing.read())
         del self._waiting[:written]
 
     def take(self) -> bytes:
         """Return the records that are to be sent now."""
-        return self._outgoing.read()
+        if not self._sealed:
+            return self._outgoing.read()
+        sealed, self._sealed = self._sealed, []
+        return b"".join((*sealed, self._outgoing.read()))
 
     def eof(self) -> bool:
         """Note that the peer has ended TCP; return whether it had sent close_notify, so that nothing can be missing."""
