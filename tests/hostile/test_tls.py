@@ -335,6 +335,7 @@ def test_j10_key_updates_and_early_data(serve: Servers) -> None:
     with s_client(server, "-tls1_3") as (client, greeting):
         said = greeting + b"".join(ask(client, b"K\n", b"KEYUPDATE") for _ in range(100))
         assert server.server.stats()["backlog"] == 0
+        server.wait(lambda: server.stories, "onopen")
         [story] = server.stories
         story.client.send("still here\n")
         said += said_until(client, b"still here")
