@@ -394,6 +394,18 @@ def test_while_ciphertext_waits_plaintext_waits_as_it_does_for_the_kernel(pair: 
         assert sorted(kinds(turns.settle())) == [SENT, DRAINED]
 
 
+def test_nothing_is_reported_while_the_kernel_takes_no_ciphertext(pair: Pair) -> None:
+    with Turns(raw=1) as turns:
+        handle = opened(turns, pair)
+        turns.push(RAW_SEND, handle, b"\0" + bytes(1 << 20))
+        turns.push(SEND, handle, text(b"later"))
+        assert turns.settle() == []
+        assert turns.backlog(handle) > len(text(b"later"))
+        while not (events := turns.turn()):
+            received(pair[1])
+        assert only(events, OUT).payload == text(b"later")
+
+
 def test_a_window_of_plaintext_waits_and_no_more(pair: Pair) -> None:
     message = frame(2, bytes(i % 251 for i in range(1 << 20)), key=None)
     with Turns(raw=1) as turns:
@@ -627,6 +639,22 @@ def test_a_connection_that_epoll_does_not_take_leaves_nothing() -> None:
         with faults(lib.WSPY_SYS_EPOLL_CTL, 1, 1, errno.ENOSPC), pytest.raises(AssertionError):
             turns.adopt(ours)
         assert turns.stats()["connections"] == turns.stats()["backlog"] == 0
+
+
+def test_i1_when_nothing_can_be_written_all_that_was_sent_is_read_first(pair: Pair) -> None:
+    """Also if what was decrypted ends where a message does: the kernel may have more."""
+    piece = 100_000
+    whole = frame(2, bytes(2 * piece - 14))
+    assert len(whole) == 2 * piece
+    with Sealed() as turns:
+        handle = turns.opened(pair)
+        pair[1].setblocking(False)  # noqa: FBT003
+        pair[1].sendall(whole + frame(1, b"last"))
+        turns.push(SEND, handle, text(b"to nobody"))
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.EPIPE, short_io=piece):
+            events = turns.until(CLOSED)
+        assert [len(event.payload) for event in events[:-1]] == [2 * piece - 14, 4]
+        assert events[-1].system_error == errno.EPIPE
 
 
 def test_h13_a_connection_without_memory_is_not_accepted() -> None:
