@@ -699,6 +699,7 @@ CHANGING = [
 
 
 @MARKS
+@needs("raw sockets")
 @pytest.mark.parametrize("seed", range(10))
 def test_any_stack_of_extensions_gives_back_what_it_was_given(serve: Servers, handlers: Any, seed: int) -> None:
     chance = random.Random(seed)
