@@ -90,22 +90,22 @@ class Secured:
 
     def reload(
         self,
-        certificate: ssl.SSLContext | str | bytes | os.PathLike[Any],
+        certfile: ssl.SSLContext | str | bytes | os.PathLike[Any],
         keyfile: str | bytes | os.PathLike[Any] | None,
         password: Callable[[], str | bytes] | str | bytes | None,
     ) -> None:
         """Use another context, or another certificate, for connections to come. Thread-safe."""
-        if isinstance(certificate, ssl.SSLContext):
+        if isinstance(certfile, ssl.SSLContext):
             if keyfile is not None or password is not None:
                 raise TypeError(
                     "a context has its keys already: keyfile and password go with the path of a certificate"
                 )
-            self._context = checked_context(certificate)
+            self._context = checked_context(certfile)
             return
         # whatever is wrong with the files is found out here, while the context in use is as it was
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, keyfile, password)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password)
         with self._loading:
-            self._context.load_cert_chain(certificate, keyfile, password)
+            self._context.load_cert_chain(certfile, keyfile, password)
 
     # ---- events ----
 

@@ -490,7 +490,7 @@ class BaseServer(Generic[AnyClient]):
 
     def reload_tls(
         self,
-        certificate: SSLContext | str | bytes | os.PathLike[Any],
+        certfile: SSLContext | str | bytes | os.PathLike[Any],
         keyfile: str | bytes | os.PathLike[Any] | None = None,
         password: Callable[[], str | bytes] | str | bytes | None = None,
     ) -> None:
@@ -499,8 +499,8 @@ class BaseServer(Generic[AnyClient]):
         If anything is wrong with it, that is raised and everything stays as it is.
 
         Args:
-            certificate: the path of a certificate chain, which is loaded into the server's context; or another
-                context, which takes its place.
+            certfile: the path of a certificate chain, which is loaded into the server's context; or another context,
+                which takes its place.
             keyfile: the path of its private key; None if that is in the same file.
             password: as for ``ssl.SSLContext.load_cert_chain``.
 
@@ -512,7 +512,7 @@ class BaseServer(Generic[AnyClient]):
         """
         if self._secured is None:
             raise RuntimeError("the server was made without ssl, and can't begin to speak TLS")
-        self._secured.reload(certificate, keyfile, password)
+        self._secured.reload(certfile, keyfile, password)
 
     def _ssl_object(self, handle: int) -> SSLObject | None:
         return None if self._secured is None else self._secured.ssl_object(handle)

@@ -370,7 +370,8 @@ def test_j12_another_certificate_while_serving(serve: Servers, tmp_path: Path) -
     context.load_cert_chain(*files(tmp_path, "first"))
     server = serve(onmessage=echo, ssl=context)
     old = server.open()
-    server.server.reload_tls(*files(tmp_path, "second"))
+    certfile, keyfile = files(tmp_path, "second")
+    server.server.reload_tls(certfile=certfile, keyfile=keyfile)
     new = server.open()
     assert serial(old) != serial(new)
     for peer in (old, new):
