@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -159,21 +160,29 @@ class InterruptionError(BaseException):
     """Nothing that anybody expects."""
 
 
+@pytest.mark.parametrize("kind", [InterruptionError, ZeroDivisionError])
 @pytest.mark.parametrize("what", ["received", "to_send"])
-def test_an_interruption_ends_the_connection(opened: Conversation, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Part of a record may be lost: nobody could read what follows."""
+def test_an_interruption_ends_the_connection(
+    opened: Conversation,
+    what: str,
+    kind: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Part of a record may be lost: nobody could read what follows. Others go on, unless it is for the program."""
 
     def interrupt(*_: object) -> None:
-        raise InterruptionError
+        raise kind
 
     for method in ("receive", "send"):
         monkeypatch.setattr(TLS, method, interrupt)
-    with pytest.raises(InterruptionError):
+    with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
         if what == "received":
             opened.secured.received(SLOT, b"x")
         else:
             opened.secured.to_send(SLOT, b"x", is_last=False)
     assert opened.queue.take() == [(ABORT, b"")]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (kind is ZeroDivisionError)
 
 
 def test_who_is_gone_is_forgotten(opened: Conversation) -> None:

@@ -139,10 +139,8 @@ class Secured:
                 self._push((connection.end_key, *_CLEAN))
         except ssl.SSLError as error:
             self._failed(connection, error)
-        except BaseException:
-            # records were lost: nobody could make sense of those that follow
-            self._push((connection.abort_key, _NOTHING, b""))
-            raise
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
+            self._lost(connection, error)
 
     def _begin(self, slot: int) -> _Connection:
         handle = self._loop.handle(slot)
@@ -174,6 +172,13 @@ class Secured:
             self._push((connection.send_key, core.prefix(len(last), b"\0"), last))
         self._push((connection.end_key, *_FAILED))
 
+    def _lost(self, connection: _Connection, error: BaseException) -> None:
+        """End a connection of whose stream a part may be lost: nobody could make sense of what follows."""
+        self._push((connection.abort_key, _NOTHING, b""))
+        if not isinstance(error, Exception):
+            raise error
+        log.error("exception in the TLS of %s", self._name(self._loop.peer(connection.handle)), exc_info=error)
+
     def _log(self, connection: _Connection, error: ssl.SSLError) -> None:
         peer = self._name(self._loop.peer(connection.handle))
         log.info("TLS with %s has failed: %s", peer, error.reason or error)
@@ -192,9 +197,8 @@ class Secured:
         except ssl.SSLError as error:
             self._log(connection, error)
             self._push((connection.abort_key, _NOTHING, b""))
-        except BaseException:
-            self._push((connection.abort_key, _NOTHING, b""))
-            raise
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
+            self._lost(connection, error)
         else:
             bits = core.OUT_AND_LAST if is_last else core.OUT
             self._push((connection.send_key, core.prefix(len(ciphertext), bits), ciphertext))
