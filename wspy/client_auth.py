@@ -105,7 +105,8 @@ class ClientAuth:
         """Say who this is, RFC 7616 §3.4 and §3.4.4."""
         username = as_octets(self._username)
         if asked.get("userhash", "").lower() == "true":
-            return [f'username="{digest.hash(f"{username}:{asked["realm"]}".encode("latin-1"))}"', "userhash=true"]
+            hashed = digest.hash(f"{username}:{asked['realm']}".encode("latin-1"))
+            return [f'username="{hashed}"', "userhash=true"]
         if not _ASCII.fullmatch(self._username) and asked.get("charset", "").upper() == "UTF-8":
             return ["username*=UTF-8''" + quote(self._username, safe="")]
         return [f"username={quoted(username)}"]

@@ -80,8 +80,12 @@ class Auth(ABC):
             ValueError: they are malformed beyond what RFC 9110 §15.5.2 calls wrong: 400 answers them.
         """
 
-    def onfailure(self, request_target: str) -> None:
-        """Do something when credentials were refused, such as to count; it is not told which ones."""
+    def onfailure(self, target: str) -> None:  # noqa: B027 -- for subclasses that want it
+        """Do something when credentials were refused; it is not told which ones.
+
+        Args:
+            target: of the request, as it was sent.
+        """
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.realm!r}>"
@@ -229,10 +233,9 @@ class DigestAuth(Auth):
             nc=said["nc"],
             cnonce=said["cnonce"],
         )
-        # "and": who is unknown takes as long as who is known
-        return hmac.compare_digest(expected, said["response"].lower().encode("latin-1").decode("latin-1")) and (
-            password is not None
-        )
+        # compared as bytes, which may be anything; and whoever is unknown takes as long as who is known
+        is_same = hmac.compare_digest(expected.encode(), said["response"].lower().encode())
+        return is_same and password is not None
 
     # ---- nonces, RFC 7616 §3.3 and §5.4: when it was made, a random part, and a signature of both ----
 
@@ -320,6 +323,8 @@ def authenticate(policies: tuple[Auth, ...], value: str | None, method: str, tar
     try:
         credentials, *more = parse_challenges(value)
     except ValueError as error:
+        if value[:6].lower() == "basic ":  # RFC 7617 §2: what is no token is no credentials
+            raise _refused(policies, "the credentials for basic are malformed", now) from None
         raise HandshakeError(400, str(error)) from None
     if more:
         raise HandshakeError(400, "the client has sent several credentials")
@@ -346,19 +351,20 @@ def _refused(policies: tuple[Auth, ...], message: str, now: float, *, stale: boo
 
 
 def _pairs(credentials: Credentials) -> list[tuple[str, str]]:
-    if isinstance(credentials, Mapping):
-        pairs = list(credentials.items())
-    elif isinstance(credentials, str):
+    if isinstance(credentials, str):
         raise TypeError("credentials are (user name, password) pairs, not one str")
-    else:
-        several = list(credentials)
-        is_one = len(several) == 2 and all(isinstance(part, str) for part in several)
-        pairs = cast("list[tuple[str, str]]", [tuple(several)] if is_one else several)
-    if not pairs:
+    several: list[object] = list(credentials.items() if isinstance(credentials, Mapping) else credentials)
+    if len(several) == 2 and all(isinstance(part, str) for part in several):
+        several = [tuple(several)]
+    if not several:
         raise ValueError("there are no credentials: nobody could come in")
-    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+    return [_pair(one) for one in several]
+
+
+def _pair(one: object) -> tuple[str, str]:
+    if not isinstance(one, tuple | list) or len(one) != 2:
         raise TypeError("credentials are (user name, password) pairs")
-    return [(checked_text("a user name", name), checked_text("a password", password)) for name, password in pairs]
+    return checked_text("a user name", one[0]), checked_text("a password", one[1])
 
 
 def _checked_algorithm(name: str) -> str:
