@@ -31,26 +31,44 @@ from wspy.auth import (
         ("Basic dQ==", [("basic", "dQ==", {})]),
         ("Negotiate, NTLM", [("negotiate", "", {}), ("ntlm", "", {})]),
         ("NTLM abc==, Digest nonce=1", [("ntlm", "abc==", {}), ("digest", "", {"nonce": "1"})]),
-        ('Digest realm = "a" , NONCE="==", qop="auth,auth-int"',
-         [("digest", "", {"realm": "a", "nonce": "==", "qop": "auth,auth-int"})]),
+        (
+            'Digest realm = "a" , NONCE="==", qop="auth,auth-int"',
+            [("digest", "", {"realm": "a", "nonce": "==", "qop": "auth,auth-int"})],
+        ),
         ('Digest realm="a, \\"b\\" \\\\ Basic c=d"', [("digest", "", {"realm": 'a, "b" \\ Basic c=d'})]),
         ('Digest realm=""', [("digest", "", {"realm": ""})]),
         (", ,Basic realm=x, , Digest realm=y,", [("basic", "", {"realm": "x"}), ("digest", "", {"realm": "y"})]),
         ("Digest , realm=x", [("digest", "", {"realm": "x"})]),
         ('Digest realm="a\tb"', [("digest", "", {"realm": "a\tb"})]),
     ],
-)  # fmt: skip
+)
 def test_challenges_are_read(value: str, expected: list[Challenge]) -> None:
     assert parse_challenges(value) == expected
 
 
 @pytest.mark.parametrize(
     "value",
-    ["", " ,, ", '"x"', "=", 'Basic realm="x', 'Basic realm="x\\', "Digest a=1 b=2", 'Digest a="1"b=2', "Digest a=1, a=2",
-     "Digest a=1, A=2", "Digest a=@", "realm=x", "Basic dQ== realm=x", "Basic dQ==, realm=x", "Basic d(Q", "Basic\tdQ=="],
-)  # fmt: skip
+    [
+        "",
+        " ,, ",
+        '"x"',
+        "=",
+        'Basic realm="x',
+        'Basic realm="x\\',
+        "Digest a=1 b=2",
+        'Digest a="1"b=2',
+        "Digest a=1, a=2",
+        "Digest a=1, A=2",
+        "Digest a=@",
+        "realm=x",
+        "Basic dQ== realm=x",
+        "Basic dQ==, realm=x",
+        "Basic d(Q",
+        "Basic\tdQ==",
+    ],
+)
 def test_k15_what_is_malformed_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="challenge|credentials"):
+    with pytest.raises(ValueError, match=r"challenge|credentials"):
         parse_challenges(value)
 
 
@@ -108,10 +126,24 @@ def test_k4_a_colon_ends_the_user_name() -> None:
 
 @pytest.mark.parametrize(
     "token",
-    ["dTpw=", "dTpw\n", "dTpwc", "dTpwcA=", "dTpwcB==", "dTpw-_8=", "dT pw", "=", "", "dXA=", "//86", "dQA6cA==", "dTpwAA=="],
-)  # fmt: skip
+    [
+        "dTpw=",
+        "dTpw\n",
+        "dTpwc",
+        "dTpwcA=",
+        "dTpwcB==",
+        "dTpw-_8=",
+        "dT pw",
+        "=",
+        "",
+        "dXA=",
+        "//86",
+        "dQA6cA==",
+        "dTpwAA==",
+    ],
+)
 def test_k3_k4_k5_k6_what_is_no_token_of_basic(token: str) -> None:
-    with pytest.raises(ValueError, match="credentials|control"):
+    with pytest.raises(ValueError, match=r"credentials|control"):
         split_basic(token)
 
 

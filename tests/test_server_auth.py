@@ -7,8 +7,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +15,9 @@ from wspy import HandshakeError
 from wspy.auth import basic_token, parse_challenges, quoted
 from wspy.client_auth import ClientAuth
 from wspy.server_auth import Auth, BasicAuth, DigestAuth, authenticate, checked_policies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = 1_800_000_000.0
 PEOPLE = [("user", "secret"), ("müller", "pä:ss"), ("", "")]
@@ -59,9 +61,15 @@ def changed(value: str, **parameters: str | None) -> str:
 
 @pytest.mark.parametrize(
     "credentials",
-    [("user", "secret"), ["user", "secret"], [("user", "secret"), ("b", "c")], {"user": "secret"}, iter([("user", "secret")]),
-     lambda username, password: (username, password) == ("user", "secret")],
-)  # fmt: skip
+    [
+        ("user", "secret"),
+        ["user", "secret"],
+        [("user", "secret"), ("b", "c")],
+        {"user": "secret"},
+        iter([("user", "secret")]),
+        lambda username, password: (username, password) == ("user", "secret"),
+    ],
+)
 def test_forms_of_credentials(credentials: Any) -> None:
     policies = checked_policies(credentials)
     assert ask(policies, "Basic " + basic_token("user", "secret")) == "user"
@@ -77,9 +85,19 @@ def test_policies_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("credentials", "error"),
-    [("user", TypeError), ([], ValueError), ({}, ValueError), (("a", "b", "c"), TypeError), ([("a",)], TypeError),
-     ([("a", 1)], TypeError), (("a", "b\n"), ValueError), ([("a:", "b")], ValueError), (5, TypeError), ([BasicAuth(("a", "b")), 5], TypeError)],
-)  # fmt: skip
+    [
+        ("user", TypeError),
+        ([], ValueError),
+        ({}, ValueError),
+        (("a", "b", "c"), TypeError),
+        ([("a",)], TypeError),
+        ([("a", 1)], TypeError),
+        (("a", "b\n"), ValueError),
+        ([("a:", "b")], ValueError),
+        (5, TypeError),
+        ([BasicAuth(("a", "b")), 5], TypeError),
+    ],
+)
 def test_what_are_no_credentials(credentials: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         checked_policies(credentials)
@@ -99,18 +117,36 @@ def test_k1_nothing_or_an_unknown_scheme() -> None:
     for value in (None, "Bearer abc", "Negotiate"):
         found = [parse_challenges(one)[0] for one in asked(refused(policies, value))]
         assert [(one.scheme, one.parameters.get("algorithm")) for one in found] == [
-            ("digest", "SHA-256"), ("digest", "MD5"), ("basic", None),
-        ]  # fmt: skip
+            ("digest", "SHA-256"),
+            ("digest", "MD5"),
+            ("basic", None),
+        ]
         assert found[-1].parameters == {"realm": 'a "realm"', "charset": "UTF-8"}
         assert found[0].parameters["realm"] == "a realm"
 
 
 @pytest.mark.parametrize(
     "token",
-    ["", "dXNlcjpzZWNyZXQ==", "dXNlcjpzZWNyZX", "dXNl cjpzZWNyZXQ=", "dXNlcjpzZWNyZXR=", "dXNlcg==", "bcO8bGxlcjpw5DpzcA==",
-     "dXNlcgA6c2VjcmV0", "====", "d(Q", "dXNlcjpzZWNyZXQ=\n", basic_token("user", "secret2"), basic_token("User", "secret"), basic_token("user", ""),
-     basic_token("nobody", "secret"), basic_token("", "secret"), basic_token("müller", "pa:ss")],
-)  # fmt: skip
+    [
+        "",
+        "dXNlcjpzZWNyZXQ==",
+        "dXNlcjpzZWNyZX",
+        "dXNl cjpzZWNyZXQ=",
+        "dXNlcjpzZWNyZXR=",
+        "dXNlcg==",
+        "bcO8bGxlcjpw5DpzcA==",
+        "dXNlcgA6c2VjcmV0",
+        "====",
+        "d(Q",
+        "dXNlcjpzZWNyZXQ=\n",
+        basic_token("user", "secret2"),
+        basic_token("User", "secret"),
+        basic_token("user", ""),
+        basic_token("nobody", "secret"),
+        basic_token("", "secret"),
+        basic_token("müller", "pa:ss"),
+    ],
+)
 def test_k3_k4_k5_k6_basic_refuses(token: str) -> None:
     assert refused(BasicAuth(PEOPLE), "Basic " + token).status == 401
 
@@ -325,10 +361,18 @@ def test_threads_use_a_nonce_once() -> None:
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"algorithms": ["SHA-1"]}, ValueError), ({"algorithms": ["MD5-sess"]}, ValueError), ({"algorithms": []}, ValueError),
-     ({"secret": b"short"}, ValueError), ({"lifetime": 0}, ValueError), ({"max_nonces": 0}, ValueError),
-     ({"max_nonces": 1 << 21}, ValueError), ({"realm": "a\n"}, ValueError), ({"realm": 5}, TypeError)],
-)  # fmt: skip
+    [
+        ({"algorithms": ["SHA-1"]}, ValueError),
+        ({"algorithms": ["MD5-sess"]}, ValueError),
+        ({"algorithms": []}, ValueError),
+        ({"secret": b"short"}, ValueError),
+        ({"lifetime": 0}, ValueError),
+        ({"max_nonces": 0}, ValueError),
+        ({"max_nonces": 1 << 21}, ValueError),
+        ({"realm": "a\n"}, ValueError),
+        ({"realm": 5}, TypeError),
+    ],
+)
 def test_digest_that_can_not_be(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         DigestAuth(PEOPLE, **options)
@@ -365,10 +409,10 @@ def test_another_scheme() -> None:
     class Bearer(Auth):
         scheme = "bearer"
 
-        def challenges(self, now: float, *, stale: bool = False) -> list[str]:  # noqa: ARG002 -- as in Auth
+        def challenges(self, now: float, *, stale: bool = False) -> list[str]:
             return [f"Bearer realm={quoted(self.realm)}"]
 
-        def username(self, credentials: Any, method: str, target: str, now: float) -> str | None:  # noqa: ARG002 -- the same
+        def username(self, credentials: Any, method: str, target: str, now: float) -> str | None:
             return "the bearer" if credentials.token == "abc" else None
 
     policies = [Bearer("x"), BasicAuth(PEOPLE)]

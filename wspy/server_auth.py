@@ -321,13 +321,11 @@ def authenticate(policies: tuple[Auth, ...], value: str | None, method: str, tar
     if value is None:
         raise _refused(policies, "the client has sent no credentials", now)
     try:
-        credentials, *more = parse_challenges(value)
-    except ValueError as error:
+        (credentials,) = parse_challenges(value)
+    except ValueError:
         if value[:6].lower() == "basic ":  # RFC 7617 §2: what is no token is no credentials
             raise _refused(policies, "the credentials for basic are malformed", now) from None
-        raise HandshakeError(400, str(error)) from None
-    if more:
-        raise HandshakeError(400, "the client has sent several credentials")
+        raise HandshakeError(400, "the credentials are malformed") from None
     for policy in policies:
         if policy.scheme != credentials.scheme:
             continue
