@@ -417,4 +417,4 @@ def test_another_scheme() -> None:
 
     policies = [Bearer("x"), BasicAuth(PEOPLE)]
     assert ask(policies, "bearer abc") == "the bearer"
-    assert len(asked(refused(policies, "bearer abd"))) == 2
+    assert len(asked(refused(policies, "bearer xyz"))) == 2
