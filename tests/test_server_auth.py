@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wspy import HandshakeError
+from wspy import HandshakeError, Headers, Request
 from wspy.auth import basic_token, parse_challenges, quoted
 from wspy.client_auth import ClientAuth
 from wspy.server_auth import Auth, BasicAuth, DigestAuth, authenticate, checked_policies
@@ -25,7 +25,9 @@ SECRET = b"0123456789abcdef"
 
 
 def ask(policies: Any, value: str | None, now: float = NOW, target: str = "/chat?x=1", method: str = "GET") -> str:
-    return authenticate(checked_policies(policies), value, method, target, now)
+    headers = Headers.from_parsed([] if value is None else [("Authorization", value)])
+    request = Request(b"", method, target, target, "1.1", headers, is_websocket=True, keep_alive=True)
+    return authenticate(checked_policies(policies), request, now)
 
 
 def refused(policies: Any, value: str | None, now: float = NOW, target: str = "/chat?x=1", method: str = "GET") -> Any:
@@ -191,6 +193,45 @@ def test_k9_time_tells_nothing() -> None:
         error = (statistics.pvariance(a) / len(a) + statistics.pvariance(b) / len(b)) ** 0.5
         difference = abs(statistics.fmean(a) - statistics.fmean(b))
         assert difference < 4.5 * error or difference < 50  # nanoseconds
+
+
+def test_a_function_may_fail_in_any_way_and_that_is_not_the_clients_fault() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        ask(lambda _, password: int(password), "Basic " + basic_token("a", "b"))
+
+
+def test_a_coroutine_lets_nobody_in() -> None:
+    async def check(username: str, password: str) -> bool:
+        return False
+
+    for make in (BasicAuth, DigestAuth, checked_policies):
+        with pytest.raises(TypeError, match="async def"):
+            make(check)
+    made: list[Any] = []
+
+    def disguised(username: str, password: str) -> Any:
+        made.append(check(username, password))
+        return made[-1]
+
+    with pytest.raises(TypeError, match="await"):
+        ask(disguised, "Basic " + basic_token("a", "b"))
+    made[0].close()
+
+
+def test_whose_functions_may_block() -> None:
+    assert not BasicAuth(PEOPLE).may_block
+    assert not DigestAuth(PEOPLE).may_block
+    assert BasicAuth(lambda *_: False).may_block
+    assert DigestAuth({"a": "b"}.get).may_block
+    assert DigestAuth(PEOPLE, replayed=lambda *_: False).may_block
+
+
+def test_two_policies_of_one_scheme_are_both_asked() -> None:
+    policies = [BasicAuth(("a", "b"), "one"), BasicAuth(("c", "d"), "other")]
+    assert ask(policies, "Basic " + basic_token("a", "b")) == "a"
+    assert ask(policies, "Basic " + basic_token("c", "d")) == "c"
+    assert len(asked(refused(policies, "Basic " + basic_token("a", "d")))) == 2
+    assert [policy.failures for policy in policies] == [1, 1]
 
 
 # ---- Digest ----
@@ -385,8 +426,8 @@ def test_k16_failures_are_counted_and_told_without_the_credentials() -> None:
     told: list[str] = []
 
     class Counting(BasicAuth):
-        def onfailure(self, target: str) -> None:
-            told.append(target)
+        def onfailure(self, request: Request) -> None:
+            told.append(request.target)
 
     policy = Counting(PEOPLE)
     for _ in range(3):

@@ -26,6 +26,7 @@ What else there is:
 - ``Protocol``: the protocol without I/O, for both roles, to use with sockets of your own.
 - ``DeflateMessage``: compression (RFC 7692), for ``extensions=`` of a server; ``DeflateFrame``, its predecessor;
   ``Extension``, to write others.
+- ``BasicAuth`` and ``DigestAuth``: who is let in, for ``auth=`` of a server; ``Auth``, to write others.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
 TLS and an asyncio API are not there yet.
@@ -89,6 +90,7 @@ from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
 from .server import Server
+from .server_auth import Auth, BasicAuth, DigestAuth
 from .server_client import Client
 from .version import __version__
 from .websocket import websocket
@@ -117,6 +119,8 @@ __all__ = [
     "OPCODE_TEXT",
     "AsyncClient",
     "AsyncServer",
+    "Auth",
+    "BasicAuth",
     "BinaryMessage",
     "Client",
     "Clients",
@@ -126,6 +130,7 @@ __all__ = [
     "CoreError",
     "DeflateFrame",
     "DeflateMessage",
+    "DigestAuth",
     "Extension",
     "Frame",
     "HandshakeError",

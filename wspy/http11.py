@@ -93,7 +93,8 @@ class Request:
         is_websocket: whether this asks to switch to WebSocket: ``Upgrade`` and ``Connection`` say so.
         keep_alive: whether the client may send another request, RFC 9112 §9.3.
 
-    ``remote_address`` is for whoever owns the socket to set; the head doesn't tell it.
+    ``remote_address`` is for whoever owns the socket to set; the head doesn't tell it. ``username`` is set by whoever
+    finds out who the client is: by ``auth`` of the server, or by an ``onrequest``.
     """
 
     head: bytes
@@ -105,6 +106,7 @@ class Request:
     is_websocket: bool
     keep_alive: bool
     remote_address: tuple[Any, ...] | str | None = field(default=None, init=False)
+    username: str | None = field(default=None, init=False)
     _query: dict[str, str] | None = field(default=None, init=False)
 
     @property

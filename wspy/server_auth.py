@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from os import urandom
 from threading import Lock
-from typing import Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
 from .auth import ALGORITHMS, Challenge, Digest, as_octets, checked_text, parse_challenges, quoted, split_basic
+from .calls import is_async
 from .errors import HandshakeError
 from .limits import checked_count
+
+if TYPE_CHECKING:
+    from .http11 import Request
 
 __all__ = ["Auth", "BasicAuth", "Credentials", "DigestAuth", "Policies", "authenticate", "checked_policies"]
 
@@ -42,8 +46,11 @@ class Auth(ABC):
         realm: what the user name and the password are for, shown to people.
 
     Attributes:
+        scheme: its name in lower case, such as ``"basic"``.
         realm: as given.
         failures: how many credentials were refused.
+        may_block: whether ``username`` may take its time, as it does in a function of yours. ``Server`` calls it in a
+            thread then; ``AsyncServer`` and ``websocket.accept`` let everybody wait.
 
     Raises:
         TypeError: the realm isn't a str.
@@ -51,10 +58,12 @@ class Auth(ABC):
     """
 
     scheme = ""
+    may_block = True
 
     def __init__(self, realm: str) -> None:
         self.realm = checked_text("the realm", realm)
         self.failures = 0
+        self._counting = Lock()
 
     @abstractmethod
     def challenges(self, now: float, *, stale: bool = False) -> list[str]:
@@ -77,15 +86,20 @@ class Auth(ABC):
 
         Raises:
             StaleError: they are right, but for their nonce.
-            ValueError: they are malformed beyond what RFC 9110 §15.5.2 calls wrong: 400 answers them.
+            HandshakeError: they are malformed beyond what RFC 9110 §15.5.2 calls wrong: with status 400.
         """
 
-    def onfailure(self, target: str) -> None:  # noqa: B027 -- for subclasses that want it
-        """Do something when credentials were refused; it is not told which ones.
+    def onfailure(self, request: Request) -> None:  # noqa: B027 -- for subclasses that want it
+        """Do something when credentials were refused, such as to count them by ``request.remote_address``.
 
-        Args:
-            target: of the request, as it was sent.
+        It is called where ``username`` is: who waits here lets others wait, see ``may_block``.
         """
+
+    def refused(self, request: Request) -> None:
+        """Count credentials that were refused, and tell ``onfailure``. Thread-safe."""
+        with self._counting:
+            self.failures += 1
+        self.onfailure(request)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.realm!r}>"
@@ -102,11 +116,11 @@ class BasicAuth(Auth):
 
     Args:
         credentials: a (user name, password) pair, several of them, a mapping, or a function of both that returns
-            whether they are right. It is called by the thread that accepts clients, and should not wait.
+            whether they are right.
         realm: see ``Auth``.
 
     Raises:
-        TypeError: the credentials are something else, or not str.
+        TypeError: the credentials are something else, or not str, or the function is ``async def``.
         ValueError: there are none, a user name has a colon, or one has control characters.
     """
 
@@ -115,7 +129,8 @@ class BasicAuth(Auth):
     def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket") -> None:
         super().__init__(realm)
         self._key = urandom(32)
-        self._check = credentials if callable(credentials) else None
+        self._check = _checked_function(credentials)
+        self.may_block = self._check is not None
         pairs = [] if callable(credentials) else _pairs(credentials)
         if any(":" in username for username, _ in pairs):
             raise ValueError("a user name for Basic has no colon (RFC 7617 §2)")
@@ -132,7 +147,7 @@ class BasicAuth(Auth):
         except ValueError:
             return None
         if self._check is not None:
-            return username if self._check(username, password) else None
+            return username if _checked_answer(self._check(username, password)) else None
         # Who doesn't know the key can't choose which digests are alike: looking one up tells nothing by its time.
         return self._usernames.get(self._digest(username, password))
 
@@ -175,7 +190,8 @@ class DigestAuth(Auth):
         replayed: Callable[[str, int], bool] | None = None,
     ) -> None:
         super().__init__(realm)
-        self._passwords = credentials if callable(credentials) else dict(_pairs(credentials)).get
+        self._passwords = _checked_function(credentials) or dict(_pairs(cast("Credentials", credentials))).get
+        self.may_block = callable(credentials) or replayed is not None
         self._algorithms = {name.lower(): _checked_algorithm(name) for name in algorithms}
         if not self._algorithms:
             raise ValueError("algorithms: there is none")
@@ -205,9 +221,9 @@ class DigestAuth(Auth):
         if not said.keys() >= {*_REQUIRED} or said["qop"] != "auth" or not said["cnonce"]:
             return None
         if not _COUNT.fullmatch(said["nc"]):
-            raise ValueError("the count of a nonce has eight hexadecimal digits (RFC 7616 §3.4)")
+            raise HandshakeError(400, "the count of a nonce has eight hexadecimal digits (RFC 7616 §3.4)")
         if said["uri"] != target:
-            raise ValueError("the credentials are for another target (RFC 7616 §3.4.6)")
+            raise HandshakeError(400, "the credentials are for another target (RFC 7616 §3.4.6)")
         algorithm = said.get("algorithm", "MD5").lower()
         if algorithm not in self._algorithms or said["realm"] != as_octets(self.realm):
             return None
@@ -304,20 +320,19 @@ def checked_policies(auth: Policies | None) -> tuple[Auth, ...]:
     return (BasicAuth(cast("Credentials | Check", auth)),)
 
 
-def authenticate(policies: tuple[Auth, ...], value: str | None, method: str, target: str, now: float) -> str:
+def authenticate(policies: tuple[Auth, ...], request: Request, now: float) -> str:
     """Return who a client is.
 
     Args:
         policies: what is accepted, and offered in this order.
-        value: of ``Authorization``; None without one.
-        method: of the request.
-        target: of the request, as it was sent.
+        request: with one ``Authorization`` at most.
         now: seconds since the epoch.
 
     Raises:
         HandshakeError: 401 with the challenges (RFC 9110 §15.5.2), or 400 for what is malformed.
         Exception: of a function of the user: answer with 500.
     """
+    value = request.headers.get("authorization")
     if value is None:
         raise _refused(policies, "the client has sent no credentials", now)
     try:
@@ -326,26 +341,37 @@ def authenticate(policies: tuple[Auth, ...], value: str | None, method: str, tar
         if value[:6].lower() == "basic ":  # RFC 7617 §2: what is no token is no credentials
             raise _refused(policies, "the credentials for basic are malformed", now) from None
         raise HandshakeError(400, "the credentials are malformed") from None
-    for policy in policies:
-        if policy.scheme != credentials.scheme:
-            continue
+    asked = [policy for policy in policies if policy.scheme == credentials.scheme]
+    for policy in asked:
         try:
-            username = policy.username(credentials, method, target, now)
+            username = policy.username(credentials, request.method, request.target, now)
         except StaleError:
             raise _refused(policies, "the nonce of the credentials is too old, or was used", now, stale=True) from None
-        except ValueError as error:
-            raise HandshakeError(400, str(error)) from None
         if username is not None:
             return username
-        policy.failures += 1
-        policy.onfailure(target)
-        raise _refused(policies, f"the credentials for {credentials.scheme} are wrong", now)
-    raise _refused(policies, "the client has sent credentials of another scheme", now)
+    for policy in asked:
+        policy.refused(request)
+    reason = f"the credentials for {credentials.scheme} are wrong" if asked else "the credentials are of another scheme"
+    raise _refused(policies, reason, now)
 
 
 def _refused(policies: tuple[Auth, ...], message: str, now: float, *, stale: bool = False) -> HandshakeError:
     fields = [value for policy in policies for value in policy.challenges(now, stale=stale)]
     return HandshakeError(401, message, [("WWW-Authenticate", value) for value in fields])
+
+
+def _checked_function(credentials: object) -> Callable[..., Any] | None:
+    """Return a function that is given for credentials, None if they are something else."""
+    if is_async(credentials):
+        raise TypeError("the function for credentials is async def, but it has to be a plain function")
+    return credentials if callable(credentials) else None
+
+
+def _checked_answer(answer: object) -> object:
+    """Return what a function says; a coroutine is true, whatever it would say."""
+    if hasattr(answer, "__await__"):
+        raise TypeError("the function for credentials returned something to await, but it has to be a plain function")
+    return answer
 
 
 def _pairs(credentials: Credentials) -> list[tuple[str, str]]:
