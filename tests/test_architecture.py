@@ -30,7 +30,7 @@ LAYERS = (
         "client_auth",
     },
     {"extensions", "deflate"},
-    {"handshake", "client_handshake", "protocol"},
+    {"handshake", "client_handshake", "protocol", "attempts"},
     {
         "loop",
         "heads",

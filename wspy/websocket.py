@@ -11,11 +11,14 @@ from collections import deque
 from copy import copy
 from functools import partial
 from threading import get_ident
+from time import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
+from .attempts import Attempts
+from .client_auth import ClientAuth
 from .client_handshake import ClientHandshake
 from .codes import CloseCode, Opcode, Role
-from .connecting import MAX_REDIRECTS, connect_tcp, connect_unix, is_connected, redirected, without_credentials
+from .connecting import connect_tcp, connect_unix, is_connected
 from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
 from .exclusive import Exclusive
@@ -31,6 +34,7 @@ from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_second
 from .outbox import Outbox, Unsent
 from .protocol import Event, Protocol
 from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
+from .server_auth import authenticate, checked_policies
 from .uri import URI, parse_uri
 from .version import __version__
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from .handshake import Acceptance
     from .http11 import Request
     from .messages import Sendable
+    from .server_auth import Auth, Policies
 
 __all__ = ["websocket"]
 
@@ -83,6 +88,9 @@ class websocket:
         location: the path, with a query, that a client asks for if ``connect`` isn't given a URI.
         trusted_origins: the origins of pages that a server lets in; empty for all. See ``AsyncServer``.
         locations: the paths that a server serves, without a query; empty for all.
+        auth: a client's (user name, password) pair, for when the server asks, see ``connect``. A server's: who is let
+            in, see ``AsyncServer``; ``request.username`` says who it is. Its function is called by ``accept``, where
+            others wait meanwhile.
         extra_headers: header fields of a client's request, or of a server's 101.
         recv_callback: called by ``do_async_recv`` with each frame; None to keep them for ``recv``.
         sfamily: of a new socket: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
@@ -95,7 +103,7 @@ class websocket:
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
 
     Attributes:
-        origin, protocols, extensions, trusted_origins, locations, extra_headers, strict, max_size, max_fragments,
+        origin, protocols, extensions, trusted_origins, locations, auth, extra_headers, strict, max_size, max_fragments,
             open_timeout: as given. What is changed counts for the opening handshakes that begin later.
         recv_callback: as given; may be changed at any time.
         protocol: the subprotocol that was agreed upon, or None.
@@ -122,6 +130,7 @@ class websocket:
         location: str = "/",
         trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
         locations: Iterable[str] = (),
+        auth: Policies | None = None,
         extra_headers: Fields = (),
         recv_callback: Callable[[Frame], object] | None = None,
         sfamily: int = socket.AF_INET,
@@ -137,6 +146,7 @@ class websocket:
         self.location = location
         self.trusted_origins = trusted_origins if isinstance(trusted_origins, str) else tuple(trusted_origins)
         self.locations = locations if isinstance(locations, str) else tuple(locations)
+        self.auth = auth
         self.extra_headers = Headers(extra_headers)
         self.recv_callback = recv_callback
         self.strict = strict
@@ -186,6 +196,23 @@ class websocket:
             extra_headers=self.extra_headers,
             server_header=f"wspy/{__version__}",
         )
+
+    @property
+    def auth(self) -> Policies | None:
+        """A client's user name and password, or who is let in by a server; as given."""
+        return self._auth
+
+    @auth.setter
+    def auth(self, auth: Policies | None) -> None:
+        self._pair = _pair(auth)
+        self._policies: tuple[Auth, ...] | None = None if self._pair else checked_policies(auth)
+        self._auth = auth
+
+    def _its_policies(self) -> tuple[Auth, ...]:
+        """Return who is let in: made once, since they remember what was used."""
+        if self._policies is None:
+            self._policies = checked_policies(self._pair)
+        return self._policies
 
     # ---- the wrapped socket ----
 
@@ -347,6 +374,7 @@ class websocket:
             location=self.location,
             trusted_origins=self.trusted_origins,
             locations=self.locations,
+            auth=self._its_policies() or None,
             extra_headers=self.extra_headers,
             strict=self.strict,
             max_size=self.max_size,
@@ -429,14 +457,17 @@ class websocket:
         self._open(protocol, reader.rest)
 
     def _accepted(self, request: Request) -> tuple[Acceptance, Protocol]:
+        policies = self._its_policies()
         try:
+            if policies:
+                request.username = authenticate(policies, request, time())
             accepted = self._handshake.accept(request)
             return accepted, self._new_protocol(Role.SERVER, accepted.extensions)
         except HandshakeError:
             raise
         except Exception as error:
-            log.exception("an extension has failed in an opening handshake")
-            raise HandshakeError(500, "an extension has failed") from error
+            log.exception("an extension, or a function for auth, has failed in an opening handshake")
+            raise HandshakeError(500, "an extension, or a function for auth, has failed") from error
 
     def _peer(self) -> Any:
         try:
@@ -464,32 +495,36 @@ class websocket:
     def connect(self, address: tuple[str, int] | str) -> None:
         """Connect to a server, with the opening handshake, within ``open_timeout`` and the socket's timeout.
 
-        Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A socket
-        that was passed in can't be exchanged, so there they are errors like every other status.
+        Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A server
+        that asks who this is (401) is told once, by the strongest of Digest and Basic that it offers, on a new socket,
+        too. A socket that was passed in can't be exchanged, so there both are errors like every other status.
 
         Args:
             address: ``"ws://host:port/path?query"``; or (host, port), "" for this machine, and then ``location`` is
-                asked for; or the path of a Unix socket. A socket that is connected already is used as it is.
+                asked for; or the path of a Unix socket. A socket that is connected already is used as it is. A user
+                name and a password in a URI, ``"ws://user:password@host/"``, come before ``auth``.
 
         Raises:
             ResponseError: the server's answer is another one than 101, or a wrong one: with status, headers and body.
             SocketClosed: the server has reset the connection.
             TimeoutError: it took too long.
             OSError: there is no connection.
-            TypeError: the address is neither a str nor a pair.
+            TypeError: the address is neither a str nor a pair, or ``auth`` is no (user name, password) pair.
             ValueError: the URI is wrong, or the socket non-blocking: set it so afterwards.
         """
         if self._timeout == 0:
             raise ValueError("connect needs a socket that may wait: call setblocking(False) afterwards")
         self._check_unopened()
         deadline = self._deadline().earlier(self.open_timeout)
-        uri, headers = self._uri(address), self.extra_headers
+        if self._auth is not None and self._pair is None:
+            raise TypeError("connect needs a (user name, password) pair for auth: anything else is for servers")
+        attempts = Attempts(self._uri(address), self.extra_headers, self._pair)
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
         try:
             self._check_unopened()  # by who was here before
             with self._held:
-                self._open_redirected(uri, headers, path, deadline)
+                self._open_at_last(attempts, path, deadline)
         except ValueError:
             raise  # before there was a connection
         except BaseException:
@@ -499,22 +534,16 @@ class websocket:
         finally:
             self._receiving.leave()
 
-    def _open_redirected(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
-        """Perform the opening handshake wherever redirects lead."""
-        for count in range(MAX_REDIRECTS + 1):
+    def _open_at_last(self, attempts: Attempts, path: str | None, deadline: Deadline) -> None:
+        """Perform the opening handshake wherever redirects lead, and whoever asks who this is."""
+        while True:
             try:
-                self._open_as_client(uri, headers, path, deadline)
+                self._open_as_client(attempts, path, deadline)
             except ResponseError as error:
-                if not self._owns_sock or path is not None:
+                if not self._owns_sock or (path is not None and error.status != 401):
                     raise
-                other = redirected(uri, error)
-                if count == MAX_REDIRECTS:
-                    message = f"the server redirects more than {MAX_REDIRECTS} times"
-                    raise ResponseError(message, error.status, error.reason, error.headers) from None
+                attempts.follow(error)
                 self.sock.close()
-                if other.origin_key != uri.origin_key:
-                    headers = without_credentials(headers)
-                uri = other
             else:
                 return
 
@@ -530,13 +559,16 @@ class websocket:
         uri = parse_uri(address)
         if uri.secure:
             raise ValueError("wss needs TLS, which is not there yet")
-        if uri.username is not None:
-            raise ValueError("credentials in a URI are not supported yet: pass Authorization in extra_headers")
         return uri
 
-    def _open_as_client(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
+    def _open_as_client(self, attempts: Attempts, path: str | None, deadline: Deadline) -> None:
+        uri = attempts.uri
         handshake = ClientHandshake(
-            uri, origin=self.origin, protocols=self.protocols, extensions=self.extensions, extra_headers=headers
+            uri,
+            origin=self.origin,
+            protocols=self.protocols,
+            extensions=self.extensions,
+            extra_headers=attempts.headers,
         )
         protocol = self._new_protocol(Role.CLIENT, None)
         self._start_again()
@@ -1212,3 +1244,18 @@ class websocket:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.sock!r}>"
+
+
+def _pair(auth: Policies | None) -> tuple[str, str] | None:
+    """Return the user name and the password that an argument ``auth`` is, if it is them.
+
+    Raises:
+        ValueError: one of them can't be sent.
+    """
+    if not isinstance(auth, tuple | list) or len(auth) != 2:
+        return None
+    username, password = auth
+    if not isinstance(username, str) or not isinstance(password, str):
+        return None
+    ClientAuth(username, password)
+    return username, password
