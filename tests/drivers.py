@@ -295,7 +295,10 @@ class RawClient:
         headers: dict[str, str] = {}
         for line in lines:
             name, value = line.split(": ", 1)
-            assert name.lower() not in headers, f"{name} is repeated"
+            if name.lower() == "www-authenticate" and name.lower() in headers:
+                value = f"{headers[name.lower()]}, {value}"  # RFC 9110 §11.6.1
+            else:
+                assert name.lower() not in headers, f"{name} is repeated"
             headers[name.lower()] = value
         length = 0 if to_head_request else int(headers.get("content-length", "0"))
         return Response(int(status), reason, headers, self.exactly(length), raw)

@@ -18,7 +18,6 @@ ELSEWHERE: Final = "the same for all front ends: tested with the module that dec
 ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
 TLS: Final = "no TLS yet"
-AUTHENTICATION: Final = "no authentication yet"
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
 NO_HTTP: Final = "a websocket takes opening handshakes and nothing else, and asks nobody about them"
@@ -247,7 +246,26 @@ ROWS: Final[dict[str, Row]] = {
     "I23": Row("free threading and sub-interpreters", {"*": ELSEWHERE}),
     "I24": Row("a partial message at the end"),
     **later("J", 13, TLS),
-    **later("K", 19, AUTHENTICATION),
+    # authentication
+    "K1": Row("no credentials, or an unknown scheme"),
+    "K2": Row("the scheme in another case"),
+    "K3": Row("what is not base64"),
+    "K4": Row("no colon, and no user name"),
+    "K5": Row("a password beyond ASCII"),
+    "K6": Row("control characters in a password"),
+    "K7": Row("two credentials"),
+    "K8": Row("long credentials"),
+    "K9": Row("how long it takes", {"*": ELSEWHERE}),
+    "K10": Row("a digest for something else"),
+    "K11": Row("a nonce that is too old"),
+    "K12": Row("a nonce that was used"),
+    "K13": Row("a digest of another kind"),
+    "K14": Row("a forged nonce"),
+    "K15": Row("malformed parameters"),
+    "K16": Row("brute force"),
+    "K17": Row("credentials in the log"),
+    "K18": Row("a function that is slow"),
+    "K19": Row("a server that asks again and again", {"*": CLIENT}),
     # injection
     "L1": Row("headers that can't be sent"),
     "L2": Row("a reason phrase that can't be sent", {"threads": ELSEWHERE, "connection": NO_HTTP}),
