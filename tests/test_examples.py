@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from drivers import DEADLINE_S, RawClient, frame, until
 from programs import PYTHON, Program
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wspy
@@ -334,6 +334,24 @@ def test_connection_echo(start: Callable[..., tuple[Program, str]]) -> None:
         assert client.close_code == 1001
 
 
+def test_token_server(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("token_server.py")
+    token = program.line().rpartition(" ")[2]
+    cookie = {"Cookie": f"a=b; token={token}"}
+    for headers in ({"Authorization": f"Bearer {token}"}, {"Authorization": f"bearer  {token}"}, cookie):
+        with join(url, additional_headers=headers) as client:
+            client.send("hello")
+            assert client.recv(timeout=20) == "Anna says: hello"
+    for headers in ({}, {"Authorization": "Bearer x"}, {"Cookie": "token=x"}, {"Authorization": f"Basic {token}"}):
+        with pytest.raises(InvalidStatus) as caught:
+            join(url, additional_headers=headers)
+        assert (caught.value.response.status_code, caught.value.response.body) == (401, b"Who are you?\n")
+    with pytest.raises(InvalidStatus) as caught:
+        join(url, additional_headers=cookie, origin="https://elsewhere.example")
+    assert caught.value.response.status_code == 403
+    assert_ends(program)
+
+
 def test_selectors_loop(start: Callable[..., tuple[Program, str]]) -> None:
     program, url = start("selectors_loop.py")
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/")))) as silent:
@@ -417,6 +435,16 @@ def test_the_readme_answers_plain_http(serve: Serve) -> None:
     assert (status, headers["Cache-Control"], body) == (404, "no-store", b"not here\n")
     with join(url_of(server)):
         pass
+
+
+def test_the_readme_knows_who_it_is(readme: dict[str, Any]) -> None:
+    pair = "Anna", "swordfish"
+    with readme["Greeter"](("127.0.0.1", 0), auth=wspy.BasicAuth([pair], realm="the club")) as server:
+        server.start()
+        with wspy.Connection.connect(url_of(server), auth=pair) as client:
+            assert client.recv().payload == "Hello, Anna!"
+        with pytest.raises(wspy.ResponseError):
+            wspy.Connection.connect(url_of(server))
 
 
 def test_the_readme_broadcasts(serve: Serve) -> None:
