@@ -43,6 +43,7 @@ LAYERS = (
         "lenient",
         "outbox",
         "server_auth",
+        "tls",
     },
     {"connecting", "exclusive", "extending", "reception"},
     {"websocket"},

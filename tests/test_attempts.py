@@ -56,10 +56,13 @@ def test_m7_from_wss_to_ws_is_refused() -> None:
         attempts("wss://a/b").follow(moved("ws://a/b"))
 
 
-def test_m7_wss_is_refused_for_now() -> None:
-    with pytest.raises(ResponseError, match="TLS") as caught:
-        attempts().follow(moved("wss://a/b", 301))
-    assert caught.value.status == 301
+def test_m7_from_ws_to_wss_is_another_origin() -> None:
+    ours = attempts(headers={"Cookie": "a"})
+    ours.follow(moved("wss://a/b", 301))
+    assert ours.uri == parse_uri("wss://a/b")
+    assert ours.headers == Headers()
+    with pytest.raises(ResponseError):
+        ours.follow(BASICALLY)
 
 
 def test_m7_the_number_of_redirects_is_limited_and_questions_do_not_count() -> None:

@@ -11,6 +11,7 @@ import select
 import selectors
 import signal
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -263,6 +264,7 @@ def test_what_is_changed_counts_for_those_who_come_later() -> None:
         ({"open_timeout": float("nan")}, ValueError),
         ({"open_timeout": "1"}, TypeError),
         ({"auth": "user:secret"}, TypeError),
+        ({"ssl": True}, TypeError),
         ({"auth": ()}, ValueError),
         ({"auth": ("user", 1)}, TypeError),
         ({"auth": ("user", "secret\n")}, ValueError),
@@ -446,7 +448,7 @@ def test_a_connected_socket_is_used_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("options", "address"),
     [
-        ({}, "wss://a/"),
+        ({"ssl": ssl.create_default_context()}, "ws://a/"),
         ({}, "ws://user%00:pass@a/"),
         ({"auth": lambda *_: True}, None),
         ({"auth": {"user": "secret"}}, None),
@@ -577,7 +579,7 @@ def test_m7_ten_redirects_and_no_more() -> None:
         assert client.fileno() == -1
 
 
-@pytest.mark.parametrize("location", ["wss://127.0.0.1/", "https://a/", "ftp://a/", "ws://u:p@a/", "ws://a:0/", "/#f"])
+@pytest.mark.parametrize("location", ["ftp://a/", "ws://u:p@a/", "ws://a:0/", "/#f"])
 def test_m7_a_redirect_that_is_not_followed(location: str) -> None:
     with Script(moved(location)) as server, websocket() as client:
         with pytest.raises(ResponseError, match="redirect") as caught:

@@ -20,7 +20,7 @@ from .client_handshake import ClientHandshake
 from .codes import CloseCode, Opcode, Role
 from .connecting import connect_tcp, connect_unix, is_connected
 from .deadline import NEVER, Deadline
-from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
+from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed, SSLError
 from .exclusive import Exclusive
 from .extending import Extending
 from .extensions import checked_extensions
@@ -35,12 +35,14 @@ from .outbox import Outbox, Unsent
 from .protocol import Event, Protocol
 from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
 from .server_auth import authenticate, checked_policies
+from .tls import TLS, check_side, checked_context, default_context, server_context
 from .uri import URI, parse_uri
 from .version import __version__
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterable
+    from ssl import SSLContext, SSLObject
 
     from .extensions import Agreement, Extension
     from .handshake import Acceptance
@@ -61,6 +63,8 @@ _LARGE_READ: Final = 262_144
 _NOTHING: Final = Unsent(b"")
 _NOT_UNDERSTOOD: Final = "an extension has failed: what follows can't be understood"
 _ENDED: Final = "the peer has ended the connection without a Close frame"
+# RFC 8446 §6.1: that could have been anybody on the way, who has cut something off
+_CUT: Final = "the connection was cut: the peer has said the end of neither the connection nor of TLS"
 
 
 class websocket:
@@ -91,6 +95,9 @@ class websocket:
         auth: a client's (user name, password) pair, for when the server asks, see ``connect``. A server's: who is let
             in, see ``AsyncServer``; ``request.username`` says who it is. Its function is called by ``accept``, where
             others wait meanwhile.
+        ssl: an ``ssl.SSLContext``: a server's, with its certificate, to serve by TLS alone; a client's, for ``wss``
+            URIs, and for addresses that are no URI. None: a client trusts for ``wss`` whom the system trusts.
+            Renegotiation is switched off in it.
         extra_headers: header fields of a client's request, or of a server's 101.
         recv_callback: called by ``do_async_recv`` with each frame; None to keep them for ``recv``.
         sfamily: of a new socket: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
@@ -103,8 +110,8 @@ class websocket:
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
 
     Attributes:
-        origin, protocols, extensions, trusted_origins, locations, auth, extra_headers, strict, max_size, max_fragments,
-            open_timeout: as given. What is changed counts for the opening handshakes that begin later.
+        origin, protocols, extensions, trusted_origins, locations, auth, ssl, extra_headers, strict, max_size,
+            max_fragments, open_timeout: as given. What is changed counts for the opening handshakes that begin later.
         recv_callback: as given; may be changed at any time.
         protocol: the subprotocol that was agreed upon, or None.
         extension_instances: the extensions that were agreed upon, in the order in which they transform what is sent.
@@ -114,6 +121,7 @@ class websocket:
         location: the path with the query that was asked for.
         handshake_sent: whether the opening handshake is complete.
         secure: whether this is over TLS.
+        ssl_object: the ``ssl.SSLObject`` of that, which tells of certificates and ciphers; None without.
 
     Raises:
         TypeError: an argument is of another type.
@@ -131,6 +139,7 @@ class websocket:
         trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
         locations: Iterable[str] = (),
         auth: Policies | None = None,
+        ssl: SSLContext | None = None,
         extra_headers: Fields = (),
         recv_callback: Callable[[Frame], object] | None = None,
         sfamily: int = socket.AF_INET,
@@ -147,13 +156,13 @@ class websocket:
         self.trusted_origins = trusted_origins if isinstance(trusted_origins, str) else tuple(trusted_origins)
         self.locations = locations if isinstance(locations, str) else tuple(locations)
         self.auth = auth
+        self.ssl = ssl
         self.extra_headers = Headers(extra_headers)
         self.recv_callback = recv_callback
         self.strict = strict
         self.max_size = max_size
         self.max_fragments = max_fragments
         self.open_timeout = checked_seconds("open_timeout", open_timeout)
-        self.secure = False
         self.protocol: str | None = None
         self.request: Request | None = None
         self.response_headers: Headers | None = None
@@ -165,7 +174,9 @@ class websocket:
         self._protocol: Protocol | None = None
         self._lenient: LenientReader | None = None
         self._extending: Extending | None = None
-        self._outbox = Outbox()  # its lock is that of the protocol, too
+        self._outbox = Outbox()  # its lock is that of the protocol, too, and of TLS
+        self._end = _ENDED  # what it means that nothing more comes
+        self._said_goodbye = False  # by close_notify
         self._sender = 0  # the thread that is making what it is about to queue, or tells extensions something
         self._delayed: deque[Callable[[], object]] = deque()  # what it, or its signal handler, wants to send meanwhile
         self._receiving = Exclusive("recv")
@@ -214,6 +225,110 @@ class websocket:
             self._policies = checked_policies(self._pair)
         return self._policies
 
+    # ---- TLS ----
+
+    @property
+    def ssl(self) -> SSLContext | None:
+        """What TLS is made with; None for a client that verifies by what the system trusts, and for no TLS."""
+        return self._ssl
+
+    @ssl.setter
+    def ssl(self, context: SSLContext | None) -> None:
+        self._ssl = None if context is None else checked_context(context)
+
+    def enable_ssl(
+        self, keyfile: str | None = None, certfile: str | None = None, *, ca_certs: str | None = None
+    ) -> None:
+        """Use TLS: make an ``ssl`` of files, as ``ssl.wrap_socket`` did.
+
+        Args:
+            keyfile: a server's private key; None if it stands in ``certfile``.
+            certfile: a server's certificate and those that lead to it; None for a client.
+            ca_certs: of whom a client trusts, or of those who sign certificates of clients, which a server wants then.
+
+        Raises:
+            SSLError: the opening handshake has begun.
+            OSError: a file can't be read, or isn't what it should be.
+        """
+        if self._protocol is not None or self._head is not None:
+            raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
+        self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
+
+    @property
+    def secure(self) -> bool:
+        """Whether this is over TLS."""
+        return self._outbox.tls is not None
+
+    @property
+    def ssl_object(self) -> SSLObject | None:
+        """What tells of the peer's certificate, the cipher and so on; None without TLS. Not to be read or written."""
+        tls = self._outbox.tls
+        return None if tls is None else tls.ssl_object
+
+    def _secure_as_server(self) -> None:
+        self._outbox.secure(None if self._ssl is None else TLS(self._ssl, server_side=True))
+
+    def _secure_as_client(self, uri: URI, deadline: Deadline) -> None:
+        """Do the handshake of TLS, RFC 8446 §4.
+
+        Raises:
+            OSError: it fails; ``ssl.SSLError`` if that is for TLS to say.
+        """
+        tls = TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
+        self._outbox.secure(tls)
+        self._outbox.add_answers()
+        while not tls.is_open:
+            self._flush_all(deadline)
+            self._wait(deadline, select.POLLIN)
+            data = self._read(_READ)
+            if data:
+                raise ResponseError("the server answers before it was asked")
+            if data == b"":
+                raise SocketClosed(message="the server has ended the connection instead of setting up TLS")
+
+    def _plaintext(self, tls: TLS, data: bytes) -> bytes | None:
+        """Return what was received by TLS; nothing at the end, None if there is none yet."""
+        try:
+            with self._outbox.lock:
+                plaintext = tls.receive(data) if data else b""
+                self._outbox.add_answers()
+                if not data and not tls.eof():
+                    self._end = _CUT
+        except OSError as error:
+            if error.errno is None:  # what a signal handler has raised
+                raise
+            with contextlib.suppress(OSError):  # the peer is told why, as far as it listens
+                self._outbox.add_answers()
+                self._outbox.write(self.sock)
+            if self._protocol is None:
+                raise
+            self._fail_receiving("the connection is lost", error)
+        return None if not plaintext and data and not tls.has_ended else plaintext
+
+    def _look_behind(self, tls: TLS) -> None:
+        """Note what came behind the plaintext that was taken: the end, or what breaks TLS."""
+        if tls.failure is not None:
+            with contextlib.suppress(OSError):
+                self._outbox.write(self.sock)  # what tells the peer why
+            self._failure = self._failure or SocketClosed(message=f"the connection is lost: {tls.failure.strerror}")
+        elif tls.has_ended:
+            self._failure = self._failure or SocketClosed(message=self._end)
+
+    def _say_goodbye(self) -> None:
+        """Send close_notify, RFC 8446 §6.1, unless that has to wait, or another process may go on."""
+        tls = self._outbox.tls
+        if tls is None or self._said_goodbye or self._held.closed or self._lost is not None:
+            return
+        if self._held.may_be_shared:
+            return
+        self._said_goodbye = True
+        with contextlib.suppress(OSError), self._held as sock, self._outbox.lock:
+            self._outbox.write(sock)
+            if not self._outbox.unsent:
+                tls.close()
+                self._outbox.add_answers()
+                self._outbox.write(sock)
+
     # ---- the wrapped socket ----
 
     @property
@@ -241,7 +356,12 @@ class websocket:
         self.sock.bind(address)
 
     def listen(self, backlog: int = 128) -> None:
-        """Let clients connect, see ``socket.listen``."""
+        """Let clients connect, see ``socket.listen``.
+
+        Raises:
+            ValueError: ``ssl`` is for clients.
+        """
+        check_side(self._ssl, server_side=True)
         self.sock.listen(backlog)
 
     def fileno(self) -> int:
@@ -286,15 +406,18 @@ class websocket:
         return self._timeout
 
     def shutdown(self, how: int) -> None:
-        """End one direction of TCP or both, see ``socket.shutdown``."""
+        """End one direction of TCP or both, see ``socket.shutdown``; that of sending with what ends TLS."""
+        if how != socket.SHUT_RD:
+            self._say_goodbye()
         self.sock.shutdown(how)
 
     def close(self) -> None:
         """Close the socket, without a closing handshake: send a Close frame before, or use ``Connection``.
 
         Calls of other threads that are waiting end with ``SocketClosed``: if there are any, both directions of TCP are
-        shut down, for other processes that have the socket too.
+        shut down, for other processes that have the socket too. TLS is ended, if the kernel takes that at once.
         """
+        self._say_goodbye()
         self._held.close()
         self._close_reception()
 
@@ -375,13 +498,15 @@ class websocket:
             trusted_origins=self.trusted_origins,
             locations=self.locations,
             auth=self._its_policies() or None,
+            ssl=self._ssl,
             extra_headers=self.extra_headers,
             strict=self.strict,
             max_size=self.max_size,
             max_fragments=self.max_fragments,
             open_timeout=self.open_timeout,
         )
-        client._head = HeadReader()  # noqa: SLF001 -- of this class
+        client._secure_as_server()  # noqa: SLF001 -- of this class
+        client._head = HeadReader()  # noqa: SLF001
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -396,14 +521,17 @@ class websocket:
             HandshakeError: the client isn't let in; it was told why. Close the socket.
             SocketClosed: the client went away.
             TimeoutError: it took longer than ``open_timeout``, or than the socket's timeout. Close the socket.
-            ValueError: the opening handshake is complete already.
+            ssl.SSLError: the client doesn't speak TLS as ``ssl`` wants it. Close the socket.
+            ValueError: the opening handshake is complete already, or ``ssl`` is for clients.
         """
         self._check_unopened()
+        check_side(self._ssl, server_side=True)
         deadline = self._deadline().earlier(self.open_timeout)
         self._receiving.enter(deadline)
         try:
             self._check_unopened()  # by who was here before
             self._handshake = self._server_handshake()
+            self._secure_as_server()
             self._head = HeadReader()
             if self._timeout != 0:
                 with self._held:
@@ -414,6 +542,7 @@ class websocket:
     def _open_as_server(self, deadline: Deadline) -> None:
         try:
             while self._head is not None:
+                self._flush_all(deadline)
                 self._wait(deadline, select.POLLIN)
                 data = self._read(_READ)
                 if data is not None:
@@ -429,7 +558,7 @@ class websocket:
         """Send the answer to a client that isn't let in, and give it a moment to read it."""
         deadline = Deadline(LINGER_SECONDS)
         self._flush_all(deadline)
-        self.sock.shutdown(socket.SHUT_WR)
+        self.shutdown(socket.SHUT_WR)
         self._drain(deadline)
 
     def _take_head(self, data: bytes) -> None:
@@ -500,17 +629,20 @@ class websocket:
         too. A socket that was passed in can't be exchanged, so there both are errors like every other status.
 
         Args:
-            address: ``"ws://host:port/path?query"``; or (host, port), "" for this machine, and then ``location`` is
-                asked for; or the path of a Unix socket. A socket that is connected already is used as it is. A user
-                name and a password in a URI, ``"ws://user:password@host/"``, come before ``auth``.
+            address: ``"ws://host:port/path?query"``, or with ``wss`` for TLS; or (host, port), "" for this machine, and
+                then ``location`` is asked for, by TLS if there is an ``ssl``; or so the path of a Unix socket. A socket
+                that is connected already is used as it is. A user name and a password in a URI,
+                ``"ws://user:password@host/"``, come before ``auth``.
 
         Raises:
             ResponseError: the server's answer is another one than 101, or a wrong one: with status, headers and body.
             SocketClosed: the server has reset the connection.
             TimeoutError: it took too long.
-            OSError: there is no connection.
+            OSError: there is no connection; ``ssl.SSLError`` if TLS fails, ``ssl.SSLCertVerificationError`` if nobody
+                who is trusted says that this is the host that was asked for.
             TypeError: the address is neither a str nor a pair, or ``auth`` is no (user name, password) pair.
-            ValueError: the URI is wrong, or the socket non-blocking: set it so afterwards.
+            ValueError: the URI is wrong, or ``ws`` though there is an ``ssl``, or that is for servers, or the socket is
+                non-blocking: set it so afterwards.
         """
         if self._timeout == 0:
             raise ValueError("connect needs a socket that may wait: call setblocking(False) afterwards")
@@ -518,6 +650,7 @@ class websocket:
         deadline = self._deadline().earlier(self.open_timeout)
         if self._auth is not None and self._pair is None:
             raise TypeError("connect needs a (user name, password) pair for auth: anything else is for servers")
+        check_side(self._ssl, server_side=False)
         attempts = Attempts(self._uri(address), self.extra_headers, self._pair)
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
@@ -525,9 +658,10 @@ class websocket:
             self._check_unopened()  # by who was here before
             with self._held:
                 self._open_at_last(attempts, path, deadline)
-        except ValueError:
-            raise  # before there was a connection
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise  # before there was a connection
+            self._say_goodbye()
             self.sock.close()
             self._held.check()  # which woke the call, whatever it saw then
             raise
@@ -543,6 +677,7 @@ class websocket:
                 if not self._owns_sock or (path is not None and error.status != 401):
                     raise
                 attempts.follow(error)
+                self._say_goodbye()
                 self.sock.close()
             else:
                 return
@@ -553,12 +688,13 @@ class websocket:
                 host, port = address[:2]
             except (TypeError, ValueError):
                 raise TypeError('connect takes (host, port), or a URI: "ws://host:port/path"') from None
-            return URI(secure=False, host=host or "localhost", port=port, resource=self.location)
+            return URI(secure=self._ssl is not None, host=host or "localhost", port=port, resource=self.location)
         if self.family == socket.AF_UNIX and "://" not in address:
-            return URI(secure=False, host="localhost", port=80, resource=self.location)
+            secure = self._ssl is not None
+            return URI(secure=secure, host="localhost", port=443 if secure else 80, resource=self.location)
         uri = parse_uri(address)
-        if uri.secure:
-            raise ValueError("wss needs TLS, which is not there yet")
+        if self._ssl is not None and not uri.secure:
+            raise ValueError("a URI with ws has no use for ssl: write wss for TLS")
         return uri
 
     def _open_as_client(self, attempts: Attempts, path: str | None, deadline: Deadline) -> None:
@@ -576,6 +712,8 @@ class websocket:
             connect_unix(self._fresh_socket(), path, deadline, self._held.check)
         elif not is_connected(self.sock):
             connect_tcp(self._fresh_socket(), uri, deadline, self._replacement if self._owns_sock else None)
+        if uri.secure:
+            self._secure_as_client(uri, deadline)
         self._outbox.add(Unsent(handshake.request))
         self._flush_all(deadline)
         self._await_answer(handshake, deadline)
@@ -601,9 +739,11 @@ class websocket:
 
     def _start_again(self) -> None:
         """Forget what became of an earlier attempt."""
-        self._outbox.clear()
+        self._outbox.secure(None)
         self._failure = self._lost = None
         self._is_reading = False
+        self._end = _ENDED
+        self._said_goodbye = False
 
     def _fresh_socket(self) -> socket.socket:
         """Return the socket; a new one like it if an attempt has failed."""
@@ -626,9 +766,13 @@ class websocket:
                 if handshake.awaits_body:
                     handshake.feed_eof()
                 raise
-            if data == b"":
-                handshake.feed_eof()
             is_complete = bool(data) and handshake.feed(data or b"")
+            if not is_complete and (data == b"" or self._has_tls_ended()):
+                handshake.feed_eof()
+
+    def _has_tls_ended(self) -> bool:
+        tls = self._outbox.tls
+        return tls is not None and tls.has_ended
 
     # ---- after the handshake ----
 
@@ -1059,7 +1203,8 @@ class websocket:
             self._read_size = _LARGE_READ
         elif len(data) < _READ:
             self._read_size = _READ
-        return data
+        tls = self._outbox.tls
+        return data if tls is None or self._said_goodbye else self._plaintext(tls, data)
 
     def do_async_recv(self, bufsize: int = _READ) -> None:
         """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
@@ -1187,11 +1332,13 @@ class websocket:
         """Take bytes from the peer, none at the end, and make frames of them."""
         protocol = self._opened()
         if not data:
-            self._failure = self._failure or SocketClosed(message=_ENDED)
+            self._failure = self._failure or SocketClosed(message=self._end)
         elif self._lenient is not None:
             self._take_unchecked(self._lenient, data)
         else:
             self._take_checked(protocol, data)
+        if self._outbox.tls is not None:
+            self._look_behind(self._outbox.tls)
 
     def _take_checked(self, protocol: Protocol, data: bytes) -> None:
         with self._outbox.lock:
