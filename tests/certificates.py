@@ -36,6 +36,13 @@ def server_context(
     return context
 
 
+def pem() -> dict[str, str]:
+    """Return the certificate and the private key of a server as text."""
+    issued = _issued(HOSTS, None, authority())
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    return {"cert": chain.decode(), "key": issued.private_key_pem.bytes().decode()}
+
+
 def client_context(**options: Any) -> ssl.SSLContext:
     """Return a new context for a client that trusts the authority; options are attributes."""
     context = ssl.create_default_context()

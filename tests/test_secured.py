@@ -285,6 +285,18 @@ def test_j9_the_end_of_tls_is_the_end_though_tcp_goes_on() -> None:
         ending.result().close()
 
 
+def test_a_server_that_waits_with_tcp_for_the_end_of_tls_is_answered() -> None:
+    """Such are those of asyncio."""
+    with raw() as (client, sock):
+        connection = wspy.Connection(client, close_timeout=None)
+        closing = Running(connection.close)
+        assert sock.recv(1 << 16)[:1] == b"\x88"
+        sock.sendall(b"\x88\x02\x03\xe8")
+        sock.unwrap().close()
+        closing.result()
+        assert connection.close_code == 1000
+
+
 @pytest.mark.parametrize("how", ["close", "shutdown"])
 def test_tls_is_ended_before_tcp(how: str) -> None:
     with raw() as (client, sock):
@@ -337,7 +349,10 @@ def test_j1_a_server_that_is_silent() -> None:
 
 
 def test_a_server_that_speaks_first_or_ends_early() -> None:
-    for data, expected in ((b"HTTP/1.1 200 OK\r\n\r\n", wspy.ResponseError), (b"", wspy.ResponseError)):
+    for data, expected in (
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", wspy.ResponseError),
+        (b"", wspy.ResponseError),
+    ):
         with tls_server() as (port, accept), websocket(ssl=client_context()) as client:
             connecting = Running(lambda port=port, client=client: client.connect(f"wss://localhost:{port}/"))
             with accept() as sock:
@@ -366,7 +381,7 @@ def test_do_handshake_on_a_socket_that_was_accepted_elsewhere() -> None:
             server.do_handshake()
 
 
-@pytest.mark.parametrize("size", [1, 100, 1 << 16])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 100, 1 << 16])
 def test_in_a_loop_whose_reads_are_of_any_size(size: int) -> None:
     with listening(ssl=server_context()) as listener, websocket(ssl=client_context()) as client:
         client.settimeout(DEADLINE_S)

@@ -1383,6 +1383,8 @@ class websocket:
         with self._held:
             left = LINGER_BYTES
             while left > 0:
+                if self._has_tls_ended() and not self._said_goodbye:  # some wait with TCP until that is answered
+                    return
                 self._wait(deadline, select.POLLIN)
                 data = self._read(min(left, _LARGE_READ))
                 if data == b"":

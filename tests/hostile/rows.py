@@ -18,6 +18,7 @@ ELSEWHERE: Final = "the same for all front ends: tested with the module that dec
 ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
 TLS: Final = "no TLS yet"
+LOOP_WITHOUT_TLS: Final = {"epoll": TLS, "threads": TLS}
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
 NO_HTTP: Final = "a websocket takes opening handshakes and nothing else, and asks nobody about them"
@@ -245,7 +246,20 @@ ROWS: Final[dict[str, Row]] = {
     "I22": Row("two concurrent recv", {"epoll": ASYNCIO, "threads": ITS_OWN, "connection": IN_ITS_TEST}),
     "I23": Row("free threading and sub-interpreters", {"*": ELSEWHERE}),
     "I24": Row("a partial message at the end"),
-    **later("J", 13, TLS),
+    # TLS
+    "J1": Row("a ClientHello that drips, or none", LOOP_WITHOUT_TLS),
+    "J2": Row("plain HTTP", LOOP_WITHOUT_TLS),
+    "J3": Row("TLS without TLS"),
+    "J4": Row("many frames in a record", LOOP_WITHOUT_TLS),
+    "J5": Row("a record in parts", LOOP_WITHOUT_TLS),
+    "J6": Row("both directions at once", LOOP_WITHOUT_TLS),
+    "J7": Row("renegotiation", LOOP_WITHOUT_TLS),
+    "J8": Row("FIN without close_notify", LOOP_WITHOUT_TLS),
+    "J9": Row("close_notify without a Close", LOOP_WITHOUT_TLS),
+    "J10": Row("a flood of KeyUpdates", LOOP_WITHOUT_TLS),
+    "J11": Row("a certificate that isn't to be trusted", {"*": CLIENT}),
+    "J12": Row("another certificate while it serves", {**LOOP_WITHOUT_TLS, "connection": NOT_OFFERED}),
+    "J13": Row("many handshakes", {**LOOP_WITHOUT_TLS, "connection": NO_SERVER}),
     # authentication
     "K1": Row("no credentials, or an unknown scheme"),
     "K2": Row("the scheme in another case"),
