@@ -15,12 +15,12 @@ import test_connection
 import test_websocket
 import trustme
 from certificates import authority, client_context, server_context
-from drivers import DEADLINE_S, until
+from drivers import DEADLINE_S, accept_value, until
 from sockets import RawServer, Running, connected, listening, secured
 
 import wspy
 from wspy import OPCODE_BINARY, OPCODE_TEXT, Frame, SocketClosed, websocket
-from wspy.tls import default_context
+from wspy.tls import TLS, default_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,15 +286,41 @@ def test_j9_the_end_of_tls_is_the_end_though_tcp_goes_on() -> None:
 
 
 def test_a_server_that_waits_with_tcp_for_the_end_of_tls_is_answered() -> None:
-    """Such are those of asyncio."""
-    with raw() as (client, sock):
-        connection = wspy.Connection(client, close_timeout=None)
-        closing = Running(connection.close)
-        assert sock.recv(1 << 16)[:1] == b"\x88"
-        sock.sendall(b"\x88\x02\x03\xe8")
-        sock.unwrap().close()
-        closing.result()
-        assert connection.close_code == 1000
+    """Such are those of asyncio. Here the Close and close_notify arrive together."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, websocket(ssl=client_context()) as client:
+        connecting = Running(lambda: client.connect(("localhost", listener.getsockname()[1])))
+        with listener.accept()[0] as sock:
+            sock.settimeout(DEADLINE_S)
+            tls = TLS(server_context(), server_side=True)
+
+            def receive() -> bytes:
+                data = tls.receive(sock.recv(1 << 16))
+                sock.sendall(tls.take())
+                return data
+
+            request = b""
+            while not request.endswith(b"\r\n\r\n"):
+                request += receive()
+            key = request.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r")[0].decode()
+            tls.send(answer(accept_value(key)))
+            sock.sendall(tls.take())
+            connecting.result()
+            connection = wspy.Connection(client, close_timeout=None)
+            closing = Running(connection.close)
+            assert receive()[:1] == b"\x88"
+            tls.send(b"\x88\x02\x03\xe8")
+            tls.close()
+            sock.sendall(tls.take())
+            while not tls.has_ended:
+                assert receive() == b""
+            assert sock.recv(1) == b""
+            closing.result()
+            assert connection.close_code == 1000
+
+
+def answer(accept: str) -> bytes:
+    fields = ("Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}")
+    return "\r\n".join(["HTTP/1.1 101 Switching Protocols", *fields, "", ""]).encode()
 
 
 @pytest.mark.parametrize("how", ["close", "shutdown"])
