@@ -323,6 +323,17 @@ def answer(accept: str) -> bytes:
     return "\r\n".join(["HTTP/1.1 101 Switching Protocols", *fields, "", ""]).encode()
 
 
+def test_after_the_end_of_sending_what_arrives_is_still_received() -> None:
+    with connected({"ssl": client_context()}, ssl=server_context()) as (client, server):
+        client.shutdown(socket.SHUT_WR)
+        with pytest.raises(SocketClosed, match="without a Close"):
+            server.recv()
+        server.send(Frame(OPCODE_TEXT, "still"), Frame(OPCODE_TEXT, "here"))
+        assert [client.recv().text, client.recv().text] == ["still", "here"]
+        with pytest.raises(SocketClosed, match=r"(?i)shutdown"):
+            client.send(Frame(OPCODE_TEXT, "x"))
+
+
 @pytest.mark.parametrize("how", ["close", "shutdown"])
 def test_tls_is_ended_before_tcp(how: str) -> None:
     with raw() as (client, sock):

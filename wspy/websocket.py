@@ -268,13 +268,16 @@ class websocket:
     def _secure_as_server(self) -> None:
         self._outbox.secure(None if self._ssl is None else TLS(self._ssl, server_side=True))
 
-    def _secure_as_client(self, uri: URI, deadline: Deadline) -> None:
+    def _client_tls(self, uri: URI) -> TLS:
+        # RFC 6066 §3: no dot at the end
+        return TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
+
+    def _secure_as_client(self, tls: TLS, deadline: Deadline) -> None:
         """Do the handshake of TLS, RFC 8446 §4.
 
         Raises:
             OSError: it fails; ``ssl.SSLError`` if that is for TLS to say.
         """
-        tls = TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
         self._outbox.secure(tls)
         self._outbox.add_answers()
         while not tls.is_open:
@@ -707,13 +710,14 @@ class websocket:
             extra_headers=attempts.headers,
         )
         protocol = self._new_protocol(Role.CLIENT, None)
+        tls = self._client_tls(uri) if uri.secure else None
         self._start_again()
         if path is not None:
             connect_unix(self._fresh_socket(), path, deadline, self._held.check)
         elif not is_connected(self.sock):
             connect_tcp(self._fresh_socket(), uri, deadline, self._replacement if self._owns_sock else None)
-        if uri.secure:
-            self._secure_as_client(uri, deadline)
+        if tls is not None:
+            self._secure_as_client(tls, deadline)
         self._outbox.add(Unsent(handshake.request))
         self._flush_all(deadline)
         self._await_answer(handshake, deadline)
@@ -1204,7 +1208,7 @@ class websocket:
         elif len(data) < _READ:
             self._read_size = _READ
         tls = self._outbox.tls
-        return data if tls is None or self._said_goodbye else self._plaintext(tls, data)
+        return data if tls is None else self._plaintext(tls, data)
 
     def do_async_recv(self, bufsize: int = _READ) -> None:
         """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
@@ -1383,7 +1387,7 @@ class websocket:
         with self._held:
             left = LINGER_BYTES
             while left > 0:
-                if self._has_tls_ended() and not self._said_goodbye:  # some wait with TCP until that is answered
+                if self._has_tls_ended():  # some wait with TCP until that is answered
                     return
                 self._wait(deadline, select.POLLIN)
                 data = self._read(min(left, _LARGE_READ))
