@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from certificates import authority
 from drivers import DEADLINE_S, RawClient, frame, until
 from programs import PYTHON, Program
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wspy
+from wspy.tls import default_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -477,7 +480,9 @@ def test_the_readme_exchanges_frames() -> None:
     server: dict[str, Any] = {"wspy": wspy}
     printed: list[wspy.Frame] = []
     client: dict[str, Any] = {"wspy": wspy, "print": printed.append}
-    thread = threading.Thread(target=run, args=(block("listener.accept()\n").replace("8000", "0"), server))
+    thread = threading.Thread(
+        target=run, args=(block("sock, address = listener.accept()\n").replace("8000", "0"), server)
+    )
     thread.start()
     until(lambda: "listener" in server and server["listener"].getsockopt(*LISTENS), "the server listens")
     run(block('location="/my/path"').replace("8000", str(server["listener"].getsockname()[1])), client)
@@ -489,7 +494,7 @@ def test_the_readme_exchanges_frames() -> None:
 def test_the_readme_receives_messages(serve: Serve) -> None:
     server = serve("Chat")
     printed: list[str] = []
-    program = block("Connection.connect(").replace("ws://127.0.0.1:8000/", url_of(server))
+    program = block("ws://127.0.0.1:8000/chat").replace("ws://127.0.0.1:8000/", url_of(server))
     thread = threading.Thread(target=run, args=(program, {"wspy": wspy, "print": printed.append}))
     thread.start()
     until(lambda: printed, "a message is printed")
@@ -497,6 +502,29 @@ def test_the_readme_receives_messages(serve: Serve) -> None:
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert printed == ["Jo says: Hello!"]
+
+
+def test_the_readme_speaks_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    issued = authority().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    authority().cert_pem.write_to_path(str(tmp_path / "trusted.pem"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    default_context.cache_clear()
+    server: dict[str, Any] = {"wspy": wspy, "ssl": ssl}
+    program = block("load_cert_chain").replace('""', '"127.0.0.1"').replace("8443", "0")
+    thread = threading.Thread(target=run, args=(program, server))
+    thread.start()
+    until(lambda: "listener" in server and server["listener"].getsockopt(*LISTENS), "the server listens")
+    address = f"localhost:{server['listener'].getsockname()[1]}"
+    talking = threading.Thread(target=run, args=(block("wss://").replace("example.com", address), {"wspy": wspy}))
+    talking.start()
+    thread.join(DEADLINE_S)
+    connection = wspy.Connection(server["client"])
+    assert [message.payload for message in connection] == ["Hello!"]
+    talking.join(DEADLINE_S)
+    default_context.cache_clear()
 
 
 def test_the_readme_echoes_on_a_connection() -> None:

@@ -19,7 +19,7 @@ What else there is:
 - ``Request`` and ``Response``: plain HTTP on the same port, by ``onrequest``.
 - ``SocketClosed``: raised by what sends on a closing connection. ``HandshakeError``: raise it to refuse a request.
   ``ResponseError``: how a server refused this side's.
-- ``Connection``: messages, for clients (``Connection.connect("ws://...")``) and for servers of your own making.
+- ``Connection``: messages, for clients (``Connection.connect("wss://...")``) and for servers of your own making.
 - ``websocket``: a socket that sends and receives single frames.
 - ``Frame`` and ``ControlFrame``: single frames; ``read_frame``, ``pop_frame``, ``contains_frame``, ``receive_frame``,
   ``create_close_frame`` and ``mask``: from bytes and to them.
@@ -29,7 +29,7 @@ What else there is:
 - ``BasicAuth`` and ``DigestAuth``: who is let in, for ``auth=`` of a server; ``Auth``, to write others.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
-TLS and an asyncio API are not there yet.
+TLS of servers and an asyncio API are not there yet.
 """
 
 from __future__ import annotations
