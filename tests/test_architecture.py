@@ -46,6 +46,7 @@ LAYERS = (
         "tls",
     },
     {"connecting", "exclusive", "extending", "reception"},
+    {"transport"},
     {"websocket"},
     {"connection", "async_client", "extended", "async_server", "serving", "asyncio", "sync"},
     {"server", "server_client"},

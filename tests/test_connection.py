@@ -1182,7 +1182,7 @@ def test_what_ended_it_can_be_asked_for_again_and_again_and_keeps_nobody() -> No
         assert depths[0] == depths[2]
 
 
-@pytest.mark.parametrize("module", ["wspy.connection", "wspy.websocket"])
+@pytest.mark.parametrize("module", ["wspy.connection", "wspy.websocket", "wspy.transport"])
 def test_an_exception_at_any_step_of_the_end_leaves_no_socket_open_behind_close(module: str) -> None:
     ended: list[Recorder] = []
 

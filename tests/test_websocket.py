@@ -1182,24 +1182,29 @@ def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> N
         assert server.recv().payload == b"%d" % steps * 100
         assert raised == before, "the exception was taken for another one"
 
-    with contextlib.ExitStack() as stack:
-        client, server = stack.enter_context(connected())
-        for _ in at_each_step(sys.modules["wspy.websocket"], receive, interrupt, behind_functions=False):
-            server.setblocking(flag=False)
-            left = []
-            try:
-                while True:
-                    left.append(server.recv().payload)
-            except BlockingIOError:
-                pass
-            except SocketClosed as error:
-                assert "interrupted" in str(error)  # noqa: PT017 -- it needs not come
-                lost += 1
-                client, server = stack.enter_context(connected())
-            assert left in ([], [b"%d" % steps * 100])
-            server.settimeout(DEADLINE_S)
-            steps += 1
-            client.send(Frame(OPCODE_TEXT, b"%d" % steps * 100))
+    modules = ["wspy.websocket", "wspy.transport", "wspy.tls"]
+    while modules:
+        module = modules.pop()
+        with contextlib.ExitStack() as stack:
+            client, server = stack.enter_context(connected())
+            if module == "wspy.tls" and not server.secure:
+                continue
+            for _ in at_each_step(sys.modules[module], receive, interrupt, behind_functions=False):
+                server.setblocking(flag=False)
+                left = []
+                try:
+                    while True:
+                        left.append(server.recv().payload)
+                except BlockingIOError:
+                    pass
+                except SocketClosed as error:
+                    assert "interrupted" in str(error)  # noqa: PT017 -- it needs not come
+                    lost += 1
+                    client, server = stack.enter_context(connected())
+                assert left in ([], [b"%d" % steps * 100])
+                server.settimeout(DEADLINE_S)
+                steps += 1
+                client.send(Frame(OPCODE_TEXT, b"%d" % steps * 100))
     assert lost
 
 

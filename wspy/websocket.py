@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import select
 import socket
@@ -19,7 +18,7 @@ from .client_auth import ClientAuth
 from .client_handshake import ClientHandshake
 from .codes import CloseCode, Opcode, Role
 from .connecting import connect_tcp, connect_unix, is_connected
-from .deadline import NEVER, Deadline
+from .deadline import Deadline
 from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed, SSLError
 from .exclusive import Exclusive
 from .extending import Extending
@@ -28,21 +27,21 @@ from .frames import Frame, is_close_code, received_frame, split_close
 from .handshake import Fields, ServerHandshake
 from .headers import Headers
 from .heads import HeadReader
-from .held import HeldSocket
 from .lenient import LenientReader
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
-from .outbox import Outbox, Unsent
+from .outbox import Unsent
 from .protocol import Event, Protocol
-from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
+from .reception import LINGER_SECONDS, Accepted, Reception
 from .server_auth import authenticate, checked_policies
-from .tls import TLS, check_side, checked_context, default_context, server_context
+from .tls import TLS, check_side, default_context, server_context
+from .transport import READ, Transport
 from .uri import URI, parse_uri
 from .version import __version__
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterable
-    from ssl import SSLContext, SSLObject
+    from ssl import SSLContext
 
     from .extensions import Agreement, Extension
     from .handshake import Acceptance
@@ -57,17 +56,11 @@ _T = TypeVar("_T")
 log = logging.getLogger("wspy.websocket")
 
 _MAX_REASON: Final = 123
-# Bytes in one read; more is asked for once so much was there.
-_READ: Final = 16_384
-_LARGE_READ: Final = 262_144
 _NOTHING: Final = Unsent(b"")
 _NOT_UNDERSTOOD: Final = "an extension has failed: what follows can't be understood"
-_ENDED: Final = "the peer has ended the connection without a Close frame"
-# RFC 8446 §6.1: that could have been anybody on the way, who has cut something off
-_CUT: Final = "the connection was cut: the peer has said the end of neither the connection nor of TLS"
 
 
-class websocket:
+class websocket(Transport):
     """A socket that sends and receives frames.
 
     Like a socket it listens and accepts, or connects; the opening handshake is part of both. Afterwards either end
@@ -128,7 +121,7 @@ class websocket:
         ValueError: an argument is out of range.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0915 -- each is a policy of its own, by name
+    def __init__(  # noqa: PLR0913 -- each is a policy of its own, by name
         self,
         sock: socket.socket | None = None,
         *,
@@ -174,20 +167,13 @@ class websocket:
         self._protocol: Protocol | None = None
         self._lenient: LenientReader | None = None
         self._extending: Extending | None = None
-        self._outbox = Outbox()  # its lock is that of the protocol, too, and of TLS
-        self._end = _ENDED  # what it means that nothing more comes
-        self._said_goodbye = False  # by close_notify
         self._sender = 0  # the thread that is making what it is about to queue, or tells extensions something
         self._delayed: deque[Callable[[], object]] = deque()  # what it, or its signal handler, wants to send meanwhile
         self._receiving = Exclusive("recv")
         self._accepting = Exclusive("accept")
         self._reception: Reception[Any] | None = None
         self._received: deque[Event | Frame] = deque()  # Frames are made of events when somebody takes them
-        self._failure: Exception | None = None  # why nothing more is received
-        self._lost: SocketClosed | None = None  # why nothing more is sent
         self._is_reading = False  # from reading bytes until their frames are in _received
-        self._read_size = _READ
-        self._readable: tuple[int, select.poll] | None = None  # a descriptor, and what waits for it
         self._owns_sock = sock is None
         if sock is None:
             sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto)
@@ -195,8 +181,7 @@ class websocket:
             raise TypeError(f"a websocket wraps a socket, not {type(sock).__name__}: connect takes an address")
         elif sock.type != socket.SOCK_STREAM:
             raise ValueError("a websocket needs a stream socket")
-        self._timeout = sock.gettimeout()
-        self._held = HeldSocket(sock)
+        super().__init__(sock)
 
     def _server_handshake(self) -> ServerHandshake:
         return ServerHandshake(
@@ -227,15 +212,6 @@ class websocket:
 
     # ---- TLS ----
 
-    @property
-    def ssl(self) -> SSLContext | None:
-        """What TLS is made with; None for a client that verifies by what the system trusts, and for no TLS."""
-        return self._ssl
-
-    @ssl.setter
-    def ssl(self, context: SSLContext | None) -> None:
-        self._ssl = None if context is None else checked_context(context)
-
     def enable_ssl(
         self, keyfile: str | None = None, certfile: str | None = None, *, ca_certs: str | None = None
     ) -> None:
@@ -253,17 +229,6 @@ class websocket:
         if self._protocol is not None or self._head is not None:
             raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
         self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
-
-    @property
-    def secure(self) -> bool:
-        """Whether this is over TLS."""
-        return self._outbox.tls is not None
-
-    @property
-    def ssl_object(self) -> SSLObject | None:
-        """What tells of the peer's certificate, the cipher and so on; None without TLS. Not to be read or written."""
-        tls = self._outbox.tls
-        return None if tls is None else tls.ssl_object
 
     def _secure_as_server(self) -> None:
         self._outbox.secure(None if self._ssl is None else TLS(self._ssl, server_side=True))
@@ -283,136 +248,13 @@ class websocket:
         while not tls.is_open:
             self._flush_all(deadline)
             self._wait(deadline, select.POLLIN)
-            data = self._read(_READ)
+            data = self._read(READ)
             if data:
                 raise ResponseError("the server answers before it was asked")
             if data == b"":
                 raise SocketClosed(message="the server has ended the connection instead of setting up TLS")
 
-    def _plaintext(self, tls: TLS, data: bytes) -> bytes | None:
-        """Return what was received by TLS; nothing at the end, None if there is none yet."""
-        try:
-            with self._outbox.lock:
-                plaintext = tls.receive(data) if data else b""
-                self._outbox.add_answers()
-                if not data and not tls.eof():
-                    self._end = _CUT
-        except OSError as error:
-            if error.errno is None:  # what a signal handler has raised
-                raise
-            with contextlib.suppress(OSError):  # the peer is told why, as far as it listens
-                self._outbox.add_answers()
-                self._outbox.write(self.sock)
-            if self._protocol is None:
-                raise
-            self._fail_receiving("the connection is lost", error)
-        return None if not plaintext and data and not tls.has_ended else plaintext
-
-    def _look_behind(self, tls: TLS) -> None:
-        """Note what came behind the plaintext that was taken: the end, or what breaks TLS."""
-        if tls.failure is not None:
-            with contextlib.suppress(OSError):
-                self._outbox.write(self.sock)  # what tells the peer why
-            self._failure = self._failure or SocketClosed(message=f"the connection is lost: {tls.failure.strerror}")
-        elif tls.has_ended:
-            self._failure = self._failure or SocketClosed(message=self._end)
-
-    def _say_goodbye(self) -> None:
-        """Send close_notify, RFC 8446 §6.1, unless that has to wait, or another process may go on."""
-        tls = self._outbox.tls
-        if tls is None or self._said_goodbye or self._held.closed or self._lost is not None:
-            return
-        if self._held.may_be_shared:
-            return
-        self._said_goodbye = True
-        with contextlib.suppress(OSError), self._held as sock, self._outbox.lock:
-            self._outbox.write(sock)
-            if not self._outbox.unsent:
-                tls.close()
-                self._outbox.add_answers()
-                self._outbox.write(sock)
-
-    # ---- the wrapped socket ----
-
-    @property
-    def sock(self) -> socket.socket:
-        """The socket; another one after a redirect. It is non-blocking, whatever ``gettimeout`` says."""
-        return self._held.sock
-
-    @property
-    def family(self) -> int:
-        """The address family of the socket."""
-        return self.sock.family
-
-    @property
-    def type(self) -> int:
-        """The type of the socket, which is ``SOCK_STREAM``."""
-        return self.sock.type
-
-    @property
-    def proto(self) -> int:
-        """The protocol number of the socket."""
-        return self.sock.proto
-
-    def bind(self, address: Any) -> None:
-        """Bind the socket to a local address, see ``socket.bind``."""
-        self.sock.bind(address)
-
-    def listen(self, backlog: int = 128) -> None:
-        """Let clients connect, see ``socket.listen``.
-
-        Raises:
-            ValueError: ``ssl`` is for clients.
-        """
-        check_side(self._ssl, server_side=True)
-        self.sock.listen(backlog)
-
-    def fileno(self) -> int:
-        """Return the descriptor of the socket, -1 once it is closed."""
-        return -1 if self._held.closed else self.sock.fileno()
-
-    def getpeername(self) -> Any:
-        """Return the address of the peer."""
-        return self.sock.getpeername()
-
-    def getsockname(self) -> Any:
-        """Return the own address."""
-        return self.sock.getsockname()
-
-    def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
-        """Return an option of the socket, see ``socket.getsockopt``."""
-        return self.sock.getsockopt(level, option, length) if length else self.sock.getsockopt(level, option)
-
-    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """Set an option of the socket, see ``socket.setsockopt``."""
-        self.sock.setsockopt(level, option, value)
-
-    def setblocking(self, flag: bool) -> None:
-        """Make calls wait, or not, see ``socket.setblocking``."""
-        self._timeout = None if flag else 0.0
-
-    def settimeout(self, seconds: float | None) -> None:
-        """Let calls that begin from now on wait for so many seconds; None for ever, 0 not at all.
-
-        Raises:
-            TypeError: it is no number.
-            ValueError: it is below 0.
-        """
-        self._timeout = checked_seconds("the timeout", seconds)
-
-    def _deadline(self) -> Deadline:
-        """Return the end of a call that begins now."""
-        return NEVER if self._timeout is None else Deadline(self._timeout)
-
-    def gettimeout(self) -> float | None:
-        """Return the timeout in seconds; None for ever."""
-        return self._timeout
-
-    def shutdown(self, how: int) -> None:
-        """End one direction of TCP or both, see ``socket.shutdown``; that of sending with what ends TLS."""
-        if how != socket.SHUT_RD:
-            self._say_goodbye()
-        self.sock.shutdown(how)
+    # ---- closing ----
 
     def close(self) -> None:
         """Close the socket, without a closing handshake: send a Close frame before, or use ``Connection``.
@@ -440,6 +282,9 @@ class websocket:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} is a connection, and can't be copied or pickled")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.sock!r}>"
 
     # ---- opening as a server ----
 
@@ -547,7 +392,7 @@ class websocket:
             while self._head is not None:
                 self._flush_all(deadline)
                 self._wait(deadline, select.POLLIN)
-                data = self._read(_READ)
+                data = self._read(READ)
                 if data is not None:
                     self._take_head(data)
             self._flush_all(deadline)
@@ -743,11 +588,8 @@ class websocket:
 
     def _start_again(self) -> None:
         """Forget what became of an earlier attempt."""
-        self._outbox.secure(None)
-        self._failure = self._lost = None
+        self._begin_anew()
         self._is_reading = False
-        self._end = _ENDED
-        self._said_goodbye = False
 
     def _fresh_socket(self) -> socket.socket:
         """Return the socket; a new one like it if an attempt has failed."""
@@ -765,7 +607,7 @@ class websocket:
         while not is_complete:
             try:
                 self._wait(deadline, select.POLLIN)
-                data = self._read(_READ)
+                data = self._read(READ)
             except (TimeoutError, SocketClosed):
                 if handshake.awaits_body:
                     handshake.feed_eof()
@@ -773,10 +615,6 @@ class websocket:
             is_complete = bool(data) and handshake.feed(data or b"")
             if not is_complete and (data == b"" or self._has_tls_ended()):
                 handshake.feed_eof()
-
-    def _has_tls_ended(self) -> bool:
-        tls = self._outbox.tls
-        return tls is not None and tls.has_ended
 
     # ---- after the handshake ----
 
@@ -985,68 +823,6 @@ class websocket:
                 raise copy(self._lost)
         return protocol
 
-    def _flush(self, unsent: Unsent, sock: socket.socket) -> None:
-        """Write until the kernel has this, by whichever thread; the socket is held."""
-        self._write(sock)
-        # what a signal handler sends that has interrupted the writing of its own thread is written by that
-        if not unsent.is_sent() and not self._outbox.is_interrupted():
-            self._await_sent(unsent, sock)
-
-    def _await_sent(self, unsent: Unsent, sock: socket.socket) -> None:
-        deadline = self._deadline()
-        while not unsent.is_sent():
-            try:
-                self._wait(deadline, select.POLLOUT)
-            except TimeoutError:
-                if unsent.is_sent():
-                    return
-                raise self._too_late() from None
-            self._write(sock)
-
-    def _flush_all(self, deadline: Deadline) -> None:
-        """Write what is queued."""
-        with self._held as sock:
-            while True:
-                self._write(sock)
-                if not self._outbox.unsent:
-                    return
-                self._wait(deadline, select.POLLOUT)
-
-    def do_async_send(self) -> None:
-        """Write of what is queued as much as the kernel takes now; for when the socket is writable. Thread-safe.
-
-        An exception of a callback is raised here; the next call goes on with the other callbacks.
-
-        Raises:
-            SocketClosed: the connection is lost, or this side has closed the socket.
-        """
-        with self._held as sock:
-            self._write(sock)
-
-    def _write(self, sock: socket.socket) -> None:
-        failure = self._lost
-        if failure is None:
-            try:
-                self._outbox.write(sock)
-            except OSError as error:
-                if error.errno is None:  # what a signal handler has raised
-                    raise
-                failure = self._fail_sending(error)
-        self._outbox.tell()
-        if failure is not None:
-            self._outbox.clear()  # of what was queued since
-            raise copy(failure)
-
-    def _fail_sending(self, error: OSError) -> SocketClosed:
-        """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
-        self._held.check()  # which may be the cause
-        self._lost = SocketClosed(message=f"the connection is lost: {error.strerror}")
-        return self._lost
-
-    def can_send(self) -> bool:
-        """Whether something is queued: whether to watch for the socket to become writable."""
-        return bool(self._outbox)
-
     # ---- receiving ----
 
     def recv(self) -> Frame:
@@ -1078,11 +854,6 @@ class websocket:
             return self._recv_before(self._deadline(), n)
         except TimeoutError:
             raise self._too_late() from None
-
-    def _too_late(self) -> OSError:
-        if self._timeout == 0:
-            return BlockingIOError(errno.EAGAIN, "the socket is non-blocking, and not all is done")
-        return TimeoutError("timed out")
 
     def _recv_before(self, deadline: Deadline, n: int) -> list[Frame]:
         self._opened()
@@ -1134,15 +905,11 @@ class websocket:
                 self._is_reading = False
 
     def _await_readable(self, sock: socket.socket, deadline: Deadline) -> None:
-        fd = sock.fileno()
-        if self._readable is None or self._readable[0] != fd:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            self._readable = fd, poll
+        poll = self._poll_of(sock)
         if self._extending is None:
-            deadline.wait_with(self._readable[1])
+            deadline.wait_with(poll)
         else:
-            self._await_idly(self._extending, deadline, self._readable[1])
+            self._await_idly(self._extending, deadline, poll)
         self._held.check()  # which wakes who waits
 
     def _await_idly(self, extending: Extending, deadline: Deadline, poll: select.poll) -> None:
@@ -1177,40 +944,7 @@ class websocket:
         if self._delayed and not self._sender:
             self._catch_up()
 
-    def _await_either(self, deadline: Deadline) -> None:
-        """Write answers, and what calls have left that have timed out, until there is something to read."""
-        while self._outbox.unsent and self._lost is None:
-            with contextlib.suppress(SocketClosed):
-                self.do_async_send()
-            if self._outbox.unsent and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-                return
-        self._wait(deadline, select.POLLIN)
-
-    def _wait(self, deadline: Deadline, events: int) -> int:
-        found = deadline.wait(self.sock, events)
-        self._held.check()  # which wakes who waits
-        return found
-
-    def _read(self, size: int) -> bytes | None:
-        """Read what there is, without waiting: nothing at the end, None if there is none yet."""
-        try:
-            data = self.sock.recv(size)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno is not None:
-                self._fail_receiving("the connection is lost", error)
-            if not self.sock.gettimeout():  # else somebody has set one of the socket itself, and it is over
-                raise  # what a signal handler has raised
-            return None
-        if len(data) == size:
-            self._read_size = _LARGE_READ
-        elif len(data) < _READ:
-            self._read_size = _READ
-        tls = self._outbox.tls
-        return data if tls is None else self._plaintext(tls, data)
-
-    def do_async_recv(self, bufsize: int = _READ) -> None:
+    def do_async_recv(self, bufsize: int = READ) -> None:
         """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
 
         Goes on with the opening handshake of a server, too, whose answer ``do_async_send`` sends. After ``connect`` and
@@ -1368,35 +1102,6 @@ class websocket:
         began = protocol.close_sent
         message = "the peer has answered the Close" if began else "the peer has closed the connection"
         return SocketClosed(began, message, rcvd=split_close(payload))
-
-    def _fail_receiving(self, message: str, cause: OSError | None = None) -> NoReturn:
-        self._held.check()  # which may be the cause
-        self._failure = SocketClosed(message=message if cause is None else f"{message}: {cause.strerror}")
-        raise copy(self._failure) from cause
-
-    # ---- ending ----
-
-    def _drain(self, deadline: Deadline) -> None:
-        """Read and forget, until the peer ends TCP, or goes on and on.
-
-        If there were something unread when the socket is closed, a RST could destroy what was sent.
-
-        Raises:
-            OSError: this didn't succeed in time.
-        """
-        with self._held:
-            left = LINGER_BYTES
-            while left > 0:
-                if self._has_tls_ended():  # some wait with TCP until that is answered
-                    return
-                self._wait(deadline, select.POLLIN)
-                data = self._read(min(left, _LARGE_READ))
-                if data == b"":
-                    return
-                left -= len(data or b"")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.sock!r}>"
 
 
 def _pair(auth: Policies | None) -> tuple[str, str] | None:
