@@ -157,10 +157,10 @@ def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def check_side(context: ssl.SSLContext | None, *, server_side: bool) -> None:
+def check_side(context: ssl.SSLContext, *, server_side: bool) -> None:
     """Raise ValueError if a context is for the other side."""
     other = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
-    if context is not None and context.protocol is other:
+    if context.protocol is other:
         purpose = "ssl.PROTOCOL_TLS_SERVER and has a certificate" if server_side else "ssl.PROTOCOL_TLS_CLIENT"
         raise ValueError(f"ssl is for the other side: make one that is {purpose}")
 

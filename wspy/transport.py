@@ -18,10 +18,11 @@ from .held import HeldSocket
 from .limits import checked_seconds
 from .outbox import Outbox, Unsent
 from .reception import LINGER_BYTES
-from .tls import TLS, check_side, checked_context
 
 if TYPE_CHECKING:
     from ssl import SSLContext, SSLObject
+
+    from .tls import TLS
 
 __all__ = ["READ", "Transport"]
 
@@ -95,7 +96,7 @@ class Transport:
         Raises:
             ValueError: ``ssl`` is for clients.
         """
-        check_side(self._ssl, server_side=True)
+        self._check_ssl(server_side=True)
         self.sock.listen(backlog)
 
     def fileno(self) -> int:
@@ -159,7 +160,18 @@ class Transport:
 
     @ssl.setter
     def ssl(self, context: SSLContext | None) -> None:
-        self._ssl = None if context is None else checked_context(context)
+        if context is not None:
+            from .tls import checked_context  # noqa: PLC0415 -- ssl is large, and nothing for who needs none
+
+            checked_context(context)
+        self._ssl = context
+
+    def _check_ssl(self, *, server_side: bool) -> None:
+        """Raise ValueError if there is a context, and it is for the other side."""
+        if self._ssl is not None:
+            from .tls import check_side  # noqa: PLC0415 -- see above
+
+            check_side(self._ssl, server_side=server_side)
 
     @property
     def secure(self) -> bool:

@@ -33,7 +33,6 @@ from .outbox import Unsent
 from .protocol import Event, Protocol
 from .reception import LINGER_SECONDS, Accepted, Reception
 from .server_auth import authenticate, checked_policies
-from .tls import TLS, check_side, default_context, server_context
 from .transport import READ, Transport
 from .uri import URI, parse_uri
 from .version import __version__
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from .http11 import Request
     from .messages import Sendable
     from .server_auth import Auth, Policies
+    from .tls import TLS
 
 __all__ = ["websocket"]
 
@@ -228,12 +228,19 @@ class websocket(Transport):
         """
         if self._protocol is not None or self._head is not None:
             raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
+        from .tls import default_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for who needs none
+
         self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
 
     def _secure_as_server(self) -> None:
-        self._outbox.secure(None if self._ssl is None else TLS(self._ssl, server_side=True))
+        if self._ssl is not None:
+            from .tls import TLS  # noqa: PLC0415 -- see above
+
+            self._outbox.secure(TLS(self._ssl, server_side=True))
 
     def _client_tls(self, uri: URI) -> TLS:
+        from .tls import TLS, default_context  # noqa: PLC0415 -- see above
+
         # RFC 6066 §3: no dot at the end
         return TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
 
@@ -373,7 +380,7 @@ class websocket(Transport):
             ValueError: the opening handshake is complete already, or ``ssl`` is for clients.
         """
         self._check_unopened()
-        check_side(self._ssl, server_side=True)
+        self._check_ssl(server_side=True)
         deadline = self._deadline().earlier(self.open_timeout)
         self._receiving.enter(deadline)
         try:
@@ -498,7 +505,7 @@ class websocket(Transport):
         deadline = self._deadline().earlier(self.open_timeout)
         if self._auth is not None and self._pair is None:
             raise TypeError("connect needs a (user name, password) pair for auth: anything else is for servers")
-        check_side(self._ssl, server_side=False)
+        self._check_ssl(server_side=False)
         attempts = Attempts(self._uri(address), self.extra_headers, self._pair)
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
