@@ -44,6 +44,7 @@ LAYERS = (
         "outbox",
         "server_auth",
         "tls",
+        "contexts",
     },
     {"connecting", "exclusive", "extending", "reception"},
     {"transport"},

@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wspy
-from wspy.tls import default_context
+from wspy.contexts import default_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from certificates import authority, client_context, server_context
+from certificates import client_context, server_context
 
-from wspy.tls import TLS, checked_context, default_context
-from wspy.tls import server_context as context_of_files
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from wspy.tls import TLS
 
 LARGE = bytes(range(256)) * 400
 
@@ -105,36 +101,3 @@ def test_j2_plain_http_is_no_tls() -> None:
 def test_j11_a_certificate_of_another_host(name: str) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         exchange(*ends(name=name))
-
-
-def test_contexts() -> None:
-    context = server_context()
-    assert checked_context(context) is context
-    assert context.options & ssl.OP_NO_RENEGOTIATION
-    with pytest.raises(TypeError, match="create_default_context"):
-        checked_context("cert.pem")  # type: ignore[arg-type]
-    default = default_context()
-    assert default is default_context()
-    assert (default.verify_mode, default.check_hostname) == (ssl.CERT_REQUIRED, True)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        exchange(TLS(default, server_side=False, server_hostname="localhost"), TLS(server_context(), server_side=True))
-
-
-def test_contexts_of_files(tmp_path: Path) -> None:
-    certificate, key, trusted = (tmp_path / name for name in ("certificate", "key", "trusted"))
-    issued = authority().issue_cert("localhost")
-    issued.cert_chain_pems[0].write_to_path(certificate)
-    issued.private_key_pem.write_to_path(key)
-    authority().cert_pem.write_to_path(trusted)
-    client = default_context(str(trusted))
-    for trusts in (None, str(trusted)):
-        context = context_of_files(str(certificate), str(key), trusts)
-        assert context.verify_mode == (ssl.CERT_REQUIRED if trusts else ssl.CERT_NONE)
-        both = TLS(client, server_side=False, server_hostname="localhost"), TLS(context, server_side=True)
-        if trusts is None:
-            exchange(*both)
-            continue
-        with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
-            exchange(*both)
-    with pytest.raises(OSError, match="No such file"):
-        context_of_files(str(tmp_path / "none"), None, None)

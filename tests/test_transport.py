@@ -20,7 +20,8 @@ from sockets import RawServer, Running, connected, listening, secured
 
 import wspy
 from wspy import OPCODE_BINARY, OPCODE_TEXT, Frame, SocketClosed, websocket
-from wspy.tls import TLS, default_context
+from wspy.contexts import default_context
+from wspy.tls import TLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from functools import lru_cache
 from typing import Final
 
-__all__ = ["TLS", "check_side", "checked_context", "default_context", "server_context"]
+__all__ = ["TLS"]
 
 # As long as a record may be (RFC 8446 §5.1): a read brings one at most.
 RECORD: Final = 1 << 14
@@ -83,9 +82,9 @@ class TLS:
         self.is_open = True
 
     def _read(self, parts: list[bytes]) -> None:
-        read, pending = self.ssl_object.read, self.ssl_object.pending
-        # what is there is asked for, since being told by an exception that nothing is costs as much as a record
-        while self._incoming.pending or pending():
+        incoming, read, pending = self._incoming, self.ssl_object.read, self.ssl_object.pending
+        # what is left is asked for, since being told by an exception that nothing is costs as much as a record
+        while incoming.pending or pending():
             part = read(RECORD)
             if not part:  # close_notify, as the ssl module has it without an exception
                 self.has_ended = True
@@ -98,31 +97,28 @@ class TLS:
         Raises:
             ssl.SSLError: nothing can be sent any more.
         """
+        if not data:
+            return
         if not self.is_open or self._waiting:
             self._waiting += data
             if self.is_open:
                 self._write_waiting()
             return
-        written = self._write(data)
-        if written < len(data):
-            self._waiting += memoryview(data)[written:]
-
-    def _write(self, data: bytes | bytearray) -> int:
-        """Write as much as TLS takes; return how much."""
-        size = len(data)
-        if not size:
-            return 0
         written = 0
+        with suppress(ssl.SSLWantReadError):
+            written = self.ssl_object.write(data)
+        if written < len(data):  # a record is full, or TLS has to hear from the peer first
+            self._waiting += memoryview(data)[written:]
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Write as much of what waits as TLS takes."""
+        written, size = 0, len(self._waiting)
         write = self.ssl_object.write
-        with suppress(ssl.SSLWantReadError), memoryview(data) as view:
-            written = write(view)
+        with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
             while written < size:
                 with view[written:] as rest:
                     written += write(rest)
-        return written
-
-    def _write_waiting(self) -> None:
-        written = self._write(self._waiting)
         del self._waiting[:written]
 
     def take(self) -> bytes:
@@ -141,45 +137,3 @@ class TLS:
             # the peer's close_notify need not be waited for (RFC 8446 §6.1)
             with suppress(ssl.SSLError):
                 self.ssl_object.unwrap()
-
-
-def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return a context without renegotiation: a client of TLS 1.2 could make a server compute for nothing.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(
-            f"ssl is an ssl.SSLContext, not {type(context).__name__}: ssl.create_default_context() makes one"
-        )
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    return context
-
-
-def check_side(context: ssl.SSLContext, *, server_side: bool) -> None:
-    """Raise ValueError if a context is for the other side."""
-    other = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
-    if context.protocol is other:
-        purpose = "ssl.PROTOCOL_TLS_SERVER and has a certificate" if server_side else "ssl.PROTOCOL_TLS_CLIENT"
-        raise ValueError(f"ssl is for the other side: make one that is {purpose}")
-
-
-@lru_cache(maxsize=1)
-def default_context(ca_certs: str | None = None) -> ssl.SSLContext:
-    """Return what a client trusts: certificates of the file, or those that the system trusts, for the name it asks for.
-
-    Made once, since reading what a system trusts takes as long as a hundred handshakes.
-    """
-    context = ssl.create_default_context(cafile=ca_certs)
-    context.set_alpn_protocols(["http/1.1"])  # RFC 6455 §1.7: an upgrade of this version
-    return checked_context(context)
-
-
-def server_context(certfile: str, keyfile: str | None, ca_certs: str | None) -> ssl.SSLContext:
-    """Return the context of a server that has a certificate; clients need one of ``ca_certs``, if that is given."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
-    context.load_cert_chain(certfile, keyfile)
-    if ca_certs is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return checked_context(context)

@@ -161,7 +161,7 @@ class Transport:
     @ssl.setter
     def ssl(self, context: SSLContext | None) -> None:
         if context is not None:
-            from .tls import checked_context  # noqa: PLC0415 -- ssl is large, and nothing for who needs none
+            from .contexts import checked_context  # noqa: PLC0415 -- ssl is large, and nothing for who needs none
 
             checked_context(context)
         self._ssl = context
@@ -169,7 +169,7 @@ class Transport:
     def _check_ssl(self, *, server_side: bool) -> None:
         """Raise ValueError if there is a context, and it is for the other side."""
         if self._ssl is not None:
-            from .tls import check_side  # noqa: PLC0415 -- see above
+            from .contexts import check_side  # noqa: PLC0415 -- see above
 
             check_side(self._ssl, server_side=server_side)
 

@@ -228,7 +228,7 @@ class websocket(Transport):
         """
         if self._protocol is not None or self._head is not None:
             raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
-        from .tls import default_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for who needs none
+        from .contexts import default_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for many
 
         self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
 
@@ -239,7 +239,8 @@ class websocket(Transport):
             self._outbox.secure(TLS(self._ssl, server_side=True))
 
     def _client_tls(self, uri: URI) -> TLS:
-        from .tls import TLS, default_context  # noqa: PLC0415 -- see above
+        from .contexts import default_context  # noqa: PLC0415 -- see above
+        from .tls import TLS  # noqa: PLC0415
 
         # RFC 6066 §3: no dot at the end
         return TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
