@@ -24,9 +24,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import pytest
+from certificates import server_context
 from measures import PATIENCE
 from reference import masked
-from tls_socket import TLSSocket, server_context
+from tls_socket import TLSSocket
 
 import wspy
 from wspy._core import ffi, lib
@@ -300,7 +301,10 @@ class RawClient:
         headers: dict[str, str] = {}
         for line in lines:
             name, value = line.split(": ", 1)
-            assert name.lower() not in headers, f"{name} is repeated"
+            if name.lower() == "www-authenticate" and name.lower() in headers:
+                value = f"{headers[name.lower()]}, {value}"  # RFC 9110 §11.6.1
+            else:
+                assert name.lower() not in headers, f"{name} is repeated"
             headers[name.lower()] = value
         length = 0 if to_head_request else int(headers.get("content-length", "0"))
         return Response(int(status), reason, headers, self.exactly(length), raw)
@@ -873,7 +877,7 @@ class Connections(Server):
 
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
-        policies = dict(options)
+        policies = {"ssl": server_context(), **options} if self.secure else dict(options)
         self._close_timeout = policies.pop("close_timeout", 10.0)
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         listener = WatchedSocket(family, socket.SOCK_STREAM)
@@ -1020,12 +1024,20 @@ class SecureThreaded(Threaded):
     lacks = WITHOUT_TLS
 
 
+class SecureConnections(Connections):
+    """The same that speaks TLS."""
+
+    secure = True
+    lacks: ClassVar = {**Connections.lacks, **WITHOUT_TLS}
+
+
 FRONT_ENDS: Final[dict[str, type[Server]]] = {
     "epoll": Epoll,
     "threads": Threaded,
     "connection": Connections,
     "epoll-tls": SecureEpoll,
     "threads-tls": SecureThreaded,
+    "connection-tls": SecureConnections,
 }
 PLAIN: Final = [name for name, kind in FRONT_ENDS.items() if not kind.secure]
 SECURE: Final = [name for name, kind in FRONT_ENDS.items() if kind.secure]

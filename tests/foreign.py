@@ -21,6 +21,7 @@ import websockets.asyncio.server
 import websockets.exceptions
 import websockets.sync.server
 from aiohttp import WSMsgType, web
+from certificates import pem, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,21 +67,23 @@ class Foreign:
     Args:
         seconds: what starting and ending may take.
         subprotocols: that it speaks.
+        secure: whether by TLS.
     """
 
     sends_fragments: ClassVar[bool] = True
     refuses_subprotocols: ClassVar[bool] = False
     """Whether it answers 400 to who offers none that it speaks, and not 101 without one."""
 
-    def __init__(self, seconds: float, *, subprotocols: Iterable[str] = ()) -> None:
+    def __init__(self, seconds: float, *, subprotocols: Iterable[str] = (), secure: bool = False) -> None:
         self.seconds = seconds
         self.subprotocols = list(subprotocols)
+        self.ssl = server_context() if secure else None
         self.port = 0
         self._ended: SimpleQueue[tuple[int, str]] = SimpleQueue()
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}"
+        return f"{'wss' if self.ssl else 'ws'}://127.0.0.1:{self.port}"
 
     def ended(self) -> tuple[int, str]:
         """Return how the next connection ended."""
@@ -110,6 +113,7 @@ class ThreadingWebsockets(Foreign):
             self._handle,
             "127.0.0.1",
             0,
+            ssl=self.ssl,
             subprotocols=[websockets.Subprotocol(name) for name in self.subprotocols] or None,
             max_size=None,
             close_timeout=self.seconds,
@@ -198,6 +202,7 @@ class AsyncioWebsockets(LoopForeign):
             self._handle,
             "127.0.0.1",
             0,
+            ssl=self.ssl,
             subprotocols=[websockets.Subprotocol(name) for name in self.subprotocols] or None,
             max_size=None,
             close_timeout=self.seconds,
@@ -261,7 +266,7 @@ class AiohttpServer(LoopForeign):
             application.router.add_get(path, self._handle)
         self._runner = web.AppRunner(application)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self.ssl)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -331,9 +336,15 @@ class NodeServer(Foreign):
     """The package ws of Node.js; see ws_peer.cjs."""
 
     def __init__(
-        self, seconds: float, *, node: Program, subprotocols: Iterable[str] = (), deflate: bool | dict[str, Any] = False
+        self,
+        seconds: float,
+        *,
+        node: Program,
+        subprotocols: Iterable[str] = (),
+        secure: bool = False,
+        deflate: bool | dict[str, Any] = False,
     ) -> None:
-        super().__init__(seconds, subprotocols=subprotocols)
+        super().__init__(seconds, subprotocols=subprotocols, secure=secure)
         self._node = node
         self._deflate = deflate
 
@@ -344,7 +355,8 @@ class NodeServer(Foreign):
         return answer["result"]
 
     def start(self) -> None:
-        self.port = self._ask("listen", subprotocols=self.subprotocols, deflate=self._deflate)
+        tls = pem() if self.ssl else None
+        self.port = self._ask("listen", subprotocols=self.subprotocols, deflate=self._deflate, tls=tls)
 
     def ended(self) -> tuple[int, str]:
         code, reason = self._ask("ended", port=self.port)

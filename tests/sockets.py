@@ -8,6 +8,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from certificates import client_context, server_context
 from drivers import DEADLINE_S, RawClient, accept_value, masked
 
 from wspy import websocket
@@ -61,10 +62,26 @@ class Pair(NamedTuple):
     server: websocket
 
 
+_secured: list[None] = []
+
+
+@contextlib.contextmanager
+def secured() -> Iterator[None]:
+    """Let ``connected`` connect by TLS."""
+    _secured.append(None)
+    try:
+        yield
+    finally:
+        _secured.pop()
+
+
 @contextlib.contextmanager
 def connected(client: dict[str, Any] | None = None, **options: Any) -> Iterator[Pair]:
     """Return both ends of a connection after its opening handshake; options are of the server."""
-    with listening(**options) as listener, websocket(**(client or {})) as one:
+    client = client or {}
+    if _secured:
+        options["ssl"], client = server_context(), {"ssl": client_context(), **client}
+    with listening(**options) as listener, websocket(**client) as one:
         accepting = Running(lambda: listener.accept()[0])
         one.settimeout(DEADLINE_S)
         one.connect(listener.getsockname())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dis
 import gc
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def interrupt() -> None:
@@ -35,13 +35,13 @@ def _ask_for_opcodes() -> None:
 
 
 def at_each_step(
-    module: ModuleType,
+    modules: ModuleType | Sequence[ModuleType],
     call: Callable[[], object],
     action: Callable[[], object] = interrupt,
     *,
     behind_functions: bool = True,
 ) -> Iterator[None]:
-    """Make a call again and again, with an action at the first, second, third ... place in a module where signals come.
+    """Make a call again and again, with an action at the first, second, third ... place in modules where signals come.
 
     There the interpreter runs handlers, and raises KeyboardInterrupt: when a function begins, behind a call, and when
     a loop goes back. Yields before each call; ends when the call has no more such places.
@@ -49,6 +49,7 @@ def at_each_step(
     CPython has none behind a call of a function that is written in Python; they count unless ``behind_functions`` is
     False.
     """
+    files = {module.__file__ for module in ([modules] if isinstance(modules, ModuleType) else modules)}
     steps = left = 0
     last: dict[Any, str] = {}
     _ask_for_opcodes()
@@ -57,7 +58,7 @@ def at_each_step(
         nonlocal left
         if event == "call" and not behind_functions:
             last[frame.f_back] = ""
-        if frame.f_code.co_filename != module.__file__:
+        if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes = True
         if event == "call":

@@ -40,6 +40,7 @@ DEFAULTS: Final = {
     "protocols": (),
     "trusted_origins": (),
     "locations": (),
+    "auth": None,
     "require_origin": False,
     "require_protocol": False,
     "extensions": (),

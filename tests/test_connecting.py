@@ -1,4 +1,4 @@
-"""Does a name become a connection, within its time, and lead a redirect no further than it may?"""
+"""Does a name become a connection, within its time?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from steps import interrupt
 
-from wspy.connecting import connect_tcp, connect_unix, is_connected, redirected, without_credentials
+from wspy.connecting import connect_tcp, connect_unix, is_connected
 from wspy.deadline import Deadline
-from wspy.errors import ResponseError
-from wspy.headers import Headers
 from wspy.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -145,38 +143,3 @@ def test_a_unix_socket_waits_for_its_turn(tmp_path: Path) -> None:
         accepting.join()
         with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as other:
             connect_unix(other, path + "x", Deadline(10), lambda: None)
-
-
-def answer(status: int, location: str | None) -> ResponseError:
-    return ResponseError("no", status, "", {} if location is None else {"Location": location})
-
-
-@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
-def test_a_redirect_leads_where_it_says(status: int) -> None:
-    assert redirected(parse_uri("ws://a/b"), answer(status, "/c?d")) == parse_uri("ws://a/c?d")
-    assert redirected(parse_uri("ws://a/b"), answer(status, "ws://e:1/f")) == parse_uri("ws://e:1/f")
-
-
-@pytest.mark.parametrize(
-    ("status", "location"), [(200, "/c"), (304, "/c"), (404, "/c"), (302, None), (302, "ftp://a/"), (302, "ws://a:0/")]
-)
-def test_m7_what_leads_nowhere_is_an_error_with_the_status(status: int, location: str | None) -> None:
-    with pytest.raises(ResponseError) as caught:
-        redirected(parse_uri("ws://a/b"), answer(status, location))
-    assert caught.value.status == status
-
-
-def test_m7_from_wss_to_ws_is_refused() -> None:
-    with pytest.raises(ResponseError, match="redirect"):
-        redirected(parse_uri("wss://a/b"), answer(302, "ws://a/b"))
-
-
-def test_m7_wss_is_refused_for_now() -> None:
-    with pytest.raises(ResponseError, match="TLS") as caught:
-        redirected(parse_uri("ws://a/b"), answer(301, "wss://a/b"))
-    assert caught.value.status == 301
-
-
-def test_credentials_stay_with_their_origin() -> None:
-    headers = Headers({"Authorization": "a", "COOKIE": "b", "Proxy-Authorization": "c", "Host": "d", "X-Other": "e"})
-    assert without_credentials(headers) == Headers({"X-Other": "e"})

@@ -321,8 +321,8 @@ def test_an_exception_at_any_step_leaves_no_hole_in_a_message(count: int, monkey
         assert len(expected) // 2 < len(received) <= len(expected)
 
 
-@pytest.mark.parametrize("module", ["websocket", "protocol", "outbox"])
-def test_a_signal_handler_that_closes_at_any_step_of_a_send_waits_for_nobody(module: str) -> None:
+@pytest.mark.parametrize("names", [("websocket", "transport"), ("protocol",), ("outbox",)], ids=" ".join)
+def test_a_signal_handler_that_closes_at_any_step_of_a_send_waits_for_nobody(names: tuple[str, ...]) -> None:
     """What was sent arrives, and the Close behind it."""
     took: list[float] = []
 
@@ -336,7 +336,8 @@ def test_a_signal_handler_that_closes_at_any_step_of_a_send_waits_for_nobody(mod
         client.close(4000)
         took.append(time.monotonic() - began)
 
-    steps = at_each_step(sys.modules[f"wspy.{module}"], send, interrupt, behind_functions=False)
+    modules = [sys.modules[f"wspy.{name}"] for name in names]
+    steps = at_each_step(modules, send, interrupt, behind_functions=False)
     next(steps)
     goes_on = True
     while goes_on:
@@ -1182,7 +1183,7 @@ def test_what_ended_it_can_be_asked_for_again_and_again_and_keeps_nobody() -> No
         assert depths[0] == depths[2]
 
 
-@pytest.mark.parametrize("module", ["wspy.connection", "wspy.websocket"])
+@pytest.mark.parametrize("module", ["wspy.connection", "wspy.websocket", "wspy.transport"])
 def test_an_exception_at_any_step_of_the_end_leaves_no_socket_open_behind_close(module: str) -> None:
     ended: list[Recorder] = []
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from certificates import authority, client_context
 from drivers import DEADLINE_S, RawClient, frame, until
 from programs import PYTHON, Program
-from tls_socket import authority, client_context
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wspy
+from wspy.contexts import default_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -367,6 +368,24 @@ def test_connection_echo(start: Callable[..., tuple[Program, str]]) -> None:
         assert client.close_code == 1001
 
 
+def test_token_server(start: Callable[..., tuple[Program, str]]) -> None:
+    program, url = start("token_server.py")
+    token = program.line().rpartition(" ")[2]
+    cookie = {"Cookie": f"a=b; token={token}"}
+    for headers in ({"Authorization": f"Bearer {token}"}, {"Authorization": f"bearer  {token}"}, cookie):
+        with join(url, additional_headers=headers) as client:
+            client.send("hello")
+            assert client.recv(timeout=20) == "Anna says: hello"
+    for headers in ({}, {"Authorization": "Bearer x"}, {"Cookie": "token=x"}, {"Authorization": f"Basic {token}"}):
+        with pytest.raises(InvalidStatus) as caught:
+            join(url, additional_headers=headers)
+        assert (caught.value.response.status_code, caught.value.response.body) == (401, b"Who are you?\n")
+    with pytest.raises(InvalidStatus) as caught:
+        join(url, additional_headers=cookie, origin="https://elsewhere.example")
+    assert caught.value.response.status_code == 403
+    assert_ends(program)
+
+
 def test_selectors_loop(start: Callable[..., tuple[Program, str]]) -> None:
     program, url = start("selectors_loop.py")
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/")))) as silent:
@@ -450,7 +469,7 @@ def test_the_readme_speaks_tls(readme: dict[str, Any], tmp_path: Path) -> None:
     issued.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
     issued.private_key_pem.write_to_path(tmp_path / "privkey.pem")
     program = (
-        block("load_cert_chain").replace("8000", "0").replace(".run()", ".start()").replace("Echo(", "server = Echo(")
+        block("ssl=context).run").replace("8000", "0").replace(".run()", ".start()").replace("Echo(", "server = Echo(")
     )
     program = program.replace('(""', '("127.0.0.1"').replace("fullchain", f"{tmp_path}/fullchain")
     run(program.replace("privkey", f"{tmp_path}/privkey"), names)
@@ -466,6 +485,16 @@ def test_the_readme_answers_plain_http(serve: Serve) -> None:
     assert (status, headers["Cache-Control"], body) == (404, "no-store", b"not here\n")
     with join(url_of(server)):
         pass
+
+
+def test_the_readme_knows_who_it_is(readme: dict[str, Any]) -> None:
+    pair = "Anna", "swordfish"
+    with readme["Greeter"](("127.0.0.1", 0), auth=wspy.BasicAuth([pair], realm="the club")) as server:
+        server.start()
+        with wspy.Connection.connect(url_of(server), auth=pair) as client:
+            assert client.recv().payload == "Hello, Anna!"
+        with pytest.raises(wspy.ResponseError):
+            wspy.Connection.connect(url_of(server))
 
 
 def test_the_readme_broadcasts(serve: Serve) -> None:
@@ -498,7 +527,9 @@ def test_the_readme_exchanges_frames() -> None:
     server: dict[str, Any] = {"wspy": wspy}
     printed: list[wspy.Frame] = []
     client: dict[str, Any] = {"wspy": wspy, "print": printed.append}
-    thread = threading.Thread(target=run, args=(block("listener.accept()\n").replace("8000", "0"), server))
+    thread = threading.Thread(
+        target=run, args=(block("sock, address = listener.accept()\n").replace("8000", "0"), server)
+    )
     thread.start()
     until(lambda: "listener" in server and server["listener"].getsockopt(*LISTENS), "the server listens")
     run(block('location="/my/path"').replace("8000", str(server["listener"].getsockname()[1])), client)
@@ -510,7 +541,7 @@ def test_the_readme_exchanges_frames() -> None:
 def test_the_readme_receives_messages(serve: Serve) -> None:
     server = serve("Chat")
     printed: list[str] = []
-    program = block("Connection.connect(").replace("ws://127.0.0.1:8000/", url_of(server))
+    program = block("ws://127.0.0.1:8000/chat").replace("ws://127.0.0.1:8000/", url_of(server))
     thread = threading.Thread(target=run, args=(program, {"wspy": wspy, "print": printed.append}))
     thread.start()
     until(lambda: printed, "a message is printed")
@@ -518,6 +549,29 @@ def test_the_readme_receives_messages(serve: Serve) -> None:
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert printed == ["Jo says: Hello!"]
+
+
+def test_the_readme_speaks_tls_on_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    issued = authority().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    authority().cert_pem.write_to_path(str(tmp_path / "trusted.pem"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    default_context.cache_clear()
+    server: dict[str, Any] = {"wspy": wspy, "ssl": ssl}
+    program = block("wspy.websocket(ssl=context)").replace('""', '"127.0.0.1"').replace("8443", "0")
+    thread = threading.Thread(target=run, args=(program, server))
+    thread.start()
+    until(lambda: "listener" in server and server["listener"].getsockopt(*LISTENS), "the server listens")
+    address = f"localhost:{server['listener'].getsockname()[1]}"
+    talking = threading.Thread(target=run, args=(block("wss://").replace("example.com", address), {"wspy": wspy}))
+    talking.start()
+    thread.join(DEADLINE_S)
+    connection = wspy.Connection(server["client"])
+    assert [message.payload for message in connection] == ["Hello!"]
+    talking.join(DEADLINE_S)
+    default_context.cache_clear()
 
 
 def test_the_readme_echoes_on_a_connection() -> None:

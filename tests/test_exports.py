@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import wspy
+from wspy.http11 import parse_request
 
 PUBLIC = {
     "async_client": ["AsyncClient", "Clients"],
@@ -72,6 +73,7 @@ PUBLIC = {
     "server": ["Server"],
     "server_client": ["Client"],
     "version": ["__version__"],
+    "server_auth": ["Auth", "BasicAuth", "DigestAuth"],
     "websocket": ["websocket"],
 }
 
@@ -104,12 +106,12 @@ ATTRIBUTES = {
     "join loop onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent reload_tls run "
     "secure start stats stop",
     wspy.AsyncClient: "abort buffered_amount close closed data extensions path pause_reading remote_address request "
-    "resume_reading secure send send_frame send_ping server ssl_object subprotocol",
+    "resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
     wspy.Server: "address broadcast call_later call_soon client_threads clients close handshake join loop onclose "
     "onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent quit_gracefully reload_tls "
     "remove_client run secure start stats stop",
     wspy.Client: "abort buffered_amount close closed data extensions path pause_reading recv remote_address request "
-    "resume_reading secure send send_frame send_ping server ssl_object subprotocol",
+    "resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
 }
 
 
@@ -118,7 +120,7 @@ ATTRIBUTES = {
 )
 def test_a_server_and_its_clients_show_their_public_attributes_alone(server_kind: Any, client_kind: Any) -> None:
     with server_kind(("127.0.0.1", 0)) as server:
-        client = client_kind(server, 0, None, None)
+        client = client_kind(server, 0, parse_request(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"), None)
         for instance in (server, client):
             names = [name for name in dir(instance) if not name.startswith("_")]
             assert names == ATTRIBUTES[type(instance)].split()

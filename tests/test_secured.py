@@ -8,7 +8,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tls_socket import authority, client_context, server_context
+from certificates import authority, client_context, server_context
 
 from wspy import loop as core
 from wspy.secured import Secured, checked_context

@@ -7,8 +7,8 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+from certificates import authority, client_context, server_context
 from measures import measures_memory, resident
-from tls_socket import authority, client_context, server_context
 
 from wspy.tls import TLS
 

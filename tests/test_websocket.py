@@ -11,6 +11,7 @@ import select
 import selectors
 import signal
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -262,6 +263,11 @@ def test_what_is_changed_counts_for_those_who_come_later() -> None:
         ({"open_timeout": -1}, ValueError),
         ({"open_timeout": float("nan")}, ValueError),
         ({"open_timeout": "1"}, TypeError),
+        ({"auth": "user:secret"}, TypeError),
+        ({"ssl": True}, TypeError),
+        ({"auth": ()}, ValueError),
+        ({"auth": ("user", 1)}, TypeError),
+        ({"auth": ("user", "secret\n")}, ValueError),
     ],
 )
 def test_arguments_are_checked_at_once(options: dict[str, Any], error: type[Exception]) -> None:
@@ -442,8 +448,10 @@ def test_a_connected_socket_is_used_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("options", "address"),
     [
-        ({}, "wss://a/"),
-        ({}, "ws://user:pass@a/"),
+        ({"ssl": ssl.create_default_context()}, "ws://a/"),
+        ({}, "ws://user%00:pass@a/"),
+        ({"auth": lambda *_: True}, None),
+        ({"auth": {"user": "secret"}}, None),
         ({}, "http://a/"),
         ({}, "ws://a/#b"),
         ({"location": "/a b"}, None),
@@ -571,7 +579,7 @@ def test_m7_ten_redirects_and_no_more() -> None:
         assert client.fileno() == -1
 
 
-@pytest.mark.parametrize("location", ["wss://127.0.0.1/", "https://a/", "ftp://a/", "ws://u:p@a/", "ws://a:0/", "/#f"])
+@pytest.mark.parametrize("location", ["ftp://a/", "ws://u:p@a/", "ws://a:0/", "/#f"])
 def test_m7_a_redirect_that_is_not_followed(location: str) -> None:
     with Script(moved(location)) as server, websocket() as client:
         with pytest.raises(ResponseError, match="redirect") as caught:
@@ -584,6 +592,149 @@ def test_m7_a_socket_that_was_passed_in_is_not_exchanged() -> None:
         with pytest.raises(ResponseError) as caught:
             client.connect(server.url)
         assert caught.value.headers["location"] == "/x"
+
+
+def asks(*challenges: str) -> Callable[[RawServer], None]:
+    fields = [f"WWW-Authenticate: {challenge}" for challenge in challenges]
+    return says("HTTP/1.1 401 Unauthorized", *fields, "Content-Length: 4", body="who?")
+
+
+BASIC = 'Basic realm="x"'
+TOKEN = b"Authorization: Basic dXNlcjpzZWNyZXQ="
+
+
+@pytest.mark.parametrize("form", ["auth", "uri"])
+def test_k19_a_server_that_asks_is_told_who_this_is(form: str) -> None:
+    pair = ("user", "secret") if form == "auth" else None
+    with Script(asks(BASIC), opens) as server, websocket(auth=pair, extra_headers={"X-Other": "y"}) as client:
+        client.connect(server.url if pair else server.url.replace("//", "//user:secret@"))
+        client.close()
+        assert [TOKEN in request for request in server.requests] == [False, True]
+        assert all(b"X-Other: y" in request and b"@" not in request for request in server.requests)
+
+
+def test_k19_a_server_that_goes_on_asking_is_told_once() -> None:
+    with Script(asks(BASIC), asks(BASIC)) as server, websocket(auth=("user", "secret")) as client:
+        with pytest.raises(ResponseError) as caught:
+            client.connect(server.url)
+        assert (caught.value.status, caught.value.body) == (401, b"who?")
+        assert client.fileno() == -1
+        assert TOKEN in server.requests[1]
+
+
+def test_k19_a_stale_nonce_is_answered_with_the_fresh_one() -> None:
+    digest = 'Digest realm="x", qop="auth", algorithm=SHA-256, nonce='
+    questions = (asks(digest + '"1"', BASIC), asks(digest + '"2", stale=true'))
+    with Script(*questions, opens) as server, websocket(auth=("user", "secret")) as client:
+        client.connect(server.url)
+        client.close()
+        assert b"Authorization" not in server.requests[0]
+        assert b'nonce="1"' in server.requests[1]
+        assert b'nonce="2"' in server.requests[2]
+        assert not any(TOKEN in request for request in server.requests)
+
+
+def test_k19_another_origin_that_asks_is_told_nothing() -> None:
+    with Script(asks(BASIC)) as last, websocket(auth=("user", "secret")) as client:
+        other = last.url.replace("127.0.0.1", "localhost")
+        with Script(asks(BASIC), moved(other)) as first:
+            with pytest.raises(ResponseError) as caught:
+                client.connect(first.url)
+            assert caught.value.status == 401
+            assert TOKEN in first.requests[1]
+        assert b"Authorization" not in last.requests[0]
+
+
+def test_k19_a_socket_that_was_passed_in_is_not_exchanged_to_answer() -> None:
+    with Script(asks(BASIC)) as server:
+        sock = socket.create_connection(server.listener.getsockname())
+        with websocket(sock, auth=("user", "secret")) as client, pytest.raises(ResponseError) as caught:
+            client.connect(server.url)
+        assert caught.value.status == 401
+
+
+def test_k17_credentials_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with listening(auth=("auser", "horse")) as listener, websocket(auth=("other", "donkey")) as client:
+        accepting = Running(listener.accept)
+        with pytest.raises(ResponseError) as caught:
+            client.connect(listener.getsockname())
+        with websocket() as other:
+            other.connect("ws://auser:horse@{}:{}/".format(*listener.getsockname()))
+            accepting.result()[0].close()
+        shown = [repr(client), str(caught.value), repr(caught.value), *caplog.messages, repr(listener)]
+        assert not any(word in text for text in shown for word in ("auser", "horse", "other", "donkey", "Basic "))
+        refused = [message.partition(": ")[2] for message in caplog.messages]
+        nothing = "the client has sent no credentials"
+        assert refused == [nothing, "the credentials for basic are wrong", nothing], "one line for each"
+
+
+def test_auth_of_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    pair = ("user", "secret")
+    with websocket(sfamily=socket.AF_UNIX, auth=pair) as listener, websocket(sfamily=socket.AF_UNIX, auth=pair) as one:
+        listener.bind(path)
+        listener.listen()
+        accepting = Running(listener.accept)
+        one.connect(path)
+        with accepting.result()[0] as server:
+            assert server.request.username == "user"
+
+
+@pytest.mark.parametrize("make", [None, wspy.BasicAuth, wspy.DigestAuth])
+def test_who_a_client_is(make: Any) -> None:
+    pair = ("user", "secret")
+    with connected({"auth": pair}, auth=make(pair) if make else pair) as (_, server):
+        assert server.request is not None
+        assert server.request.username == "user"
+
+
+def test_a_digest_remembers_over_all_clients_of_a_listener() -> None:
+    """K12: what was used with one of them is used up for the others."""
+    policy = wspy.DigestAuth(("user", "secret"))
+    with listening(auth=policy) as listener:
+        accepting = Running(lambda: listener.accept()[0])
+        with websocket(auth=("user", "secret")) as client:
+            client.connect(listener.getsockname())
+            with accepting.result() as server:
+                used = server.request.headers["authorization"]
+                assert server.auth == (policy,)
+        peer = RawClient(listener.getsockname())
+        peer.send(head("/", [("Authorization", used), ("X", "y")]))
+        accepting = Running(listener.accept)
+        assert "stale=true" in peer.socket.recv(1 << 16).decode()
+        peer.end()
+        listener.close()
+        with pytest.raises(SocketClosed):
+            accepting.result()
+
+
+def test_a_function_for_auth_that_fails_is_answered_with_500(caplog: pytest.LogCaptureFixture) -> None:
+    with listening(auth=lambda *_: 1 / 0) as listener, websocket(auth=("user", "secret")) as client:
+        accepting = Running(listener.accept)
+        with pytest.raises(ResponseError) as caught:
+            client.connect(listener.getsockname())
+        assert caught.value.status == 500
+        assert "ZeroDivisionError" in caplog.text
+        listener.close()
+        with pytest.raises(SocketClosed):
+            accepting.result()
+
+
+def test_do_handshake_asks_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, websocket(auth=("user", "secret")) as client:
+        connecting = Running(lambda: client.connect(listener.getsockname()))
+        with (
+            websocket(listener.accept()[0], auth=("user", "secret")) as server,
+            pytest.raises(HandshakeError) as caught,
+        ):
+            server.do_handshake()
+        assert caught.value.status == 401
+        with websocket(listener.accept()[0], auth=("user", "secret")) as server:
+            server.do_handshake()
+            assert server.request is not None
+            assert server.request.username == "user"
+            connecting.result()
 
 
 def test_a_refusal_has_status_headers_and_body() -> None:
@@ -1031,24 +1182,29 @@ def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> N
         assert server.recv().payload == b"%d" % steps * 100
         assert raised == before, "the exception was taken for another one"
 
-    with contextlib.ExitStack() as stack:
-        client, server = stack.enter_context(connected())
-        for _ in at_each_step(sys.modules["wspy.websocket"], receive, interrupt, behind_functions=False):
-            server.setblocking(flag=False)
-            left = []
-            try:
-                while True:
-                    left.append(server.recv().payload)
-            except BlockingIOError:
-                pass
-            except SocketClosed as error:
-                assert "interrupted" in str(error)  # noqa: PT017 -- it needs not come
-                lost += 1
-                client, server = stack.enter_context(connected())
-            assert left in ([], [b"%d" % steps * 100])
-            server.settimeout(DEADLINE_S)
-            steps += 1
-            client.send(Frame(OPCODE_TEXT, b"%d" % steps * 100))
+    modules = ["wspy.websocket", "wspy.transport", "wspy.tls"]
+    while modules:
+        module = modules.pop()
+        with contextlib.ExitStack() as stack:
+            client, server = stack.enter_context(connected())
+            if module == "wspy.tls" and not server.secure:
+                continue
+            for _ in at_each_step(sys.modules[module], receive, interrupt, behind_functions=False):
+                server.setblocking(flag=False)
+                left = []
+                try:
+                    while True:
+                        left.append(server.recv().payload)
+                except BlockingIOError:
+                    pass
+                except SocketClosed as error:
+                    assert "interrupted" in str(error)  # noqa: PT017 -- it needs not come
+                    lost += 1
+                    client, server = stack.enter_context(connected())
+                assert left in ([], [b"%d" % steps * 100])
+                server.settimeout(DEADLINE_S)
+                steps += 1
+                client.send(Frame(OPCODE_TEXT, b"%d" % steps * 100))
     assert lost
 
 

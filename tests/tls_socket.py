@@ -8,29 +8,13 @@ import ssl
 from functools import cache
 from typing import Any
 
-import trustme
+from certificates import client_context
 
 
 @cache
-def authority() -> trustme.CA:
-    """Return who has signed the certificates of the tests."""
-    return trustme.CA()
-
-
-@cache
-def server_context() -> ssl.SSLContext:
-    """Return a context for servers on this machine."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority().issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
-    return context
-
-
-@cache
-def client_context() -> ssl.SSLContext:
-    """Return a context for clients of such servers."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority().configure_trust(context)
-    return context
+def _trusting() -> ssl.SSLContext:
+    """Return the context of most clients, for all of them."""
+    return client_context()
 
 
 class TLSSocket:
@@ -49,7 +33,7 @@ class TLSSocket:
     ) -> None:
         self.plain = plain
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self.tls = (context or _trusting()).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._is_open = False
         self._unsent = b""  # ciphertext
         self._seen = b""  # plaintext that was looked at and not taken

@@ -19,16 +19,17 @@ What else there is:
 - ``Request`` and ``Response``: plain HTTP on the same port, by ``onrequest``.
 - ``SocketClosed``: raised by what sends on a closing connection. ``HandshakeError``: raise it to refuse a request.
   ``ResponseError``: how a server refused this side's.
-- ``Connection``: messages, for clients (``Connection.connect("ws://...")``) and for servers of your own making.
+- ``Connection``: messages, for clients (``Connection.connect("wss://...")``) and for servers of your own making.
 - ``websocket``: a socket that sends and receives single frames.
 - ``Frame`` and ``ControlFrame``: single frames; ``read_frame``, ``pop_frame``, ``contains_frame``, ``receive_frame``,
   ``create_close_frame`` and ``mask``: from bytes and to them.
 - ``Protocol``: the protocol without I/O, for both roles, to use with sockets of your own.
 - ``DeflateMessage``: compression (RFC 7692), for ``extensions=`` of a server; ``DeflateFrame``, its predecessor;
   ``Extension``, to write others.
+- ``BasicAuth`` and ``DigestAuth``: who is let in, for ``auth=`` of a server; ``Auth``, to write others.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
-TLS and an asyncio API are not there yet.
+TLS of servers and an asyncio API are not there yet.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
 from .server import Server
+from .server_auth import Auth, BasicAuth, DigestAuth
 from .server_client import Client
 from .version import __version__
 from .websocket import websocket
@@ -117,6 +119,8 @@ __all__ = [
     "OPCODE_TEXT",
     "AsyncClient",
     "AsyncServer",
+    "Auth",
+    "BasicAuth",
     "BinaryMessage",
     "Client",
     "Clients",
@@ -126,6 +130,7 @@ __all__ = [
     "CoreError",
     "DeflateFrame",
     "DeflateMessage",
+    "DigestAuth",
     "Extension",
     "Frame",
     "HandshakeError",

@@ -89,6 +89,7 @@ class AsyncClient:
         server: the server it belongs to.
         data: free for the application; None at first.
         subprotocol: the one that was agreed upon, or None (RFC 6455 §1.9).
+        username: who it is, as ``auth`` has found, or what ``onrequest`` has set as ``request.username``; or None.
     """
 
     __slots__ = (
@@ -101,12 +102,14 @@ class AsyncClient:
         "data",
         "server",
         "subprotocol",
+        "username",
     )
 
     def __init__(self, server: BaseServer[Any], handle: int, request: Request, subprotocol: str | None) -> None:
         self.server = server
         self.data: Any = None
         self.subprotocol = subprotocol
+        self.username = request.username
         self._key = core.key(handle)
         self._request: Request | bytes | None = request
         # changed by the server's thread only, but for the DROP of an abort
@@ -347,6 +350,7 @@ class AsyncClient:
             request = self.server.handshake.read(self._kept(request))
             request.remote_address = self.remote_address
             request.ssl_object = self.ssl_object
+            request.username = self.username
         return request
 
     def _keep(self, head: bytes) -> bytes:

@@ -52,6 +52,9 @@ class AsyncServer(BaseServer[AsyncClient]):
         trusted_origins: the origins of pages that may connect, as browsers send them (``https://host[:port]``), or
             compiled patterns for such; None for requests without one; empty for all; or ``"same-origin"``.
         locations: the paths that are served; empty for all.
+        auth: who is let in, whatever they ask for: a (user name, password) pair, several of them, a mapping, a function
+            of both that returns whether they are right, a ``BasicAuth`` or ``DigestAuth``, or several of those. Others
+            get 401 with a challenge, and no handler hears of them. Basic sends passwords as they are: use it over TLS.
         require_origin: refuse a request without Origin.
         require_protocol: refuse a client that offers none of ``protocols``.
         extensions: what the server speaks, such as ``DeflateMessage``: ``Extension`` objects or classes.

@@ -1,4 +1,4 @@
-"""How does a URI become a connected socket, and where may a redirect lead?"""
+"""How does a URI become a connected socket?"""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from .client_handshake import REDIRECTS
-from .errors import ResponseError
-from .headers import Headers
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .deadline import Deadline
     from .uri import URI
 
-__all__ = ["MAX_REDIRECTS", "connect_tcp", "connect_unix", "is_connected", "redirected", "without_credentials"]
+__all__ = ["connect_tcp", "connect_unix", "is_connected"]
 
-MAX_REDIRECTS: Final = 10
-# What was meant for one origin, another one must not see.
-_CREDENTIALS: Final = frozenset(["authorization", "cookie", "host", "proxy-authorization"])
 _LEAST_SECONDS: Final = 1e-3  # a timeout of 0 would be none
 _LONGEST_PAUSE: Final = 0.05
 
@@ -111,27 +104,3 @@ def connect_unix(sock: socket.socket, path: str, deadline: Deadline, check: Call
             check()
         else:
             return
-
-
-def redirected(uri: URI, answer: ResponseError) -> URI:
-    """Return where a redirect leads, RFC 9110 §15.4.
-
-    Raises:
-        ResponseError: this is no redirect, or one that can't be followed.
-    """
-    location = answer.headers.get("location")
-    if answer.status not in REDIRECTS or location is None:
-        raise answer
-    try:
-        target = uri.redirected(location)
-        if target.secure:
-            raise ValueError("it leads to wss, which needs TLS, which is not there yet")  # noqa: TRY301 -- like others
-    except ValueError as reason:
-        message = f"a redirect can't be followed: {reason}"
-        raise ResponseError(message, answer.status, answer.reason, answer.headers) from None
-    return target
-
-
-def without_credentials(headers: Headers) -> Headers:
-    """Return the header fields that another origin may see."""
-    return Headers([(name, value) for name, value in headers.items() if name.lower() not in _CREDENTIALS])

@@ -110,9 +110,9 @@ class Connection:
         """Return a connection to a server.
 
         Args:
-            address: a ``ws://`` URI, or what else ``websocket.connect`` takes.
+            address: a ``ws://`` or ``wss://`` URI, or what else ``websocket.connect`` takes.
             close_timeout: see ``Connection``.
-            options: of ``websocket``, such as ``protocols``.
+            options: of ``websocket``, such as ``protocols``, ``auth`` and ``ssl``.
 
         Raises:
             ResponseError: see ``websocket.connect``, as for the others.

@@ -11,6 +11,19 @@ from .errors import SocketClosed
 __all__ = ["HeldSocket"]
 
 
+class _Forks:
+    """How many children this process has had that may use its connections."""
+
+    count = 0
+
+    @classmethod
+    def another(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_parent=_Forks.another)
+
+
 class HeldSocket:
     """A socket that any thread may close at any time. Use it as a context manager around whatever uses the socket.
 
@@ -27,7 +40,7 @@ class HeldSocket:
         closed: whether ``close`` was called.
     """
 
-    __slots__ = ("_process", "_users", "closed", "sock")
+    __slots__ = ("_forks", "_process", "_users", "closed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(0)
@@ -35,6 +48,16 @@ class HeldSocket:
         self.closed = False
         self._users: list[None] = []
         self._process = os.getpid()
+        self._forks = _Forks.count
+
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether a parent or a child may go on with the connection: there was a fork since it was made."""
+        return self._is_inherited or self._forks != _Forks.count
+
+    @property
+    def _is_inherited(self) -> bool:
+        return self._process != os.getpid()
 
     def __enter__(self) -> socket.socket:
         """Use the socket.
@@ -73,7 +96,7 @@ class HeldSocket:
         """Close the socket, or have it closed by who uses it, as soon as it was woken. Thread-safe; twice is fine."""
         self.closed = True
         # in a forked child they are threads of the parent, whose connection it is
-        if self._process != os.getpid():
+        if self._is_inherited:
             self.sock.close()
         elif self._users:
             self._users.append(None)

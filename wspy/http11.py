@@ -94,7 +94,8 @@ class Request:
         keep_alive: whether the client may send another request, RFC 9112 §9.3.
 
     ``remote_address`` and ``ssl_object`` are for whoever owns the socket to set; the head doesn't tell them. The latter
-    is an ``ssl.SSLObject`` if the request came over TLS: it knows the client's certificate.
+    is an ``ssl.SSLObject`` if the request came over TLS: it knows the client's certificate. ``username`` is set by
+    whoever finds out who the client is: by ``auth`` of the server, or by an ``onrequest``.
     """
 
     head: bytes
@@ -107,6 +108,7 @@ class Request:
     keep_alive: bool
     remote_address: tuple[Any, ...] | str | None = field(default=None, init=False)
     ssl_object: Any = field(default=None, init=False)
+    username: str | None = field(default=None, init=False)
     _query: dict[str, str] | None = field(default=None, init=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from threading import RLock
@@ -10,9 +11,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .tls import TLS
+
 __all__ = ["Outbox", "Unsent"]
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# Of what TLS answers by itself, such as a KeyUpdate (RFC 8446 §4.6.3): more is owed to nobody who reads.
+_MAX_ANSWERS: Final = 65_536
 
 
 class Unsent:
@@ -49,13 +54,29 @@ class Outbox:
     No byte is sent twice and none is left out, whatever exception a signal handler raises in between, and at whichever
     bytecode: what the kernel has taken is noted in the same step of the interpreter that calls it.
 
+    With TLS, bytes become records when it is their turn: so what TLS has to say by itself goes before what only waits,
+    and a Pong can still be replaced.
+
     Attributes:
         lock: held while something is added or written, and never while somebody waits for the kernel. Whoever makes
-            bytes whose order counts makes and adds them under it.
+            bytes whose order counts makes and adds them under it; so does who reads by ``tls``.
         unsent: what the kernel doesn't have yet; not to be changed.
+        tls: what makes records of all that leaves, or None.
     """
 
-    __slots__ = ("_due", "_is_writing", "_pong", "_state", "_teller", "lock", "unsent")
+    __slots__ = (
+        "_answers",
+        "_due",
+        "_is_sealing",
+        "_is_writing",
+        "_pong",
+        "_sealed",
+        "_state",
+        "_teller",
+        "lock",
+        "tls",
+        "unsent",
+    )
 
     def __init__(self) -> None:
         self.unsent: deque[Unsent] = deque()
@@ -65,6 +86,47 @@ class Outbox:
         self._is_writing = False  # the thread that holds the lock
         self._teller: object = None  # who calls callbacks
         self._state = RLock()  # of _due and _teller
+        self.tls: TLS | None = None
+        self._answers = b""  # records that TLS has made by itself
+        self._sealed: Unsent | None = None  # what was made records of last: the first of unsent, unless it is sent
+        self._is_sealing = False
+
+    def secure(self, tls: TLS | None) -> None:
+        """Begin anew, and make records of all that leaves from now on, or not."""
+        with self.lock:
+            self.clear()
+            self.tls = tls
+            self._answers = b""
+            self._sealed = None
+            self._is_sealing = False
+
+    def add_answers(self) -> None:
+        """Add what TLS has to say by itself, before all of which no records were made yet.
+
+        Raises:
+            OSError: the peer lets answers be made and doesn't read them.
+        """
+        with self.lock:
+            if self.tls is None:
+                return
+            self._answers += self.tls.take()
+            if not self._answers:
+                return
+            if self.tls.is_open and len(self._answers) > _MAX_ANSWERS:
+                raise OSError(errno.ENOBUFS, "the peer asks TLS for answers, and doesn't read them")
+            if not self.unsent or self.unsent[-1] is self._sealed:
+                self.unsent.append(Unsent(b""))
+
+    def _seal(self, tls: TLS, unsent: Unsent) -> None:
+        """Make records of something that is next; what TLS had to say by itself goes first."""
+        if self._is_sealing:  # an exception of a signal handler came in between: some records are lost, or made twice
+            raise OSError(errno.ECONNABORTED, "an exception has interrupted the making of TLS records")
+        self._is_sealing = True
+        tls.send(unsent.data)
+        unsent.data = self._answers + tls.take()
+        self._answers = b""
+        self._sealed = unsent
+        self._is_sealing = False
 
     def __bool__(self) -> bool:
         """Whether ``write`` or ``tell`` has something to do."""
@@ -84,7 +146,7 @@ class Outbox:
             if self._is_writing:
                 self.unsent.append(Unsent(data))
                 return
-            if self._pong is not None and not self._pong.sizes and self.unsent:
+            if self._pong is not None and not self._pong.sizes and self._pong is not self._sealed and self.unsent:
                 self._pong.data = data
                 return
             self._pong = Unsent(data)
@@ -103,6 +165,8 @@ class Outbox:
                 self._is_writing = True
                 while self.unsent:
                     unsent = self.unsent[0]
+                    if self.tls is not None and unsent is not self._sealed:
+                        self._seal(self.tls, unsent)
                     if not self._send(sock, unsent):
                         return
                     if unsent.callback is None:

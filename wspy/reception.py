@@ -56,6 +56,9 @@ class Guest(typing.Protocol):
     def handshake_sent(self) -> bool:
         """Whether the opening handshake is complete."""
 
+    def shutdown(self, how: int) -> None:
+        """End one direction of TCP."""
+
     def do_async_recv(self) -> None:
         """Read once."""
 
@@ -113,7 +116,7 @@ class _Opening(Generic[_GuestT]):
     def _send_answer(self) -> None:
         self.client.do_async_send()
         if self.is_refused and not self.client.can_send():
-            self.client.sock.shutdown(socket.SHUT_WR)
+            self.client.shutdown(socket.SHUT_WR)
             self._left = LINGER_BYTES
 
     def _drain(self, left: int) -> None:

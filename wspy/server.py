@@ -57,9 +57,9 @@ class Server(BaseServer[Client]):
     """A WebSocket server whose handlers may block. Subclass it and override handlers; ``run`` or ``start`` it.
 
     The handlers of each client are called in a thread of that client's own, one at a time and in order: a handler that
-    sleeps, computes, or waits in ``client.recv`` or ``client.send`` holds up its own client alone. ``onrequest`` and a
-    function for ``extra_headers`` are called in threads, too. Handshakes, pongs, deadlines and all reading and writing
-    go on in the thread of the server, which ``run`` turns.
+    sleeps, computes, or waits in ``client.recv`` or ``client.send`` holds up its own client alone. ``onrequest`` and
+    functions for ``auth`` and ``extra_headers`` are called in threads, too. Handshakes, pongs, deadlines and all
+    reading and writing go on in the thread of the server, which ``run`` turns.
 
     An exception in a handler goes to ``onerror``, and closes that client with 1011; ``KeyboardInterrupt`` and
     ``SystemExit`` stop the server, in order, and ``SocketClosed`` in a handler of a client that is closed is no error.
@@ -112,7 +112,8 @@ class Server(BaseServer[Client]):
             limit = self._write_limit = min(self._write_limit, backlog)
         super()._begin(settings._replace(write_limit=limit, wants_endings=True))
         self._threads = Threads()
-        self._may_block = self._answers or self._asks_extra_headers
+        asks = any(policy.may_block for policy in self._policies)
+        self._may_block = asks or self._answers or self._asks_extra_headers
         self._deciding: set[int] = set()
         self._is_woken = False
         self._is_forked = False

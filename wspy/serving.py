@@ -34,6 +34,7 @@ from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_second
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
+from .server_auth import authenticate, checked_policies
 from .signals import StopSignals
 from .version import __version__
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from .extensions import Agreement, Extension
     from .secured import Secured
+    from .server_auth import Policies
 
 __all__ = ["BaseServer", "Options"]
 
@@ -78,6 +80,7 @@ class Options(TypedDict, total=False):
     protocols: Iterable[str]
     trusted_origins: Iterable[str | re.Pattern[str] | None]
     locations: Iterable[str]
+    auth: Policies | None
     require_origin: bool
     require_protocol: bool
     extensions: Iterable[Extension | type[Extension]]
@@ -119,6 +122,7 @@ class BaseServer(Generic[AnyClient]):
         protocols: Iterable[str] = (),
         trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
         locations: Iterable[str] = (),
+        auth: Policies | None = None,
         require_origin: bool = False,
         require_protocol: bool = False,
         extensions: Iterable[Extension | type[Extension]] = (),
@@ -164,6 +168,7 @@ class BaseServer(Generic[AnyClient]):
             max_head=max_head,
             max_headers=max_headers,
         )
+        self._policies = checked_policies(auth)
         self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
         self._keep_request = keep_request
         self._max_size = max_size
@@ -251,7 +256,8 @@ class BaseServer(Generic[AnyClient]):
     def onrequest(self, request: Request) -> Response | None:
         """Answer a request with plain HTTP, or refuse it; None lets the upgrade go on.
 
-        Every method but CONNECT comes here, and what is returned answers it, HEAD without the body. What is no upgrade
+        Every method but CONNECT comes here, and what is returned answers it, HEAD without the body. With ``auth`` only
+        what has the right credentials comes here, as ``request.username`` says. What is no upgrade
         and not answered gets 426, or 405 if it is no GET. A request with a body never comes here: it gets 413. An
         exception, or what is no ``Response``, goes to ``onerror`` and is answered with 500, a ``HandshakeError`` with
         its status.
@@ -964,6 +970,8 @@ class BaseServer(Generic[AnyClient]):
 
     def _decision(self, request: Request) -> Response | Acceptance:
         """Return the answer to a request; this is where the application is asked."""
+        if self._policies:
+            request.username = authenticate(self._policies, request, time())
         response = self.onrequest(request) if self._answers else None
         if response is None:
             return self.handshake.accept(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import select
 import socket
@@ -11,13 +10,16 @@ from collections import deque
 from copy import copy
 from functools import partial
 from threading import get_ident
+from time import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
+from .attempts import Attempts
+from .client_auth import ClientAuth
 from .client_handshake import ClientHandshake
 from .codes import CloseCode, Opcode, Role
-from .connecting import MAX_REDIRECTS, connect_tcp, connect_unix, is_connected, redirected, without_credentials
-from .deadline import NEVER, Deadline
-from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed
+from .connecting import connect_tcp, connect_unix, is_connected
+from .deadline import Deadline
+from .errors import HandshakeError, ProtocolError, ResponseError, SocketClosed, SSLError
 from .exclusive import Exclusive
 from .extending import Extending
 from .extensions import checked_extensions
@@ -25,23 +27,27 @@ from .frames import Frame, is_close_code, received_frame, split_close
 from .handshake import Fields, ServerHandshake
 from .headers import Headers
 from .heads import HeadReader
-from .held import HeldSocket
 from .lenient import LenientReader
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
-from .outbox import Outbox, Unsent
+from .outbox import Unsent
 from .protocol import Event, Protocol
-from .reception import LINGER_BYTES, LINGER_SECONDS, Accepted, Reception
+from .reception import LINGER_SECONDS, Accepted, Reception
+from .server_auth import authenticate, checked_policies
+from .transport import READ, Transport
 from .uri import URI, parse_uri
 from .version import __version__
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterable
+    from ssl import SSLContext
 
     from .extensions import Agreement, Extension
     from .handshake import Acceptance
     from .http11 import Request
     from .messages import Sendable
+    from .server_auth import Auth, Policies
+    from .tls import TLS
 
 __all__ = ["websocket"]
 
@@ -50,15 +56,11 @@ _T = TypeVar("_T")
 log = logging.getLogger("wspy.websocket")
 
 _MAX_REASON: Final = 123
-# Bytes in one read; more is asked for once so much was there.
-_READ: Final = 16_384
-_LARGE_READ: Final = 262_144
 _NOTHING: Final = Unsent(b"")
 _NOT_UNDERSTOOD: Final = "an extension has failed: what follows can't be understood"
-_ENDED: Final = "the peer has ended the connection without a Close frame"
 
 
-class websocket:
+class websocket(Transport):
     """A socket that sends and receives frames.
 
     Like a socket it listens and accepts, or connects; the opening handshake is part of both. Afterwards either end
@@ -83,6 +85,12 @@ class websocket:
         location: the path, with a query, that a client asks for if ``connect`` isn't given a URI.
         trusted_origins: the origins of pages that a server lets in; empty for all. See ``AsyncServer``.
         locations: the paths that a server serves, without a query; empty for all.
+        auth: a client's (user name, password) pair, for when the server asks, see ``connect``. A server's: who is let
+            in, see ``AsyncServer``; ``request.username`` says who it is. Its function is called by ``accept``, where
+            others wait meanwhile.
+        ssl: an ``ssl.SSLContext``: a server's, with its certificate, to serve by TLS alone; a client's, for ``wss``
+            URIs, and for addresses that are no URI. None: a client trusts for ``wss`` whom the system trusts.
+            Renegotiation is switched off in it.
         extra_headers: header fields of a client's request, or of a server's 101.
         recv_callback: called by ``do_async_recv`` with each frame; None to keep them for ``recv``.
         sfamily: of a new socket: ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``.
@@ -95,8 +103,8 @@ class websocket:
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
 
     Attributes:
-        origin, protocols, extensions, trusted_origins, locations, extra_headers, strict, max_size, max_fragments,
-            open_timeout: as given. What is changed counts for the opening handshakes that begin later.
+        origin, protocols, extensions, trusted_origins, locations, auth, ssl, extra_headers, strict, max_size,
+            max_fragments, open_timeout: as given. What is changed counts for the opening handshakes that begin later.
         recv_callback: as given; may be changed at any time.
         protocol: the subprotocol that was agreed upon, or None.
         extension_instances: the extensions that were agreed upon, in the order in which they transform what is sent.
@@ -106,13 +114,14 @@ class websocket:
         location: the path with the query that was asked for.
         handshake_sent: whether the opening handshake is complete.
         secure: whether this is over TLS.
+        ssl_object: the ``ssl.SSLObject`` of that, which tells of certificates and ciphers; None without.
 
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is out of range.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0915 -- each is a policy of its own, by name
+    def __init__(  # noqa: PLR0913 -- each is a policy of its own, by name
         self,
         sock: socket.socket | None = None,
         *,
@@ -122,6 +131,8 @@ class websocket:
         location: str = "/",
         trusted_origins: Iterable[str | re.Pattern[str] | None] = (),
         locations: Iterable[str] = (),
+        auth: Policies | None = None,
+        ssl: SSLContext | None = None,
         extra_headers: Fields = (),
         recv_callback: Callable[[Frame], object] | None = None,
         sfamily: int = socket.AF_INET,
@@ -137,13 +148,14 @@ class websocket:
         self.location = location
         self.trusted_origins = trusted_origins if isinstance(trusted_origins, str) else tuple(trusted_origins)
         self.locations = locations if isinstance(locations, str) else tuple(locations)
+        self.auth = auth
+        self.ssl = ssl
         self.extra_headers = Headers(extra_headers)
         self.recv_callback = recv_callback
         self.strict = strict
         self.max_size = max_size
         self.max_fragments = max_fragments
         self.open_timeout = checked_seconds("open_timeout", open_timeout)
-        self.secure = False
         self.protocol: str | None = None
         self.request: Request | None = None
         self.response_headers: Headers | None = None
@@ -155,18 +167,13 @@ class websocket:
         self._protocol: Protocol | None = None
         self._lenient: LenientReader | None = None
         self._extending: Extending | None = None
-        self._outbox = Outbox()  # its lock is that of the protocol, too
         self._sender = 0  # the thread that is making what it is about to queue, or tells extensions something
         self._delayed: deque[Callable[[], object]] = deque()  # what it, or its signal handler, wants to send meanwhile
         self._receiving = Exclusive("recv")
         self._accepting = Exclusive("accept")
         self._reception: Reception[Any] | None = None
         self._received: deque[Event | Frame] = deque()  # Frames are made of events when somebody takes them
-        self._failure: Exception | None = None  # why nothing more is received
-        self._lost: SocketClosed | None = None  # why nothing more is sent
         self._is_reading = False  # from reading bytes until their frames are in _received
-        self._read_size = _READ
-        self._readable: tuple[int, select.poll] | None = None  # a descriptor, and what waits for it
         self._owns_sock = sock is None
         if sock is None:
             sock = socket.socket(sfamily, socket.SOCK_STREAM, sproto)
@@ -174,8 +181,7 @@ class websocket:
             raise TypeError(f"a websocket wraps a socket, not {type(sock).__name__}: connect takes an address")
         elif sock.type != socket.SOCK_STREAM:
             raise ValueError("a websocket needs a stream socket")
-        self._timeout = sock.gettimeout()
-        self._held = HeldSocket(sock)
+        super().__init__(sock)
 
     def _server_handshake(self) -> ServerHandshake:
         return ServerHandshake(
@@ -187,87 +193,84 @@ class websocket:
             server_header=f"wspy/{__version__}",
         )
 
-    # ---- the wrapped socket ----
-
     @property
-    def sock(self) -> socket.socket:
-        """The socket; another one after a redirect. It is non-blocking, whatever ``gettimeout`` says."""
-        return self._held.sock
+    def auth(self) -> Policies | None:
+        """A client's user name and password, or who is let in by a server; as given."""
+        return self._auth
 
-    @property
-    def family(self) -> int:
-        """The address family of the socket."""
-        return self.sock.family
+    @auth.setter
+    def auth(self, auth: Policies | None) -> None:
+        self._pair = _pair(auth)
+        self._policies: tuple[Auth, ...] | None = None if self._pair else checked_policies(auth)
+        self._auth = auth
 
-    @property
-    def type(self) -> int:
-        """The type of the socket, which is ``SOCK_STREAM``."""
-        return self.sock.type
+    def _its_policies(self) -> tuple[Auth, ...]:
+        """Return who is let in: made once, since they remember what was used."""
+        if self._policies is None:
+            self._policies = checked_policies(self._pair)
+        return self._policies
 
-    @property
-    def proto(self) -> int:
-        """The protocol number of the socket."""
-        return self.sock.proto
+    # ---- TLS ----
 
-    def bind(self, address: Any) -> None:
-        """Bind the socket to a local address, see ``socket.bind``."""
-        self.sock.bind(address)
+    def enable_ssl(
+        self, keyfile: str | None = None, certfile: str | None = None, *, ca_certs: str | None = None
+    ) -> None:
+        """Use TLS: make an ``ssl`` of files, as ``ssl.wrap_socket`` did.
 
-    def listen(self, backlog: int = 128) -> None:
-        """Let clients connect, see ``socket.listen``."""
-        self.sock.listen(backlog)
-
-    def fileno(self) -> int:
-        """Return the descriptor of the socket, -1 once it is closed."""
-        return -1 if self._held.closed else self.sock.fileno()
-
-    def getpeername(self) -> Any:
-        """Return the address of the peer."""
-        return self.sock.getpeername()
-
-    def getsockname(self) -> Any:
-        """Return the own address."""
-        return self.sock.getsockname()
-
-    def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
-        """Return an option of the socket, see ``socket.getsockopt``."""
-        return self.sock.getsockopt(level, option, length) if length else self.sock.getsockopt(level, option)
-
-    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        """Set an option of the socket, see ``socket.setsockopt``."""
-        self.sock.setsockopt(level, option, value)
-
-    def setblocking(self, flag: bool) -> None:
-        """Make calls wait, or not, see ``socket.setblocking``."""
-        self._timeout = None if flag else 0.0
-
-    def settimeout(self, seconds: float | None) -> None:
-        """Let calls that begin from now on wait for so many seconds; None for ever, 0 not at all.
+        Args:
+            keyfile: a server's private key; None if it stands in ``certfile``.
+            certfile: a server's certificate and those that lead to it; None for a client.
+            ca_certs: of whom a client trusts, or of those who sign certificates of clients, which a server wants then.
 
         Raises:
-            TypeError: it is no number.
-            ValueError: it is below 0.
+            SSLError: the opening handshake has begun.
+            OSError: a file can't be read, or isn't what it should be.
         """
-        self._timeout = checked_seconds("the timeout", seconds)
+        if self._protocol is not None or self._head is not None:
+            raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
+        from .contexts import default_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for many
 
-    def _deadline(self) -> Deadline:
-        """Return the end of a call that begins now."""
-        return NEVER if self._timeout is None else Deadline(self._timeout)
+        self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
 
-    def gettimeout(self) -> float | None:
-        """Return the timeout in seconds; None for ever."""
-        return self._timeout
+    def _secure_as_server(self) -> None:
+        if self._ssl is not None:
+            from .tls import TLS  # noqa: PLC0415 -- see above
 
-    def shutdown(self, how: int) -> None:
-        """End one direction of TCP or both, see ``socket.shutdown``."""
-        self.sock.shutdown(how)
+            self._outbox.secure(TLS(self._ssl, server_side=True))
+
+    def _client_tls(self, uri: URI) -> TLS:
+        from .contexts import default_context  # noqa: PLC0415 -- see above
+        from .tls import TLS  # noqa: PLC0415
+
+        # RFC 6066 §3: no dot at the end
+        return TLS(self._ssl or default_context(), server_side=False, server_hostname=uri.host.removesuffix("."))
+
+    def _secure_as_client(self, tls: TLS, deadline: Deadline) -> None:
+        """Do the handshake of TLS, RFC 8446 §4.
+
+        Raises:
+            OSError: it fails; ``ssl.SSLError`` if that is for TLS to say.
+        """
+        self._outbox.secure(tls)
+        self._outbox.add_answers()
+        while not tls.is_open:
+            self._flush_all(deadline)
+            self._wait(deadline, select.POLLIN)
+            data = self._read(READ)
+            if data:
+                raise ResponseError("the server answers before it was asked")
+            if data == b"":
+                raise SocketClosed(message="the server has ended the connection instead of setting up TLS")
+
+    # ---- closing ----
 
     def close(self) -> None:
         """Close the socket, without a closing handshake: send a Close frame before, or use ``Connection``.
 
         Calls of other threads that are waiting end with ``SocketClosed``: if there are any, both directions of TCP are
-        shut down, for other processes that have the socket too.
+        shut down, for other processes that have the socket too. TLS is ended, if the kernel takes that at once.
         """
+        self._say_goodbye()
         self._held.close()
         self._close_reception()
 
@@ -287,6 +290,9 @@ class websocket:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} is a connection, and can't be copied or pickled")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.sock!r}>"
 
     # ---- opening as a server ----
 
@@ -347,13 +353,16 @@ class websocket:
             location=self.location,
             trusted_origins=self.trusted_origins,
             locations=self.locations,
+            auth=self._its_policies() or None,
+            ssl=self._ssl,
             extra_headers=self.extra_headers,
             strict=self.strict,
             max_size=self.max_size,
             max_fragments=self.max_fragments,
             open_timeout=self.open_timeout,
         )
-        client._head = HeadReader()  # noqa: SLF001 -- of this class
+        client._secure_as_server()  # noqa: SLF001 -- of this class
+        client._head = HeadReader()  # noqa: SLF001
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -368,14 +377,17 @@ class websocket:
             HandshakeError: the client isn't let in; it was told why. Close the socket.
             SocketClosed: the client went away.
             TimeoutError: it took longer than ``open_timeout``, or than the socket's timeout. Close the socket.
-            ValueError: the opening handshake is complete already.
+            ssl.SSLError: the client doesn't speak TLS as ``ssl`` wants it. Close the socket.
+            ValueError: the opening handshake is complete already, or ``ssl`` is for clients.
         """
         self._check_unopened()
+        self._check_ssl(server_side=True)
         deadline = self._deadline().earlier(self.open_timeout)
         self._receiving.enter(deadline)
         try:
             self._check_unopened()  # by who was here before
             self._handshake = self._server_handshake()
+            self._secure_as_server()
             self._head = HeadReader()
             if self._timeout != 0:
                 with self._held:
@@ -386,8 +398,9 @@ class websocket:
     def _open_as_server(self, deadline: Deadline) -> None:
         try:
             while self._head is not None:
+                self._flush_all(deadline)
                 self._wait(deadline, select.POLLIN)
-                data = self._read(_READ)
+                data = self._read(READ)
                 if data is not None:
                     self._take_head(data)
             self._flush_all(deadline)
@@ -401,7 +414,7 @@ class websocket:
         """Send the answer to a client that isn't let in, and give it a moment to read it."""
         deadline = Deadline(LINGER_SECONDS)
         self._flush_all(deadline)
-        self.sock.shutdown(socket.SHUT_WR)
+        self.shutdown(socket.SHUT_WR)
         self._drain(deadline)
 
     def _take_head(self, data: bytes) -> None:
@@ -429,14 +442,17 @@ class websocket:
         self._open(protocol, reader.rest)
 
     def _accepted(self, request: Request) -> tuple[Acceptance, Protocol]:
+        policies = self._its_policies()
         try:
+            if policies:
+                request.username = authenticate(policies, request, time())
             accepted = self._handshake.accept(request)
             return accepted, self._new_protocol(Role.SERVER, accepted.extensions)
         except HandshakeError:
             raise
         except Exception as error:
-            log.exception("an extension has failed in an opening handshake")
-            raise HandshakeError(500, "an extension has failed") from error
+            log.exception("an extension, or a function for auth, has failed in an opening handshake")
+            raise HandshakeError(500, "an extension, or a function for auth, has failed") from error
 
     def _peer(self) -> Any:
         try:
@@ -464,57 +480,61 @@ class websocket:
     def connect(self, address: tuple[str, int] | str) -> None:
         """Connect to a server, with the opening handshake, within ``open_timeout`` and the socket's timeout.
 
-        Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A socket
-        that was passed in can't be exchanged, so there they are errors like every other status.
+        Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A server
+        that asks who this is (401) is told once, by the strongest of Digest and Basic that it offers, on a new socket,
+        too. A socket that was passed in can't be exchanged, so there both are errors like every other status.
 
         Args:
-            address: ``"ws://host:port/path?query"``; or (host, port), "" for this machine, and then ``location`` is
-                asked for; or the path of a Unix socket. A socket that is connected already is used as it is.
+            address: ``"ws://host:port/path?query"``, or with ``wss`` for TLS; or (host, port), "" for this machine, and
+                then ``location`` is asked for, by TLS if there is an ``ssl``; or so the path of a Unix socket. A socket
+                that is connected already is used as it is. A user name and a password in a URI,
+                ``"ws://user:password@host/"``, come before ``auth``.
 
         Raises:
             ResponseError: the server's answer is another one than 101, or a wrong one: with status, headers and body.
             SocketClosed: the server has reset the connection.
             TimeoutError: it took too long.
-            OSError: there is no connection.
-            TypeError: the address is neither a str nor a pair.
-            ValueError: the URI is wrong, or the socket non-blocking: set it so afterwards.
+            OSError: there is no connection; ``ssl.SSLError`` if TLS fails, ``ssl.SSLCertVerificationError`` if nobody
+                who is trusted says that this is the host that was asked for.
+            TypeError: the address is neither a str nor a pair, or ``auth`` is no (user name, password) pair.
+            ValueError: the URI is wrong, or ``ws`` though there is an ``ssl``, or that is for servers, or the socket is
+                non-blocking: set it so afterwards.
         """
         if self._timeout == 0:
             raise ValueError("connect needs a socket that may wait: call setblocking(False) afterwards")
         self._check_unopened()
         deadline = self._deadline().earlier(self.open_timeout)
-        uri, headers = self._uri(address), self.extra_headers
+        if self._auth is not None and self._pair is None:
+            raise TypeError("connect needs a (user name, password) pair for auth: anything else is for servers")
+        self._check_ssl(server_side=False)
+        attempts = Attempts(self._uri(address), self.extra_headers, self._pair)
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
         self._receiving.enter(deadline)
         try:
             self._check_unopened()  # by who was here before
             with self._held:
-                self._open_redirected(uri, headers, path, deadline)
-        except ValueError:
-            raise  # before there was a connection
-        except BaseException:
+                self._open_at_last(attempts, path, deadline)
+        except BaseException as error:
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise  # before there was a connection
+            self._say_goodbye()
             self.sock.close()
             self._held.check()  # which woke the call, whatever it saw then
             raise
         finally:
             self._receiving.leave()
 
-    def _open_redirected(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
-        """Perform the opening handshake wherever redirects lead."""
-        for count in range(MAX_REDIRECTS + 1):
+    def _open_at_last(self, attempts: Attempts, path: str | None, deadline: Deadline) -> None:
+        """Perform the opening handshake wherever redirects lead, and whoever asks who this is."""
+        while True:
             try:
-                self._open_as_client(uri, headers, path, deadline)
+                self._open_as_client(attempts, path, deadline)
             except ResponseError as error:
-                if not self._owns_sock or path is not None:
+                if not self._owns_sock or (path is not None and error.status != 401):
                     raise
-                other = redirected(uri, error)
-                if count == MAX_REDIRECTS:
-                    message = f"the server redirects more than {MAX_REDIRECTS} times"
-                    raise ResponseError(message, error.status, error.reason, error.headers) from None
+                attempts.follow(error)
+                self._say_goodbye()
                 self.sock.close()
-                if other.origin_key != uri.origin_key:
-                    headers = without_credentials(headers)
-                uri = other
             else:
                 return
 
@@ -524,26 +544,33 @@ class websocket:
                 host, port = address[:2]
             except (TypeError, ValueError):
                 raise TypeError('connect takes (host, port), or a URI: "ws://host:port/path"') from None
-            return URI(secure=False, host=host or "localhost", port=port, resource=self.location)
+            return URI(secure=self._ssl is not None, host=host or "localhost", port=port, resource=self.location)
         if self.family == socket.AF_UNIX and "://" not in address:
-            return URI(secure=False, host="localhost", port=80, resource=self.location)
+            secure = self._ssl is not None
+            return URI(secure=secure, host="localhost", port=443 if secure else 80, resource=self.location)
         uri = parse_uri(address)
-        if uri.secure:
-            raise ValueError("wss needs TLS, which is not there yet")
-        if uri.username is not None:
-            raise ValueError("credentials in a URI are not supported yet: pass Authorization in extra_headers")
+        if self._ssl is not None and not uri.secure:
+            raise ValueError("a URI with ws has no use for ssl: write wss for TLS")
         return uri
 
-    def _open_as_client(self, uri: URI, headers: Headers, path: str | None, deadline: Deadline) -> None:
+    def _open_as_client(self, attempts: Attempts, path: str | None, deadline: Deadline) -> None:
+        uri = attempts.uri
         handshake = ClientHandshake(
-            uri, origin=self.origin, protocols=self.protocols, extensions=self.extensions, extra_headers=headers
+            uri,
+            origin=self.origin,
+            protocols=self.protocols,
+            extensions=self.extensions,
+            extra_headers=attempts.headers,
         )
         protocol = self._new_protocol(Role.CLIENT, None)
+        tls = self._client_tls(uri) if uri.secure else None
         self._start_again()
         if path is not None:
             connect_unix(self._fresh_socket(), path, deadline, self._held.check)
         elif not is_connected(self.sock):
             connect_tcp(self._fresh_socket(), uri, deadline, self._replacement if self._owns_sock else None)
+        if tls is not None:
+            self._secure_as_client(tls, deadline)
         self._outbox.add(Unsent(handshake.request))
         self._flush_all(deadline)
         self._await_answer(handshake, deadline)
@@ -569,8 +596,7 @@ class websocket:
 
     def _start_again(self) -> None:
         """Forget what became of an earlier attempt."""
-        self._outbox.clear()
-        self._failure = self._lost = None
+        self._begin_anew()
         self._is_reading = False
 
     def _fresh_socket(self) -> socket.socket:
@@ -589,14 +615,14 @@ class websocket:
         while not is_complete:
             try:
                 self._wait(deadline, select.POLLIN)
-                data = self._read(_READ)
+                data = self._read(READ)
             except (TimeoutError, SocketClosed):
                 if handshake.awaits_body:
                     handshake.feed_eof()
                 raise
-            if data == b"":
-                handshake.feed_eof()
             is_complete = bool(data) and handshake.feed(data or b"")
+            if not is_complete and (data == b"" or self._has_tls_ended()):
+                handshake.feed_eof()
 
     # ---- after the handshake ----
 
@@ -805,68 +831,6 @@ class websocket:
                 raise copy(self._lost)
         return protocol
 
-    def _flush(self, unsent: Unsent, sock: socket.socket) -> None:
-        """Write until the kernel has this, by whichever thread; the socket is held."""
-        self._write(sock)
-        # what a signal handler sends that has interrupted the writing of its own thread is written by that
-        if not unsent.is_sent() and not self._outbox.is_interrupted():
-            self._await_sent(unsent, sock)
-
-    def _await_sent(self, unsent: Unsent, sock: socket.socket) -> None:
-        deadline = self._deadline()
-        while not unsent.is_sent():
-            try:
-                self._wait(deadline, select.POLLOUT)
-            except TimeoutError:
-                if unsent.is_sent():
-                    return
-                raise self._too_late() from None
-            self._write(sock)
-
-    def _flush_all(self, deadline: Deadline) -> None:
-        """Write what is queued."""
-        with self._held as sock:
-            while True:
-                self._write(sock)
-                if not self._outbox.unsent:
-                    return
-                self._wait(deadline, select.POLLOUT)
-
-    def do_async_send(self) -> None:
-        """Write of what is queued as much as the kernel takes now; for when the socket is writable. Thread-safe.
-
-        An exception of a callback is raised here; the next call goes on with the other callbacks.
-
-        Raises:
-            SocketClosed: the connection is lost, or this side has closed the socket.
-        """
-        with self._held as sock:
-            self._write(sock)
-
-    def _write(self, sock: socket.socket) -> None:
-        failure = self._lost
-        if failure is None:
-            try:
-                self._outbox.write(sock)
-            except OSError as error:
-                if error.errno is None:  # what a signal handler has raised
-                    raise
-                failure = self._fail_sending(error)
-        self._outbox.tell()
-        if failure is not None:
-            self._outbox.clear()  # of what was queued since
-            raise copy(failure)
-
-    def _fail_sending(self, error: OSError) -> SocketClosed:
-        """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
-        self._held.check()  # which may be the cause
-        self._lost = SocketClosed(message=f"the connection is lost: {error.strerror}")
-        return self._lost
-
-    def can_send(self) -> bool:
-        """Whether something is queued: whether to watch for the socket to become writable."""
-        return bool(self._outbox)
-
     # ---- receiving ----
 
     def recv(self) -> Frame:
@@ -898,11 +862,6 @@ class websocket:
             return self._recv_before(self._deadline(), n)
         except TimeoutError:
             raise self._too_late() from None
-
-    def _too_late(self) -> OSError:
-        if self._timeout == 0:
-            return BlockingIOError(errno.EAGAIN, "the socket is non-blocking, and not all is done")
-        return TimeoutError("timed out")
 
     def _recv_before(self, deadline: Deadline, n: int) -> list[Frame]:
         self._opened()
@@ -954,15 +913,11 @@ class websocket:
                 self._is_reading = False
 
     def _await_readable(self, sock: socket.socket, deadline: Deadline) -> None:
-        fd = sock.fileno()
-        if self._readable is None or self._readable[0] != fd:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            self._readable = fd, poll
+        poll = self._poll_of(sock)
         if self._extending is None:
-            deadline.wait_with(self._readable[1])
+            deadline.wait_with(poll)
         else:
-            self._await_idly(self._extending, deadline, self._readable[1])
+            self._await_idly(self._extending, deadline, poll)
         self._held.check()  # which wakes who waits
 
     def _await_idly(self, extending: Extending, deadline: Deadline, poll: select.poll) -> None:
@@ -997,39 +952,7 @@ class websocket:
         if self._delayed and not self._sender:
             self._catch_up()
 
-    def _await_either(self, deadline: Deadline) -> None:
-        """Write answers, and what calls have left that have timed out, until there is something to read."""
-        while self._outbox.unsent and self._lost is None:
-            with contextlib.suppress(SocketClosed):
-                self.do_async_send()
-            if self._outbox.unsent and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-                return
-        self._wait(deadline, select.POLLIN)
-
-    def _wait(self, deadline: Deadline, events: int) -> int:
-        found = deadline.wait(self.sock, events)
-        self._held.check()  # which wakes who waits
-        return found
-
-    def _read(self, size: int) -> bytes | None:
-        """Read what there is, without waiting: nothing at the end, None if there is none yet."""
-        try:
-            data = self.sock.recv(size)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno is not None:
-                self._fail_receiving("the connection is lost", error)
-            if not self.sock.gettimeout():  # else somebody has set one of the socket itself, and it is over
-                raise  # what a signal handler has raised
-            return None
-        if len(data) == size:
-            self._read_size = _LARGE_READ
-        elif len(data) < _READ:
-            self._read_size = _READ
-        return data
-
-    def do_async_recv(self, bufsize: int = _READ) -> None:
+    def do_async_recv(self, bufsize: int = READ) -> None:
         """Read once, and hand frames to ``recv_callback``; for when the socket is readable.
 
         Goes on with the opening handshake of a server, too, whose answer ``do_async_send`` sends. After ``connect`` and
@@ -1155,11 +1078,13 @@ class websocket:
         """Take bytes from the peer, none at the end, and make frames of them."""
         protocol = self._opened()
         if not data:
-            self._failure = self._failure or SocketClosed(message=_ENDED)
+            self._failure = self._failure or SocketClosed(message=self._end)
         elif self._lenient is not None:
             self._take_unchecked(self._lenient, data)
         else:
             self._take_checked(protocol, data)
+        if self._outbox.tls is not None:
+            self._look_behind(self._outbox.tls)
 
     def _take_checked(self, protocol: Protocol, data: bytes) -> None:
         with self._outbox.lock:
@@ -1186,29 +1111,17 @@ class websocket:
         message = "the peer has answered the Close" if began else "the peer has closed the connection"
         return SocketClosed(began, message, rcvd=split_close(payload))
 
-    def _fail_receiving(self, message: str, cause: OSError | None = None) -> NoReturn:
-        self._held.check()  # which may be the cause
-        self._failure = SocketClosed(message=message if cause is None else f"{message}: {cause.strerror}")
-        raise copy(self._failure) from cause
 
-    # ---- ending ----
+def _pair(auth: Policies | None) -> tuple[str, str] | None:
+    """Return the user name and the password that an argument ``auth`` is, if it is them.
 
-    def _drain(self, deadline: Deadline) -> None:
-        """Read and forget, until the peer ends TCP, or goes on and on.
-
-        If there were something unread when the socket is closed, a RST could destroy what was sent.
-
-        Raises:
-            OSError: this didn't succeed in time.
-        """
-        with self._held:
-            left = LINGER_BYTES
-            while left > 0:
-                self._wait(deadline, select.POLLIN)
-                data = self._read(min(left, _LARGE_READ))
-                if data == b"":
-                    return
-                left -= len(data or b"")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.sock!r}>"
+    Raises:
+        ValueError: one of them can't be sent.
+    """
+    if not isinstance(auth, tuple | list) or len(auth) != 2:
+        return None
+    username, password = auth
+    if not isinstance(username, str) or not isinstance(password, str):
+        return None
+    ClientAuth(username, password)
+    return username, password

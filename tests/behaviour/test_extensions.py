@@ -699,7 +699,6 @@ CHANGING = [
 
 
 @MARKS
-@needs("raw sockets")
 @pytest.mark.parametrize("seed", range(10))
 def test_any_stack_of_extensions_gives_back_what_it_was_given(serve: Servers, handlers: Any, seed: int) -> None:
     chance = random.Random(seed)
@@ -710,8 +709,9 @@ def test_any_stack_of_extensions_gives_back_what_it_was_given(serve: Servers, ha
         onmessage=lambda client, message: client.send(message, 1 + len(message) // 3), extensions=known, **handlers
     )
     offered = chance.sample(known, len(known))
-    url = "ws://{}:{}/".format(*server.address)
-    with wspy.Connection.connect(url, extensions=offered) as connection:
+    url = "{}://{}:{}/".format("wss" if server.secure else "ws", *server.address)
+    context = client_context() if server.secure else None
+    with wspy.Connection.connect(url, extensions=offered, ssl=context) as connection:
         connection.sock.settimeout(PATIENCE)
         assert len(connection.sock.extension_instances) >= 2
         for message in (TEXT_OF_1000, "", b"", "Größe " * 50, b"\xff\0" * 300, "short"):

@@ -7,8 +7,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from certificates import authority, client_context
 from drivers import FRONT_ENDS, PLAIN, SECURE, echo, head, needs, only, until
-from tls_socket import TLSSocket, authority, client_context
+from tls_socket import TLSSocket
 
 import wspy
 

@@ -1,4 +1,4 @@
-"""Which request heads are hostile, and what is each answered with? Rows A, B and C, as data.
+"""Which request heads are hostile, and what is each answered with? Rows A, B and C, and K for Basic, as data.
 
 A case is what a peer sends and the status that is due. Where ``promptly`` is set, the last byte of ``data`` is the one
 that decides: the answer comes although nothing follows it.
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drivers import head
 
+from wspy import BasicAuth
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_LINE = 8192
 MAX_HEAD = 65536
@@ -29,6 +31,7 @@ class Case(NamedTuple):
         headers: that the answer must have.
         promptly: whether nothing needs to follow.
         options: of the server.
+        others: header fields with which others are let in.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Case(NamedTuple):
     headers: Mapping[str, str] = {}
     promptly: bool = False
     options: Mapping[str, Any] = {}
+    others: Iterable[tuple[str, str]] = ()
 
 
 GET = b"GET / HTTP/1.1\r\n"
@@ -294,4 +298,63 @@ def upgrades() -> Iterator[Case]:
         yield Case(f"C16 extensions {extension!r}", head("/", [("Sec-WebSocket-Extensions", extension)]), 101)
 
 
-CASES = [*request_lines(), *fields(), *upgrades()]
+PEOPLE = {"user": "secret", "müller": "pä:ss:", "": ""}
+AUTH = {"auth": BasicAuth(PEOPLE, 'the "realm"')}
+CHALLENGE = {"www-authenticate": r'Basic realm="the \"realm\"", charset="UTF-8"'}
+
+
+def token(username: str, password: str, encoding: str = "utf-8") -> bytes:
+    """Return the credentials of Basic."""
+    return base64.b64encode(f"{username}:{password}".encode(encoding))
+
+
+def credentials() -> Iterator[Case]:
+    """Section K for Basic."""
+    good = token("user", "secret")
+
+    def whole(name: str, data: bytes, status: int) -> Case:
+        wanted = CHALLENGE if status == 401 else {}
+        return Case(name, data, status, wanted, options=AUTH, others=[("Authorization", f"Basic {good.decode()}")])
+
+    def case(name: str, value: bytes, status: int) -> Case:
+        return whole(name, field(b"Authorization: " + value), status)
+
+    yield whole("K1 no credentials", head(), 401)
+    yield whole("K1 no credentials for HEAD", plain(b"", b"HEAD"), 401)
+    for scheme in ("Bearer abc", "Digest", "Negotiate", "Basically"):
+        yield case(f"K1 {scheme}", scheme.encode(), 401)
+    for scheme in (b"Basic ", b"basic ", b"BASIC ", b"bAsIc    "):
+        yield case(f"K2 {scheme!r}", scheme + good, 101)
+    for name, wrong in (
+        ("junk", b"!" + good),
+        ("junk inside", good[:4] + b"*" + good[4:]),
+        ("a space inside", good[:4] + b" " + good[4:]),
+        ("no padding", good.rstrip(b"=")),
+        ("too much padding", good + b"=="),
+        ("bits that mean nothing", good[:-2] + b"R="),
+        ("the other alphabet", token("user", "\xff\xfe?>", "latin-1").replace(b"/", b"_").replace(b"+", b"-")),
+        ("nothing", b""),
+        ("padding alone", b"===="),
+    ):
+        yield case(f"K3 {name}", b"Basic " + wrong, 401)
+    yield case("K4 no colon", b"Basic " + base64.b64encode(b"usersecret"), 401)
+    yield case("K4 nothing but a colon, as known", b"Basic " + token("", ""), 101)
+    yield case("K4 no password", b"Basic " + token("user", ""), 401)
+    yield case("K4 no user name", b"Basic " + token("", "secret"), 401)
+    yield case("K5 beyond ASCII", b"Basic " + token("müller", "pä:ss:"), 101)
+    yield case("K4 without the last colon", b"Basic " + token("müller", "pä:ss"), 401)
+    yield case("K5 another character", b"Basic " + token("müller", "pa:ss:"), 401)
+    yield case("K5 latin-1", b"Basic " + token("müller", "pä:ss:", "latin-1"), 401)
+    yield case("K5 8-bit bytes instead of base64", b"Basic " + "müller:pä:ss:".encode(), 401)
+    for name, control in (("NUL", "\0"), ("LF", "\n"), ("DEL", "\x7f"), ("a C1 control", "\x85")):
+        yield case(f"K6 {name} in a password", b"Basic " + token("user", "secret" + control), 401)
+        yield case(f"K6 {name} in a user name", b"Basic " + token(control + "user", "secret"), 401)
+    yield case("K7 two of them", b"Basic " + good + b"\r\nAuthorization: Basic " + good, 400)
+    yield case("K8 8000 bytes", b"Basic " + token("user", "x" * 5900), 401)
+    yield case("K8 10000 bytes", b"Basic " + token("user", "x" * 7500), 431)
+    yield case("K15 a parameter twice", b"Digest a=1, a=1", 400)
+    yield case("K15 an unterminated quote", b'Digest realm="x', 400)
+    yield case("K15 two credentials", b"Bearer a, Bearer b", 400)
+
+
+CASES = [*request_lines(), *fields(), *upgrades(), *credentials()]

@@ -17,8 +17,6 @@ BODIES: Final = "bodies of plain HTTP are refused with 413 (B24)"
 ELSEWHERE: Final = "the same for all front ends: tested with the module that decides it"
 ITS_OWN: Final = "tested with its own client, which no other front end has"
 ASYNCIO: Final = "about coroutines"
-TLS: Final = "no TLS there yet"
-AUTHENTICATION: Final = "no authentication yet"
 WORKERS: Final = "no worker processes yet"
 NOT_OFFERED: Final = "nothing like that is offered"
 NO_HTTP: Final = "a websocket takes opening handshakes and nothing else, and asks nobody about them"
@@ -247,20 +245,39 @@ ROWS: Final[dict[str, Row]] = {
     "I23": Row("free threading and sub-interpreters", {"*": ELSEWHERE}),
     "I24": Row("a partial message at the end"),
     # TLS
-    "J1": Row("a TLS handshake that drips, or none", {"connection": TLS}),
-    "J2": Row("plain HTTP where TLS is spoken", {"connection": TLS}),
-    "J3": Row("TLS where plain HTTP is spoken", {"connection": TLS}),
-    "J4": Row("several frames in a record, and silence", {"connection": TLS}),
-    "J5": Row("a record in many segments", {"connection": TLS}),
-    "J6": Row("TLS that waits for the other direction", {"connection": TLS}),
-    "J7": Row("renegotiation", {"connection": TLS}),
-    "J8": Row("the end of TCP without close_notify", {"connection": TLS}),
-    "J9": Row("close_notify without a Close frame", {"connection": TLS}),
-    "J10": Row("key updates, tickets and early data", {"connection": TLS}),
+    "J1": Row("a TLS handshake that drips, or none"),
+    "J2": Row("plain HTTP where TLS is spoken"),
+    "J3": Row("TLS where plain HTTP is spoken"),
+    "J4": Row("several frames in a record, and silence"),
+    "J5": Row("a record in many segments"),
+    "J6": Row("TLS that waits for the other direction"),
+    "J7": Row("renegotiation"),
+    "J8": Row("the end of TCP without close_notify"),
+    "J9": Row("close_notify without a Close frame"),
+    "J10": Row("key updates, tickets and early data"),
     "J11": Row("certificates that a client has to refuse", {"*": CLIENT}),
-    "J12": Row("another certificate while serving", {"connection": TLS}),
-    "J13": Row("many handshakes", {"connection": TLS}),
-    **later("K", 19, AUTHENTICATION),
+    "J12": Row("another certificate while serving", {"connection": NOT_OFFERED}),
+    "J13": Row("many handshakes", {"connection": NO_SERVER}),
+    # authentication
+    "K1": Row("no credentials, or an unknown scheme"),
+    "K2": Row("the scheme in another case"),
+    "K3": Row("what is not base64"),
+    "K4": Row("no colon, and no user name"),
+    "K5": Row("a password beyond ASCII"),
+    "K6": Row("control characters in a password"),
+    "K7": Row("two credentials"),
+    "K8": Row("long credentials"),
+    "K9": Row("how long it takes", {"*": ELSEWHERE}),
+    "K10": Row("a digest for something else"),
+    "K11": Row("a nonce that is too old"),
+    "K12": Row("a nonce that was used"),
+    "K13": Row("a digest of another kind"),
+    "K14": Row("a forged nonce"),
+    "K15": Row("malformed parameters"),
+    "K16": Row("brute force"),
+    "K17": Row("credentials in the log"),
+    "K18": Row("a function that is slow"),
+    "K19": Row("a server that asks again and again", {"*": CLIENT}),
     # injection
     "L1": Row("headers that can't be sent"),
     "L2": Row("a reason phrase that can't be sent", {"threads": ELSEWHERE, "connection": NO_HTTP}),

@@ -54,7 +54,7 @@ def test_the_answer(serve: Servers, case: Case) -> None:
         answer(before, case)
     if case.status != 101:
         assert server.stories == []
-        other = server.open()
+        other = server.open("/", case.others)
         other.close()
 
 

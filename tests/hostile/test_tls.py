@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from certificates import authority
 from drivers import (
     BINARY,
     SECURE,
@@ -26,7 +27,7 @@ from drivers import (
     only,
     until,
 )
-from tls_socket import TLSSocket, authority
+from tls_socket import TLSSocket
 
 from wspy.secured import checked_context
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from certificates import server_context
 from listeners import Connections, Listener, Websockets
 from programs import PYTHON, Program
 from recorder import Recorder
-from tls_socket import server_context
 
 import wspy
 

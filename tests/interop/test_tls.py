@@ -11,10 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from certificates import authority, client_context, server_context
 from peers import Aiohttp, AsyncWebsockets, NodeWs, Peer, SyncWebsockets
 from programs import Program
 from recorder import Recorder
-from tls_socket import authority, client_context, server_context
 
 import wspy
 

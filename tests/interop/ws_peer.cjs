@@ -1,6 +1,7 @@
 // Connections and servers of the package ws, driven by lines of JSON: an operation comes in, its result goes out.
 "use strict";
 
+const https = require("node:https");
 const readline = require("node:readline");
 const WebSocket = require("ws");
 
@@ -75,12 +76,15 @@ const greetings = {
 const servers = new Map();
 
 class Listener {
-  constructor(subprotocols, deflate) {
+  constructor(subprotocols, deflate, tls) {
     this.ends = [];
     this.waiting = [];
     const handleProtocols = (offered) => subprotocols.find((name) => offered.has(name)) ?? false;
     const options = { handleProtocols, maxPayload: 0, perMessageDeflate: deflate };
-    this.server = new WebSocket.Server({ host: "127.0.0.1", port: 0, ...options });
+    // tls: what node:https takes, or nothing
+    this.web = tls && https.createServer(tls).listen(0, "127.0.0.1");
+    const where = this.web ? { server: this.web } : { host: "127.0.0.1", port: 0 };
+    this.server = new WebSocket.Server({ ...where, ...options });
     this.server.on("connection", (socket, request) => this.serve(socket, request));
   }
 
@@ -104,13 +108,16 @@ class Listener {
 
   stop() {
     for (const socket of this.server.clients) socket.terminate();
-    return new Promise((resolve) => this.server.close(() => resolve(null)));
+    return new Promise((resolve) => {
+      const end = () => resolve(null);
+      this.server.close(() => (this.web ? this.web.close(end) : end()));
+    });
   }
 }
 
 const operations = {
-  listen({ subprotocols, deflate }) {
-    const listener = new Listener(subprotocols, deflate);
+  listen({ subprotocols, deflate, tls }) {
+    const listener = new Listener(subprotocols, deflate, tls);
     return new Promise((resolve) => {
       listener.server.on("listening", () => {
         const { port } = listener.server.address();
@@ -124,8 +131,8 @@ const operations = {
 
   stop: ({ port }) => servers.get(port).stop(),
 
-  open({ url, subprotocols, headers, deflate }) {
-    const socket = new WebSocket(url, subprotocols, { headers, perMessageDeflate: deflate });
+  open({ url, subprotocols, headers, deflate, tls }) {
+    const socket = new WebSocket(url, subprotocols, { headers, perMessageDeflate: deflate, ...tls });
     const id = ++opened;
     connections.set(id, new Connection(socket));
     return new Promise((resolve, reject) => {
