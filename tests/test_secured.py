@@ -11,7 +11,8 @@ import pytest
 from certificates import authority, client_context, server_context
 
 from wspy import loop as core
-from wspy.secured import Secured, checked_context
+from wspy.contexts import checked_server_context
+from wspy.secured import Secured
 from wspy.tls import TLS
 
 if TYPE_CHECKING:
@@ -198,15 +199,15 @@ def test_who_is_gone_is_forgotten(opened: Conversation) -> None:
 
 def test_a_context_is_checked() -> None:
     with pytest.raises(TypeError, match="SSLContext"):
-        checked_context({"certfile": "x"})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="for clients"):
-        checked_context(client_context())
+        checked_server_context({"certfile": "x"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="for the other side"):
+        checked_server_context(client_context())
 
 
 def test_j7_renegotiation_is_turned_off() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options &= ~ssl.OP_NO_RENEGOTIATION
-    assert checked_context(context) is context
+    assert checked_server_context(context) is context
     assert context.options & ssl.OP_NO_RENEGOTIATION
 
 

@@ -141,6 +141,7 @@ def test_certificates_of_clients() -> None:
     authority().issue_cert("somebody@example.org").configure_cert(own)
     with connected({"ssl": own}, ssl=context) as (_, server):
         assert ("email", "somebody@example.org") in server.ssl_object.getpeercert()["subjectAltName"]
+        assert server.request.ssl_object is server.ssl_object
     with refusing(context) as port, websocket(ssl=client_context()) as one, pytest.raises(OSError, match=r"(?i)alert"):
         one.connect(f"wss://localhost:{port}/")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from functools import lru_cache
 
-__all__ = ["check_side", "checked_context", "default_context", "server_context"]
+__all__ = ["check_side", "checked_context", "checked_server_context", "default_context", "server_context"]
 
 
 def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -28,6 +28,17 @@ def check_side(context: ssl.SSLContext, *, server_side: bool) -> None:
     if context.protocol is other:
         purpose = "ssl.PROTOCOL_TLS_SERVER and has a certificate" if server_side else "ssl.PROTOCOL_TLS_CLIENT"
         raise ValueError(f"ssl is for the other side: make one that is {purpose}")
+
+
+def checked_server_context(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return a context as a server needs it.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is one for clients.
+    """
+    check_side(checked_context(context), server_side=True)
+    return context
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
+from .contexts import checked_server_context
 from .tls import TLS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     EventHandler: TypeAlias = Callable[[int, int, int, int, Callable[[int], bytes]], None]
 
-__all__ = ["Secured", "checked_context"]
+__all__ = ["Secured"]
 
 log = logging.getLogger("wspy.server")
 
@@ -32,25 +33,6 @@ _PLAIN_HTTP: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 36\r\nConnection: close\r\n\r\n"
     b"this port speaks HTTPS and WSS only\n"
 )
-
-
-def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return a context as a server needs it: without renegotiation, by which a client could keep a server busy.
-
-    Raises:
-        TypeError: it is no ``ssl.SSLContext``.
-        ValueError: it is one for clients.
-    """
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"ssl takes an ssl.SSLContext, not {type(context).__name__}")
-    try:
-        TLS(context, server_side=True)
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(
-            "this context is for clients: make one by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
-        ) from error
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    return context
 
 
 class _Connection:
@@ -71,7 +53,7 @@ class Secured:
     """The TLS of all connections of a loop.
 
     Args:
-        context: as ``checked_context`` returns it.
+        context: as ``checked_server_context`` returns it.
         loop: whose settings say ``raw``.
         name: returns what the log calls an address.
     """
@@ -100,7 +82,7 @@ class Secured:
                 raise TypeError(
                     "a context has its keys already: keyfile and password go with the path of a certificate"
                 )
-            self._context = checked_context(certfile)
+            self._context = checked_server_context(certfile)
             return
         # whatever is wrong with the files is found out here, while the context in use is as it was
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password)

@@ -1160,9 +1160,10 @@ def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
 def _secured_by(context: SSLContext) -> Callable[[Loop, Callable[[core.Address | None], str]], Secured]:
     """Return what makes the TLS of a server with this context."""
     # the ssl module takes longer to import than all of wspy: only who needs it pays
-    from .secured import Secured, checked_context  # noqa: PLC0415
+    from .contexts import checked_server_context  # noqa: PLC0415
+    from .secured import Secured  # noqa: PLC0415
 
-    return partial(Secured, checked_context(context))
+    return partial(Secured, checked_server_context(context))
 
 
 _servers: weakref.WeakSet[BaseServer[Any]] = weakref.WeakSet()

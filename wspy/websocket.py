@@ -432,6 +432,7 @@ class websocket(Transport):
             head = found
             request = self._handshake.read(head)
             request.remote_address = self._peer()
+            request.ssl_object = self.ssl_object
             accepted, protocol = self._accepted(request)
         except HandshakeError as error:
             self._refuse(error, head)

@@ -9,6 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from certificates import client_context
 from compression import RSV1, TAIL, Deflating, compressed, deflated
 from drivers import BINARY, FIN, PATIENCE, TEXT, close_frame, echo, frame, needs, until
 

@@ -42,6 +42,7 @@ def who(tls: ssl.SSLObject | None) -> Any:
 
 
 @secure
+@needs("http")
 def test_handlers_know_the_certificate_of_the_client(serve: Servers) -> None:
     seen: list[Any] = []
     closed = threading.Event()
@@ -92,6 +93,7 @@ def test_without_tls_there_is_nothing_to_know(serve: Servers) -> None:
 
 
 @secure
+@needs("http")
 def test_plain_answers_one_after_the_other(serve: Servers) -> None:
     server = serve(onrequest=lambda request: wspy.Response(200, body=request.path))
     peer = server.connect()
@@ -120,8 +122,9 @@ def test_a_stop_ends_handshakes_that_have_not_begun_or_not_ended(serve: Servers)
 
 
 @secure
+@needs("http")
 @pytest.mark.parametrize("kind", [ssl.PROTOCOL_TLS_CLIENT, None], ids=["for clients", "none"])
 def test_what_is_no_context_for_servers_is_refused(front_end: str, kind: Any) -> None:
     wrong = object() if kind is None else client_context()
-    with pytest.raises((TypeError, ValueError), match=r"ssl takes|for clients"):
+    with pytest.raises((TypeError, ValueError), match=r"ssl is"):
         FRONT_ENDS[front_end].kind(("127.0.0.1", 0), ssl=wrong)
