@@ -1189,7 +1189,7 @@ def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> N
             client, server = stack.enter_context(connected())
             if module == "wspy.tls" and not server.secure:
                 continue
-            for _ in at_each_step(sys.modules[module], receive, interrupt, behind_functions=False):
+            for _ in at_each_step(sys.modules[module], receive, interrupt, behind_functions=False, least=3):
                 server.setblocking(flag=False)
                 left = []
                 try:

@@ -93,14 +93,15 @@ class Secured:
 
     def sort(self, others: EventHandler) -> EventHandler:
         """Return a function that takes those events of a turn that are about TLS, and leaves the others to another."""
-        payload = self._loop.payload
+        payload, received, to_send = self._loop.payload, self.received, self.to_send
+        raw, out = core.EVENT_RAW, core.EVENT_OUT
 
         def handle(slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
             what = kind & 0xFF
-            if what == core.EVENT_RAW:
-                self.received(slot, payload(kind, start, length))
-            elif what == core.EVENT_OUT:
-                self.to_send(slot, payload(kind, start, length), is_last=False)
+            if what == raw:
+                received(slot, payload(kind, start, length))
+            elif what == out:
+                to_send(slot, payload(kind, start, length), is_last=False)
             elif what == core.EVENT_OUT_LAST:
                 self.to_send(slot, payload(kind, start, length), is_last=True)
             elif what == core.EVENT_GONE:
@@ -138,7 +139,8 @@ class Secured:
         if answer:
             self._push((connection.send_key, core.prefix(len(answer), b"\0"), answer))
         if plaintext:
-            self._push((connection.feed_key, core.prefix(len(plaintext)), plaintext))
+            size = len(plaintext)
+            self._push((connection.feed_key, _PLAIN[size] if size < _SHORT else core.prefix(size), plaintext))
         if tls.failure is not None:
             raise tls.failure
         if tls.has_ended:
@@ -182,8 +184,12 @@ class Secured:
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
             self._lost(connection, error)
         else:
-            bits = core.OUT_AND_LAST if is_last else core.OUT
-            self._push((connection.send_key, core.prefix(len(ciphertext), bits), ciphertext))
+            size = len(ciphertext)
+            if is_last:
+                prefix = core.prefix(size, core.OUT_AND_LAST)
+            else:
+                prefix = _SEALED[size] if size < _SHORT else core.prefix(size, core.OUT)
+            self._push((connection.send_key, prefix, ciphertext))
 
     def gone(self, slot: int) -> None:
         """Forget a connection: GONE."""
@@ -195,6 +201,10 @@ class Secured:
         return connection.tls.ssl_object if connection is not None and connection.handle == handle else None
 
 
+_SHORT: Final = 512
+"""Prefixes of shorter payloads need not be made."""
+_PLAIN: Final = tuple(core.prefix(size) for size in range(_SHORT))
+_SEALED: Final = tuple(core.prefix(size, core.OUT) for size in range(_SHORT))
 _NOTHING: Final = core.prefix(0)
 _CLEAN: Final = (core.prefix(1), b"\0")
 _FAILED: Final = (core.prefix(1), b"\1")

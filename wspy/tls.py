@@ -35,7 +35,18 @@ class TLS:
         ssl.SSLError, ValueError: the context is not for this side, or for this name.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_sealed", "_waiting", "failure", "has_ended", "is_open", "ssl_object")
+    __slots__ = (
+        "_incoming",
+        "_outgoing",
+        "_pending",
+        "_read_record",
+        "_sealed",
+        "_waiting",
+        "failure",
+        "has_ended",
+        "is_open",
+        "ssl_object",
+    )
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         self._incoming = ssl.MemoryBIO()
@@ -44,6 +55,7 @@ class TLS:
         self._waiting = bytearray()
         self._sealed: list[bytes] = []  # records that were taken out of the way
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        self._read_record, self._pending = self.ssl_object.read, self.ssl_object.pending
         self.is_open = False
         self.has_ended = False
         self.failure: ssl.SSLError | None = None
@@ -59,26 +71,49 @@ class TLS:
         Raises:
             ssl.SSLError: the peer broke TLS, or its certificate is refused.
         """
+        if not self.is_open or self.failure is not None or self.has_ended or self._waiting or len(data) > PIECE:
+            return self._receive_carefully(data, [])
+        # the quickest way for what most of it is: a record
+        self._incoming.write(data)
+        try:
+            plaintext = self._read_record(RECORD)
+        except ssl.SSLWantReadError:
+            return b""
+        except ssl.SSLError as error:
+            self._failed(error, [])
+            return b""
+        if plaintext and not self._incoming.pending and not self._pending():
+            return plaintext
+        if not plaintext:
+            self.has_ended = True
+            return b""
+        return self._receive_carefully(b"", [plaintext])
+
+    def _receive_carefully(self, data: bytes, parts: list[bytes]) -> bytes:
         if self.failure is not None:
             raise self.failure
         if self.has_ended:
             return b""
-        parts: list[bytes] = []
         try:
             if len(data) <= PIECE:
                 self._take_in(data, parts)
             else:
                 for start in range(0, len(data), PIECE):
                     self._take_in(data[start : start + PIECE], parts)
-        except ssl.SSLZeroReturnError:
-            self.has_ended = True
         except ssl.SSLError as error:
-            self.failure = error
-            if not parts:
-                raise
+            self._failed(error, parts)
         if self._waiting and self.is_open:
             self._write_waiting()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _failed(self, error: ssl.SSLError, parts: list[bytes]) -> None:
+        """Note why nothing more can be read; raise it, unless there is something to return before."""
+        if isinstance(error, ssl.SSLZeroReturnError):
+            self.has_ended = True
+            return
+        self.failure = error
+        if not parts:
+            raise error
 
     def _take_in(self, data: bytes, parts: list[bytes]) -> None:
         """Go on with the handshake, and add what can be read."""
@@ -95,7 +130,7 @@ class TLS:
         self.is_open = True
 
     def _read(self, parts: list[bytes]) -> None:
-        incoming, read, pending = self._incoming, self.ssl_object.read, self.ssl_object.pending
+        incoming, read, pending = self._incoming, self._read_record, self._pending
         # what is left is asked for, since being told by an exception that nothing is costs as much as a record
         while incoming.pending or pending():
             part = read(RECORD)
@@ -135,7 +170,7 @@ class TLS:
     def take(self) -> bytes:
         """Return the records that are to be sent now."""
         if not self._sealed:
-            return self._outgoing.read()
+            return self._outgoing.read() if self._outgoing.pending else b""
         sealed, self._sealed = self._sealed, []
         return b"".join((*sealed, self._outgoing.read()))
 

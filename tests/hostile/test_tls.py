@@ -15,7 +15,6 @@ import pytest
 from certificates import authority
 from drivers import (
     BINARY,
-    SECURE,
     TEXT,
     RawClient,
     at,
@@ -29,7 +28,7 @@ from drivers import (
 )
 from tls_socket import TLSSocket
 
-from wspy.secured import checked_context
+from wspy.contexts import checked_server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +38,9 @@ if TYPE_CHECKING:
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="openssl isn't installed")
-secure = only(*SECURE, because="about TLS")
+secure = only(
+    "epoll-tls", "threads-tls", because="about TLS of servers: test_tls_connection is about that of a websocket"
+)
 plain = only("epoll", "threads", because="about servers without TLS")
 
 
@@ -255,7 +256,7 @@ def test_j7_renegotiation_is_refused(serve: Servers) -> None:
 def test_j7_renegotiation_is_turned_off_in_each_context() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options &= ~ssl.OP_NO_RENEGOTIATION
-    assert checked_context(context).options & ssl.OP_NO_RENEGOTIATION
+    assert checked_server_context(context).options & ssl.OP_NO_RENEGOTIATION
 
 
 # ---- ends ----
