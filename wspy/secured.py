@@ -174,10 +174,10 @@ class Secured:
             connection = self._begin(slot)
         tls = connection.tls
         try:
-            tls.send(plaintext)
+            ciphertext = tls.seal(plaintext)
             if is_last:
                 tls.close()
-            ciphertext = tls.take()
+                ciphertext += tls.take()
         except ssl.SSLError as error:
             self._log(connection, error)
             self._push((connection.abort_key, _NOTHING, b""))

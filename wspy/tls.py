@@ -42,6 +42,7 @@ class TLS:
         "_read_record",
         "_sealed",
         "_waiting",
+        "_write_record",
         "failure",
         "has_ended",
         "is_open",
@@ -55,7 +56,8 @@ class TLS:
         self._waiting = bytearray()
         self._sealed: list[bytes] = []  # records that were taken out of the way
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
-        self._read_record, self._pending = self.ssl_object.read, self.ssl_object.pending
+        self._read_record, self._write_record = self.ssl_object.read, self.ssl_object.write
+        self._pending = self.ssl_object.pending
         self.is_open = False
         self.has_ended = False
         self.failure: ssl.SSLError | None = None
@@ -166,6 +168,17 @@ class TLS:
                 if self._outgoing.pending >= PIECE:
                     self._sealed.append(self._outgoing.read())
         del self._waiting[:written]
+
+    def seal(self, data: bytes) -> bytes:
+        """Encrypt bytes and return the records that are to be sent now: ``send`` and ``take`` in one."""
+        if not self.is_open or self._waiting or self._sealed or not 0 < len(data) <= RECORD:
+            self.send(data)
+            return self.take()
+        try:
+            self._write_record(data)
+        except ssl.SSLWantReadError:
+            self._waiting += data
+        return self._outgoing.read()
 
     def take(self) -> bytes:
         """Return the records that are to be sent now."""
