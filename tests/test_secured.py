@@ -175,7 +175,7 @@ def test_an_interruption_ends_the_connection(
     def interrupt(*_: object) -> None:
         raise kind
 
-    for method in ("receive", "send"):
+    for method in ("receive", "seal"):
         monkeypatch.setattr(TLS, method, interrupt)
     with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
         if what == "received":
