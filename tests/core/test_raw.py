@@ -5,6 +5,7 @@ What a connection does above it is tested by test_connection.py, each test of wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -404,6 +405,41 @@ def test_nothing_is_reported_while_the_kernel_takes_no_ciphertext(pair: Pair) ->
         while not (events := turns.turn()):
             received(pair[1])
         assert only(events, OUT).payload == text(b"later")
+
+
+def test_j10_answers_of_tls_that_nobody_reads_are_bounded(pair: Pair) -> None:
+    """A peer may ask for as many as it likes (RFC 8446 §4.6.3), and max_backlog is about messages."""
+    with Turns(raw=1) as turns:
+        handle = opened(turns, pair)
+        for _ in range(2):
+            turns.push(RAW_SEND, handle, b"\0" + bytes(1 << 20))
+            size = 0
+            while size < 1 << 20:
+                turns.turn()
+                size += len(received(pair[1]))
+            turns.settle()
+        turns.push(RAW_SEND, handle, b"\0" + bytes(1 << 20))
+        turns.push(RAW_SEND, handle, b"\0more")
+        assert turns.until(CLOSED)[0].error == lib.WSPY_ERROR_BACKLOG
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["handshake", "request"])
+def test_j10_answers_of_tls_buy_no_time(pair: Pair, begins: bool) -> None:
+    """Only who takes an answer to a request has more of it than open_timeout, or idle_request_timeout."""
+    with Turns(raw=1, open_timeout_ms=60, idle_request_ms=60 if begins else 60_000) as turns:
+        handle = turns.adopt(pair[0])
+        if begins:
+            fed(turns, handle, pair[1], REQUEST)
+            turns.until(HEAD, handle)
+            turns.push(RESPOND, handle, b"\1" + ANSWER + bytes(1 << 20))
+            passed_on(turns, only(turns.until(OUT), OUT))
+        else:
+            turns.push(RAW_SEND, handle, b"\0" + bytes(1 << 20))
+        began = time.monotonic()
+        while GONE not in kinds(turns.turn(10)):
+            with contextlib.suppress(OSError):
+                pair[1].send(b"x")
+            assert time.monotonic() - began < 5, "it is still there"
 
 
 def test_a_window_of_plaintext_waits_and_no_more(pair: Pair) -> None:

@@ -30,10 +30,16 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
     return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
 }
 
+/* What TLS says by itself is none: its peer could let it say something again and again. */
+static int owes_answer(const connection *conn)
+{
+    return conn->queue || (conn->raw && wspy_raw_owes_plaintext(conn->raw));
+}
+
 static void head_expired(wspy_loop *loop, connection *conn)
 {
     uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
-    if (wspy_connection_unsent(conn) && conn->scanner.size == 0 &&
+    if (owes_answer(conn) && conn->scanner.size == 0 &&
         idle < allowed) { /* it is still taking the last answer */
         wspy_connection_arm(loop, conn, allowed - idle);
         return;

@@ -16,6 +16,8 @@
 
 /* Plaintext that may wait for its encryption: as much as one flush of a queue writes. */
 enum { WINDOW = 256 << 10 };
+/* Of what TLS answers by itself, such as a KeyUpdate (RFC 8446 §4.6.3): more is owed to nobody who doesn't read. */
+enum { ANSWERS_MAX = 64 << 10 };
 
 struct wspy_raw {
     wspy_bytes in; /* plaintext that was not read yet, from in_start on */
@@ -25,15 +27,17 @@ struct wspy_raw {
     wspy_queue *refused; /* owned; NULL: the kernel has all ciphertext */
     uint32_t out_marks;  /* at the ends of messages in `out`, ... */
     uint32_t taken_marks, refused_marks;
-    int32_t error;   /* errno of a read */
-    uint8_t saw_end; /* the kernel brings nothing more */
-    uint8_t in_ends; /* behind `in` nothing follows */
+    uint32_t answers; /* bytes of TLS's own that were added since there is something refused */
+    int32_t error;    /* errno of a read */
+    uint8_t saw_end;  /* the kernel brings nothing more */
+    uint8_t in_ends;  /* behind `in` nothing follows */
     uint8_t has_failed;
-    uint8_t is_taken;  /* an OUT was reported, and not answered */
-    uint8_t out_ends;  /* behind `out` nothing follows */
-    uint8_t told_end;  /* OUT_LAST was reported */
-    uint8_t seals_end; /* the last ciphertext is there */
-    uint8_t is_broken; /* ciphertext was lost: no more may leave */
+    uint8_t is_taken;    /* an OUT was reported, and not answered */
+    uint8_t out_ends;    /* behind `out` nothing follows */
+    uint8_t told_end;    /* OUT_LAST was reported */
+    uint8_t refused_out; /* some of what was refused is plaintext, encrypted */
+    uint8_t seals_end;   /* the last ciphertext is there */
+    uint8_t is_broken;   /* ciphertext was lost: no more may leave */
 };
 
 wspy_raw *wspy_raw_new(void)
@@ -151,7 +155,8 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
     }
     if (conn->phase == HEAD)
         loop->heads += HANDSHAKE_HEADS;
-    conn->seen = loop->tick;
+    else /* a record without a byte of a request is no sign that an answer is being read */
+        conn->seen = loop->tick;
     if (got <= 0) { /* its place is behind what was read before, and that may not be decrypted yet */
         raw->saw_end = 1;
         raw->error = got < 0 ? errno : 0;
@@ -167,6 +172,11 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
 uint64_t wspy_raw_unsent(const wspy_raw *raw)
 {
     return raw->out.length + raw->taken + wspy_queue_size(raw->refused);
+}
+
+int wspy_raw_owes_plaintext(const wspy_raw *raw)
+{
+    return raw->out.length > 0 || raw->taken > 0 || (raw->refused && raw->refused_out);
 }
 
 static size_t append(wspy_bytes *out, const struct iovec *parts, size_t count)
@@ -255,10 +265,30 @@ void wspy_raw_report(wspy_loop *loop, connection *conn)
 
 /* ---- ciphertext goes to the kernel ---- */
 
+static void note_refused(wspy_raw *raw, int bits, size_t length)
+{
+    if (bits & WSPY_RAW_OUT)
+        raw->refused_out = 1;
+    else
+        raw->answers += length < ANSWERS_MAX ? (uint32_t)length : ANSWERS_MAX + 1;
+}
+
+static void none_refused(wspy_raw *raw)
+{
+    wspy_queue_free(raw->refused);
+    raw->refused = NULL;
+    raw->refused_out = 0;
+    raw->answers = 0;
+}
+
 /* Returns 0 if the connection failed. */
-static int write_ciphertext(wspy_loop *loop, connection *conn, const uint8_t *data, size_t length)
+static int write_ciphertext(wspy_loop *loop, connection *conn, int bits, const uint8_t *data, size_t length)
 {
     wspy_raw *raw = conn->raw;
+    if (raw->answers > ANSWERS_MAX && !(bits & WSPY_RAW_OUT)) {
+        wspy_connection_cut_off(loop, conn, WSPY_ERROR_BACKLOG, 0);
+        return 0;
+    }
     struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
     ssize_t sent = raw->refused ? 0 : wspy_sys_send(conn->fd, &part, 1);
     if (sent < 0 && !wspy_sys_would_block(errno)) {
@@ -271,8 +301,10 @@ static int write_ciphertext(wspy_loop *loop, connection *conn, const uint8_t *da
         return 1;
     if (!raw->refused && (raw->refused = wspy_queue_new()))
         wspy_queue_set_time(raw->refused, loop->tick);
-    if (raw->refused && wspy_queue_push(raw->refused, &part, 1, (size_t)sent) == WSPY_OK)
+    if (raw->refused && wspy_queue_push(raw->refused, &part, 1, (size_t)sent) == WSPY_OK) {
+        note_refused(raw, bits, length - (size_t)sent);
         return 1;
+    }
     wspy_connection_cut_off(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
     return 0;
 }
@@ -305,7 +337,7 @@ void wspy_raw_send_ciphertext(wspy_loop *loop, connection *conn, int bits, const
         raw->seals_end = 1;
     if (raw->is_broken || conn->phase == LINGER)
         return;
-    if (length && !write_ciphertext(loop, conn, data, length))
+    if (length && !write_ciphertext(loop, conn, bits, data, length))
         return;
     wspy_connection_show_backlog(loop, conn);
     wspy_connection_report_drained(loop, conn, before);
@@ -333,10 +365,8 @@ void wspy_raw_writable(wspy_loop *loop, connection *conn)
         wspy_connection_cut_off(loop, conn, WSPY_ERROR_RESET, system_error);
         return;
     }
-    if (left == 0) {
-        wspy_queue_free(raw->refused);
-        raw->refused = NULL;
-    }
+    if (left == 0)
+        none_refused(raw);
     wspy_connection_show_backlog(loop, conn);
     wspy_connection_report_drained(loop, conn, before);
     if (left == 0)

@@ -31,6 +31,8 @@ int wspy_raw_is_readable(const wspy_raw *raw);
 /* Nothing more leaves: what waits is lost. */
 void wspy_raw_drop_output(wspy_raw *raw);
 uint64_t wspy_raw_unsent(const wspy_raw *raw); /* bytes that recv and send moved to here, or made of those */
+/* Whether some of that is what the layer above has sent, and not what TLS says by itself. */
+int wspy_raw_owes_plaintext(const wspy_raw *raw);
 /* Whether TLS has failed: then its alert shall arrive, which a reset would overtake. */
 int wspy_raw_has_failed(const wspy_raw *raw);
 
