@@ -186,6 +186,28 @@ def test_an_interruption_ends_the_connection(
     assert [record.levelname for record in caplog.records] == ["ERROR"] * (kind is ZeroDivisionError)
 
 
+@pytest.mark.parametrize("kind", [InterruptionError, MemoryError])
+@pytest.mark.parametrize("what", ["received", "to_send"])
+def test_a_connection_that_can_not_begin_ends_alone(
+    what: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise kind
+
+    monkeypatch.setattr(TLS, "__init__", fail)
+    new = Conversation.__new__(Conversation)
+    new.queue = Queue()
+    new.secured = Secured(server_context(), new.queue, lambda _: "somebody")  # type: ignore[arg-type]
+    with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
+        if what == "received":
+            new.secured.received(SLOT, b"x")
+        else:
+            new.secured.to_send(SLOT, b"x", is_last=False)
+    assert new.queue.take() == [(ABORT, b"")]
+    assert new.secured.ssl_object(HANDLE) is None
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (kind is MemoryError)
+
+
 def test_who_is_gone_is_forgotten(opened: Conversation) -> None:
     assert isinstance(opened.secured.ssl_object(HANDLE), ssl.SSLObject)
     assert opened.secured.ssl_object(HANDLE + (1 << 24)) is None, "another one in the same slot"

@@ -114,6 +114,8 @@ class Secured:
     def received(self, slot: int, ciphertext: bytes) -> None:
         """Decrypt what has come from a peer: RAW. Nothing means that it has ended TCP."""
         connection = self._connections.get(slot) or self._begin(slot)
+        if connection is None:
+            return
         try:
             if ciphertext:
                 self._receive(connection, ciphertext)
@@ -123,12 +125,17 @@ class Secured:
         except ssl.SSLError as error:
             self._failed(connection, error)
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
-            self._lost(connection, error)
+            self._lost(connection.handle, error)
 
-    def _begin(self, slot: int) -> _Connection:
+    def _begin(self, slot: int) -> _Connection | None:
+        """Return a new connection; None if there can be no TLS for it, such as without memory."""
         handle = self._loop.handle(slot)
-        with self._loading:
-            tls = TLS(self._context, server_side=True)
+        try:
+            with self._loading:
+                tls = TLS(self._context, server_side=True)
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
+            self._lost(handle, error)
+            return None
         connection = self._connections[slot] = _Connection(handle, tls)
         return connection
 
@@ -156,12 +163,12 @@ class Secured:
             self._push((connection.send_key, core.prefix(len(last), b"\0"), last))
         self._push((connection.end_key, *_FAILED))
 
-    def _lost(self, connection: _Connection, error: BaseException) -> None:
+    def _lost(self, handle: int, error: BaseException) -> None:
         """End a connection of whose stream a part may be lost: nobody could make sense of what follows."""
-        self._push((connection.abort_key, _NOTHING, b""))
+        self._push((core.key(handle | core.ABORT), _NOTHING, b""))
         if not isinstance(error, Exception):
             raise error
-        log.error("exception in the TLS of %s", self._name(self._loop.peer(connection.handle)), exc_info=error)
+        log.error("exception in the TLS of %s", self._name(self._loop.peer(handle)), exc_info=error)
 
     def _log(self, connection: _Connection, error: ssl.SSLError) -> None:
         peer = self._name(self._loop.peer(connection.handle))
@@ -172,6 +179,8 @@ class Secured:
         connection = self._connections.get(slot)
         if connection is None:  # it ends before its peer has said anything
             connection = self._begin(slot)
+        if connection is None:
+            return
         tls = connection.tls
         try:
             ciphertext = tls.seal(plaintext)
@@ -182,7 +191,7 @@ class Secured:
             self._log(connection, error)
             self._push((connection.abort_key, _NOTHING, b""))
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
-            self._lost(connection, error)
+            self._lost(connection.handle, error)
         else:
             size = len(ciphertext)
             if is_last:
