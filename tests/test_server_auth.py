@@ -309,6 +309,24 @@ def test_username_in_its_extended_form() -> None:
     assert ask(policy, value) == "müller"
 
 
+@pytest.mark.parametrize(
+    "username", ["username*=UTF-8''a%00", "username*=UTF-8''a%0D%0A", 'username="a\t"', 'username="\xc2\x85"']
+)
+def test_k6_digest_asks_for_no_control_characters(username: str) -> None:
+    """As in Basic (RFC 7617 §2): a function need not know what a database, a path or a log makes of them."""
+    asked_for: list[str] = []
+
+    def password(name: str) -> str | None:
+        asked_for.append(name)
+        return None
+
+    policy = DigestAuth(password)
+    value = answer(policy, "user", "secret").replace('username="user"', username)
+    assert username in value
+    assert refused(policy, value).status == 401
+    assert asked_for == []
+
+
 def test_k11_an_old_nonce_is_stale() -> None:
     policy = DigestAuth(PEOPLE, lifetime=10)
     value = answer(policy, "user", "secret")

@@ -404,8 +404,9 @@ def _username_of(said: dict[str, str]) -> str | None:
         return None
     octets = said["username"].encode("latin-1") if extended is None else _extended(extended)
     try:
-        return octets.decode()
-    except UnicodeDecodeError:
+        # what no password was set for, a function that looks for one need not be able to bear
+        return checked_text("the user name", octets.decode())
+    except ValueError:
         return None
 
 
