@@ -9,6 +9,7 @@ import pytest
 from certificates import authority, client_context, server_context
 
 from wspy.contexts import check_side, checked_context, default_context
+from wspy.contexts import client_context as context_that_trusts
 from wspy.contexts import server_context as context_of_files
 from wspy.tls import TLS
 
@@ -49,7 +50,7 @@ def test_contexts_of_files(tmp_path: Path) -> None:
     issued.cert_chain_pems[0].write_to_path(certificate)
     issued.private_key_pem.write_to_path(key)
     authority().cert_pem.write_to_path(trusted)
-    client = default_context(str(trusted))
+    client = context_that_trusts(str(trusted))
     for trusts in (None, str(trusted)):
         context = context_of_files(str(certificate), str(key), trusts)
         assert context.verify_mode == (ssl.CERT_REQUIRED if trusts else ssl.CERT_NONE)

@@ -216,6 +216,19 @@ def test_a_context_for_the_other_side() -> None:
         server.do_handshake()
 
 
+def test_what_one_changes_in_its_context_changes_no_other() -> None:
+    """Else whoever trusts everybody once, or shows a certificate, would let all connections do so."""
+    with websocket() as one, websocket() as other:
+        for each in (one, other):
+            each.enable_ssl()
+        assert one.ssl is not None
+        assert other.ssl is not None
+        one.ssl.check_hostname = False
+        one.ssl.verify_mode = ssl.CERT_NONE
+        for context in (other.ssl, default_context()):
+            assert context.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_enable_ssl(tmp_path: Path) -> None:
     certificate, key, trusted = (str(tmp_path / name) for name in ("certificate", "key", "trusted"))
     issued = authority().issue_cert("localhost")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import ssl
 from functools import lru_cache
 
-__all__ = ["check_side", "checked_context", "checked_server_context", "default_context", "server_context"]
+__all__ = [
+    "check_side",
+    "checked_context",
+    "checked_server_context",
+    "client_context",
+    "default_context",
+    "server_context",
+]
 
 
 def checked_context(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -42,11 +49,16 @@ def checked_server_context(context: ssl.SSLContext) -> ssl.SSLContext:
 
 
 @lru_cache(maxsize=1)
-def default_context(ca_certs: str | None = None) -> ssl.SSLContext:
-    """Return what a client trusts: certificates of the file, or those that the system trusts, for the name it asks for.
+def default_context() -> ssl.SSLContext:
+    """Return what a client trusts that was given no context; not to be changed, nor to be handed to who might.
 
     Made once, since reading what a system trusts takes as long as a hundred handshakes.
     """
+    return client_context(None)
+
+
+def client_context(ca_certs: str | None) -> ssl.SSLContext:
+    """Return a new context that trusts those of the file, or those that the system trusts, for the name it asks for."""
     context = ssl.create_default_context(cafile=ca_certs)
     context.set_alpn_protocols(["http/1.1"])  # RFC 6455 §1.7: an upgrade of this version
     return checked_context(context)

@@ -228,9 +228,9 @@ class websocket(Transport):
         """
         if self._protocol is not None or self._head is not None:
             raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
-        from .contexts import default_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for many
+        from .contexts import client_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for many
 
-        self.ssl = default_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
+        self.ssl = client_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
 
     def _secure_as_server(self) -> None:
         if self._ssl is not None:
