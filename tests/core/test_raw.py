@@ -198,6 +198,29 @@ def test_at_most_a_window_of_ciphertext_is_read_at_once() -> None:
         turns.push(ABORT, handle)
 
 
+def test_j10_little_is_read_at_once_of_what_brings_no_plaintext() -> None:
+    """Decrypting a window of key updates takes long, and others wait meanwhile."""
+    ours, peer = tcp_pair()
+    with Turns(raw=1) as turns, peer:
+        handle = opened(turns, (ours, peer))
+        peer.settimeout(0)
+        sizes, fed = [], 0
+        for brings in [False] * 3 + [True] * 4 + [False] * 2:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    peer.send(bytes(1 << 20))
+            size = sum(event.length for event in turns.until(RAW, handle))
+            sizes.append(size)
+            if brings:
+                turns.push(FEED, handle, frame(2, bytes(size - 14)))
+                turns.submit()
+                fed += size
+        most = 16 << 10
+        assert max(sizes[:4]) <= most < min(sizes[4:8]), sizes
+        assert sizes[8] <= most
+        turns.push(ABORT, handle)
+
+
 def test_j13_few_steps_of_handshakes_are_made_in_a_turn() -> None:
     pairs = [socket.socketpair() for _ in range(100)]
     with Turns(raw=1) as turns:

@@ -28,6 +28,8 @@ struct wspy_raw {
     uint32_t out_marks;  /* at the ends of messages in `out`, ... */
     uint32_t taken_marks, refused_marks;
     uint32_t answers; /* bytes of TLS's own that were added since there is something refused */
+    uint32_t fetched; /* bytes of the last read, ... */
+    uint32_t fed;     /* and of the plaintext since then */
     int32_t error;    /* errno of a read */
     uint8_t saw_end;  /* the kernel brings nothing more */
     uint8_t in_ends;  /* behind `in` nothing follows */
@@ -91,6 +93,7 @@ void wspy_raw_feed(wspy_loop *loop, connection *conn, const uint8_t *data, size_
     wspy_raw *raw = conn->raw;
     if (!raw || raw->in_ends || conn->phase >= ENDING) /* nobody reads it any more */
         return;
+    raw->fed += length < READ_MAX ? (uint32_t)length : READ_MAX;
     if (wspy_bytes_append(&raw->in, data, length) < 0)
         wspy_connection_end(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
     else
@@ -137,6 +140,13 @@ static void report_ciphertext(wspy_loop *loop, connection *conn, size_t length)
     loop->arena_used += length;
 }
 
+/* Whether the last read brought much, and that was plaintext: a megabyte of key updates (RFC 8446 §4.6.3) takes Python a
+ * second, which other connections have to wait for. */
+static int is_worth_more(const wspy_raw *raw)
+{
+    return raw->fetched >= HEAD_READ && raw->fed >= raw->fetched / 2;
+}
+
 void wspy_raw_fetch(wspy_loop *loop, connection *conn)
 {
     wspy_raw *raw = conn->raw;
@@ -146,7 +156,7 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
         wspy_connection_read_later(loop, conn);
         return;
     }
-    size_t most = conn->phase == OPEN ? READ_MAX : HEAD_READ;
+    size_t most = conn->phase == OPEN && is_worth_more(raw) ? READ_MAX : HEAD_READ;
     ssize_t got = wspy_sys_recv(conn->fd, loop->arena + loop->arena_used, most);
     if (got < 0 && wspy_sys_would_block(errno)) {
         if (conn->end_errno) /* of a write that failed: now everything is read */
@@ -162,6 +172,8 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
         raw->error = got < 0 ? errno : 0;
         got = 0;
     }
+    raw->fetched = (uint32_t)got;
+    raw->fed = 0;
     report_ciphertext(loop, conn, (size_t)got);
     if (raw->saw_end)
         wspy_connection_stop_reading(loop, conn);
