@@ -502,7 +502,9 @@ class BaseServer(Generic[AnyClient]):
     ) -> None:
         """Use another certificate from now on: new connections get it, open ones keep theirs. Thread-safe.
 
-        If anything is wrong with it, that is raised and everything stays as it is.
+        If anything is wrong with it, that is raised and everything stays as it is. A context keeps one certificate for
+        each kind of key, and forgets none: take another context to go from ECDSA to RSA, or the other way, since else
+        some clients or all of them would still get the old certificate.
 
         Args:
             certfile: the path of a certificate chain, which is loaded into the server's context; or another context,
