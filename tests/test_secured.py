@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from certificates import authority, client_context, server_context
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from wspy import loop as core
 from wspy.contexts import checked_server_context
@@ -231,6 +237,30 @@ def test_j7_renegotiation_is_turned_off() -> None:
     context.options &= ~ssl.OP_NO_RENEGOTIATION
     assert checked_server_context(context) is context
     assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_j12_files_that_change_meanwhile_change_nothing(tmp_path: Path) -> None:
+    """Both are read once: a key that doesn't belong to its certificate would let nobody connect any more."""
+    first, second = (authority().issue_cert("localhost") for _ in range(2))
+    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    first.cert_chain_pems[0].write_to_path(certificate)
+    plain = load_pem_private_key(first.private_key_pem.bytes(), None)
+    key.write_bytes(plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    asked: list[None] = []
+
+    def password() -> str:
+        asked.append(None)
+        second.cert_chain_pems[0].write_to_path(certificate)
+        return "secret"
+
+    conversation = Conversation()
+    conversation.secured.reload(certificate, key, password)
+    conversation.open()
+    assert conversation.client.is_open
+    assert conversation.client.ssl_object.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(
+        first.cert_chain_pems[0].bytes().decode()
+    )
+    assert len(asked) == 1
 
 
 def test_j12_keys_go_with_files_alone(tmp_path: Path) -> None:

@@ -7,7 +7,11 @@ commands. All of it is called in the server's thread, but for what says otherwis
 from __future__ import annotations
 
 import logging
+import os
 import ssl
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +20,7 @@ from .contexts import checked_server_context
 from .tls import TLS
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
     from .loop import Loop
@@ -33,6 +36,15 @@ _PLAIN_HTTP: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 36\r\nConnection: close\r\n\r\n"
     b"this port speaks HTTPS and WSS only\n"
 )
+
+
+@contextmanager
+def _copied(path: str | bytes | os.PathLike[Any]) -> Iterator[str]:
+    """Give the path of a copy of a file, in memory: what renews it may do so between one reading and the next."""
+    with Path(os.fsdecode(path)).open("rb") as file, os.fdopen(os.memfd_create("certificate"), "wb") as copy:
+        copy.write(file.read())
+        copy.flush()
+        yield f"/proc/self/fd/{copy.fileno()}"
 
 
 class _Connection:
@@ -84,10 +96,12 @@ class Secured:
                 )
             self._context = checked_server_context(certfile)
             return
-        # whatever is wrong with the files is found out here, while the context in use is as it was
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password)
-        with self._loading:
-            self._context.load_cert_chain(certfile, keyfile, password)
+        said = lru_cache(maxsize=1)(password) if callable(password) else password
+        with _copied(certfile) as chain, nullcontext() if keyfile is None else _copied(keyfile) as key:
+            # whatever is wrong with the files is found out here, while the context in use is as it was
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, said)
+            with self._loading:
+                self._context.load_cert_chain(chain, key, said)
 
     # ---- events ----
 
