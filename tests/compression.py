@@ -1,12 +1,14 @@
-"""What does a peer say and hear that speaks permessage-deflate? Made of zlib and RFC 7692 alone."""
+"""What does a peer say and hear that speaks permessage-deflate, by zlib and RFC 7692 alone? And one more extension."""
 
 from __future__ import annotations
 
 import random
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from drivers import BINARY, CONTINUATION, TEXT, frame
+
+from wspy import Extension
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,3 +111,15 @@ def messages(seed: int, count: int) -> Iterator[str | bytes]:
             yield LONG_TEXT[start : start + size]
         else:
             yield (NOISE if kind == 1 else LONG_TEXT.encode())[start : start + size]
+
+
+class Choosy(Extension):
+    """Has a parameter that it can't do anything with if it is too large."""
+
+    names: ClassVar = ("x-choosy",)
+    defaults: ClassVar = {"key": 1}
+
+    class Instance(Extension.Instance):
+        def __init__(self, role: Any, parameters: Any) -> None:
+            super().__init__(role, parameters)
+            self.key = bytes([parameters["key"]])

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from compression import RSV1, compressed, deflated
+from compression import RSV1, Choosy, compressed, deflated
 from drivers import BINARY, CLOSE, FIN, TEXT, RawClient, frame, head, until
 from sockets import RawServer, Running, connected, listening
 from steps import at_each_step
@@ -168,18 +168,6 @@ def test_what_is_required_and_agreed_upon_is_enough() -> None:
     needed.required = True
     with both([needed], [DeflateMessage]) as (client, _):
         assert client.handshake_sent
-
-
-class Choosy(Extension):
-    """Has a parameter that it can't do anything with if it is too large."""
-
-    names: ClassVar = ("x-choosy",)
-    defaults: ClassVar = {"key": 1}
-
-    class Instance(Extension.Instance):
-        def __init__(self, role: Role, parameters: Any) -> None:
-            super().__init__(role, parameters)
-            self.key = bytes([parameters["key"]])
 
 
 def test_an_instance_that_can_not_be_made_is_500_for_one_client() -> None:

@@ -244,6 +244,9 @@ def test_h8_not_more_than_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         three.send(head())
         with listener.accept()[0]:
             three.opened()
+        listener.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # the second one's time may not have been over
+            listener.accept()
         one.eof()
         two.eof()
 

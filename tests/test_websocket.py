@@ -1213,27 +1213,25 @@ def test_an_exception_at_any_step_of_recv_is_raised_and_makes_up_no_frame() -> N
 
 def test_closing_wakes_who_receives_and_who_sends() -> None:
     gc.collect()  # else what other tests have left may be closed in between, and its number be the next
-    with connected({"max_size": None}, max_size=None) as (client, server):
+    with connected() as (client, server):
         client.settimeout(None)
-        server.settimeout(None)
         small(client)
-        receiving = Running(server.recv)
-        sending = Running(lambda: client.send(Frame(OPCODE_BINARY, b"x" * 4_000_000)))
-        until(lambda: server._held._users, "it receives")
+        receiving = Running(client.recv)
+        until(lambda: client._held._users, "it receives")
+        sending = Running(lambda: client.send(Frame(OPCODE_BINARY, b"x" * 4_000_000)))  # which nobody reads
         until(client.can_send, "it sends")
         number = client.fileno()
         client.close()
-        with pytest.raises(SocketClosed) as caught:
-            sending.result()
-        assert caught.value.initialized
+        for waiting in (sending, receiving):
+            with pytest.raises(SocketClosed) as caught:
+                waiting.result()
+            assert caught.value.initialized
         assert client.sock.fileno() == -1
         with socket.socket() as reused:
             assert reused.fileno() == number
             client.close()
             assert reused.fileno() == number
         server.close()
-        with contextlib.suppress(SocketClosed):
-            receiving.result()
         for call in (client.recv, client.do_async_recv, client.do_async_send):
             with pytest.raises(SocketClosed):
                 call()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from . import loop as core
 from .codes import CloseCode, Opcode
 from .errors import PingError, ProtocolError, SocketClosed
-from .frames import FIN, Frame, close_payload, fragments, received_frame
+from .frames import FIN, MAX_CONTROL, Frame, close_payload, fragments, received_frame
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
     BinaryMessage,
@@ -44,7 +44,6 @@ DELIVER: Final = 0
 HOLD: Final = 1
 DROP: Final = 2
 
-_MAX_PING: Final = 125  # and every other control frame, RFC 6455 §5.5
 MAX_FRAME: Final = (1 << 32) - 16  # with its header it has a length of 32 bits in the queue
 
 
@@ -221,8 +220,8 @@ class AsyncClient:
             SocketClosed: the connection is closed or closing.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
-        if len(data) > _MAX_PING:
-            raise PingError(f"the payload of a Ping has at most {_MAX_PING} bytes, this one has {len(data)}")
+        if len(data) > MAX_CONTROL:
+            raise PingError(f"the payload of a Ping has at most {MAX_CONTROL} bytes, this one has {len(data)}")
         self._check_open()
         self.server._push(self._ping_commands(data))
         self.server._flush()
@@ -426,9 +425,9 @@ def checked_control(frame: Frame, opcodes: int) -> bytes:
         raise ValueError(f"opcode {frame.opcode} is not for extensions to claim: use send, send_ping or close")
     if not opcodes >> frame.opcode & 1:
         raise ValueError(f"opcode {frame.opcode} is reserved, and no extension has claimed it (RFC 6455 §5.2)")
-    if frame.first_byte() != FIN | frame.opcode or len(frame.payload) > _MAX_PING:
+    if frame.first_byte() != FIN | frame.opcode or len(frame.payload) > MAX_CONTROL:
         raise ValueError(
-            f"a control frame is final, with {_MAX_PING} bytes at most and no reserved bit (RFC 6455 §5.5)"
+            f"a control frame is final, with {MAX_CONTROL} bytes at most and no reserved bit (RFC 6455 §5.5)"
         )
     return frame.payload
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from .codes import CloseCode, Opcode, Role
 from .deadline import Deadline
 from .errors import PingError, ProtocolError, SocketClosed
-from .frames import Frame, create_close_frame, received_frame
+from .frames import MAX_CONTROL, Frame, create_close_frame, received_frame
 from .limits import checked_seconds
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, received_message
 from .protocol import Event
@@ -32,7 +32,6 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("wspy.connection")
 
-_MAX_CONTROL = 125
 _CONTROL = int(Opcode.CLOSE)
 _BINARY = int(Opcode.BINARY)
 # Fragments that are joined before all are there: a frame takes more memory than its few bytes (RFC 6455 §10.4).
@@ -236,16 +235,16 @@ class Connection:
             TimeoutError: see ``send``.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
-        if len(data) > _MAX_CONTROL:
-            raise PingError(f"the payload of a Ping has at most {_MAX_CONTROL} bytes, this one has {len(data)}")
+        if len(data) > MAX_CONTROL:
+            raise PingError(f"the payload of a Ping has at most {MAX_CONTROL} bytes, this one has {len(data)}")
         self._send(received_frame(Opcode.PING, data))
         self.onping(data)
 
     def send_pong(self, payload: bytes | str = b"") -> None:
         """Send a Pong that nobody has asked for (RFC 6455 §5.5.3). Thread-safe; see ``send_ping``."""
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
-        if len(data) > _MAX_CONTROL:
-            raise PingError(f"the payload of a Pong has at most {_MAX_CONTROL} bytes, this one has {len(data)}")
+        if len(data) > MAX_CONTROL:
+            raise PingError(f"the payload of a Pong has at most {MAX_CONTROL} bytes, this one has {len(data)}")
         self._send(received_frame(Opcode.PONG, data))
 
     def send_close_frame(self, code: int | None = 1000, reason: str = "") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 
 from .codes import CloseCode, Opcode
 from .errors import ProtocolError
-from .frames import FIN, fragments, received_frame
+from .frames import FIN, MAX_CONTROL, fragments, received_frame
 from .headers import is_token, parse_extensions
 from .limits import checked_seconds
 
@@ -43,7 +43,6 @@ Value: TypeAlias = bool | int | str
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 # Whoever looks for idle connections has to have other things to do.
 _LEAST_IDLE_SECONDS: Final = 0.01
-_MAX_CONTROL: Final = 125  # RFC 6455 §5.5
 _RESERVED: Final = frozenset([3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 # Reserved bits as in the first byte of a frame, RFC 6455 §5.2.
 _RSV1, _RSV2, _RSV3, _RSV = 0x40, 0x20, 0x10, 0x70
@@ -427,7 +426,7 @@ class Chain:
             return frame
         opcode = frame.opcode
         frame = instance.onsend(frame)
-        if frame.first_byte() != FIN | opcode or len(frame.payload) > _MAX_CONTROL:
+        if frame.first_byte() != FIN | opcode or len(frame.payload) > MAX_CONTROL:
             raise ValueError("an extension has made of a control frame what is none of that opcode (RFC 6455 §5.5)")
         return frame
 

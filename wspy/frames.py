@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIN",
     "HOW_TO_BREAK_RULES",
+    "MAX_CONTROL",
     "ControlFrame",
     "Frame",
     "close_payload",
@@ -44,7 +45,7 @@ FIN: Final = 0x80
 _RSV1, _RSV2, _RSV3 = lib.WSPY_RSV1, lib.WSPY_RSV2, lib.WSPY_RSV3
 _MASKED: Final = lib.WSPY_MASK_BIT
 _KEY_SIZE: Final = 4
-_MAX_CONTROL: Final = 125  # §5.5
+MAX_CONTROL: Final = 125  # §5.5
 _MAX_REASON: Final = 123  # the code takes two of them
 HOW_TO_BREAK_RULES: Final = (
     "a frame that is made with unchecked=True may break rules, for tests of other implementations"
@@ -437,7 +438,7 @@ class _Start:
         self.key = b""
         if len(start) < 2:
             return
-        if strict and self.first & _CONTROL and start[1] & 0x7F > _MAX_CONTROL:  # judged before it is received
+        if strict and self.first & _CONTROL and start[1] & 0x7F > MAX_CONTROL:  # judged before it is received
             raise core_error(lib.WSPY_ERROR_CONTROL_LENGTH)
         key_at = (2, 4, 10)[max((start[1] & 0x7F) - 125, 0)]
         self.header_size = key_at + _KEY_SIZE * bool(header.masked)

@@ -17,6 +17,7 @@ from .errors import CoreError, PingError, ProtocolError, SocketClosed
 from .frames import (
     FIN,
     HOW_TO_BREAK_RULES,
+    MAX_CONTROL,
     Frame,
     close_payload,
     core_error,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "Protocol"]
 
-_MAX_CONTROL = 125
 _RSV_BITS = lib.WSPY_RSV1 | lib.WSPY_RSV2 | lib.WSPY_RSV3
 _CLAIMABLE_OPCODES = 0xF8FF
 
@@ -352,8 +352,8 @@ class Protocol:
 
     def _control(self, opcode: Opcode, payload: bytes | str) -> bytes:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
-        if len(data) > _MAX_CONTROL:
-            raise PingError(f"the payload of a {opcode.name.title()} has at most {_MAX_CONTROL} bytes, not {len(data)}")
+        if len(data) > MAX_CONTROL:
+            raise PingError(f"the payload of a {opcode.name.title()} has at most {MAX_CONTROL} bytes, not {len(data)}")
         return self.frames(received_frame(opcode, data))
 
     def frames(self, *frames: Frame) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from certificates import client_context
-from compression import RSV1, TAIL, Deflating, compressed, deflated
+from compression import RSV1, TAIL, Choosy, Deflating, compressed, deflated
 from drivers import BINARY, FIN, PATIENCE, TEXT, close_frame, echo, frame, needs, until
 
 import wspy
@@ -484,18 +484,6 @@ def test_a_broadcast_with_a_claimed_opcode_is_for_those_who_know_it(serve: Serve
         assert peer.message() == "to all"
     with pytest.raises(ValueError, match="claimed"):
         server.server.broadcast(wspy.Message(4, b""))
-
-
-class Choosy(Extension):
-    """Has a parameter that it can't do anything with if it is too large."""
-
-    names: ClassVar = ("x-choosy",)
-    defaults: ClassVar = {"key": 1}
-
-    class Instance(Extension.Instance):
-        def __init__(self, role: Any, parameters: Any) -> None:
-            super().__init__(role, parameters)
-            self.key = bytes([parameters["key"]])
 
 
 @needs("kind")

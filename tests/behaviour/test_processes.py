@@ -445,7 +445,12 @@ def test_i17_a_child_does_not_wait_for_a_thread_of_its_parent_that_compresses(la
     program = launch(
         """
         server.close()
-        inside, go_on = threading.Event(), threading.Event()
+        opened, inside, go_on = threading.Event(), threading.Event(), threading.Event()
+
+        class Waited(Server):
+            def onopen(self, client):
+                super().onopen(client)
+                opened.set()
 
         class Slow(wspy.Extension):
             names = ("x-slow",)
@@ -456,10 +461,9 @@ def test_i17_a_child_does_not_wait_for_a_thread_of_its_parent_that_compresses(la
                     go_on.wait()
                     return frame
 
-        server = Server(("127.0.0.1", 0), extensions=[Slow]).start()
+        server = Waited(("127.0.0.1", 0), extensions=[Slow]).start()
         say(server.address[1])
-        while not server.clients:
-            time.sleep(0.001)
+        opened.wait()
         (client,) = server.clients
         sending = threading.Thread(target=client.send, args=["text"])
         sending.start()

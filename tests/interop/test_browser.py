@@ -146,15 +146,27 @@ class Browser:
         assert self.run_async(script, condition, *arguments) is True
 
 
+def start(stack: contextlib.ExitStack, patience: float) -> tuple[Program, str]:
+    """Start a chromedriver; return it and its port."""
+    assert CHROMEDRIVER
+    while True:
+        driver = stack.enter_context(Program(CHROMEDRIVER, "--port=0", patience=patience))
+        try:
+            while (started := re.search(r"started successfully on port (\d+)", driver.line())) is None:
+                pass
+        except AssertionError as error:
+            if "Address already in use" not in str(error):
+                raise  # else the port that it got for IPv4 is somebody's for IPv6
+        else:
+            return driver, started[1]
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Iterator[Browser]:
-    assert CHROMEDRIVER
-    with Program(CHROMEDRIVER, "--port=0", patience=patience) as driver:
-        started = None
-        while started is None:
-            started = re.search(r"started successfully on port (\d+)", driver.line())
+    with contextlib.ExitStack() as stack:
+        driver, port = start(stack, patience)
         profile = tmp_path_factory.mktemp("profile")
-        browser = Browser(f"http://127.0.0.1:{started[1]}", profile, driver.seconds)
+        browser = Browser(f"http://127.0.0.1:{port}", profile, driver.seconds)
         try:
             yield browser
         finally:
