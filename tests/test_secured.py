@@ -32,9 +32,10 @@ FEED, FEED_END, RAW_SEND, ABORT = (
 
 
 class Queue:
-    """What Secured asks of a loop."""
+    """What Secured asks of a loop, with the payloads of its events."""
 
     def __init__(self) -> None:
+        self.arena = bytearray()
         self.commands: list[tuple[bytes, bytes]] = []
 
     def push(self, commands: Any) -> None:
@@ -69,10 +70,23 @@ class Conversation:
         self.secured = Secured(context or server_context(), self.queue, lambda _: "somebody")  # type: ignore[arg-type]
         self.client = TLS(client_context(), server_side=False, server_hostname="localhost")
 
+    def event(self, kind: int, payload: bytes = b"") -> None:
+        """Let an event come up."""
+        self.queue.arena[:] = b"of another" + payload
+        assert list(self.secured.others([(SLOT, kind, len(b"of another"), len(payload))])) == []
+
+    def receive(self, ciphertext: bytes) -> None:
+        """Let something come from the peer."""
+        self.event(core.EVENT_RAW | core.EVENT_APART, ciphertext)
+
+    def send(self, plaintext: bytes, *, is_last: bool = False) -> None:
+        """Let something go to the peer."""
+        self.event((core.EVENT_OUT_LAST if is_last else core.EVENT_OUT) | core.EVENT_APART, plaintext)
+
     def open(self) -> None:
         """Perform the handshake."""
         while ciphertext := self.client.take():
-            self.secured.received(SLOT, ciphertext)
+            self.receive(ciphertext)
             for key, payload in self.queue.take():
                 assert key == RAW_SEND
                 assert payload[:1] == b"\0"
@@ -88,25 +102,25 @@ def opened() -> Conversation:
 
 def test_ciphertext_becomes_feed(opened: Conversation) -> None:
     opened.client.send(b"hello")
-    opened.secured.received(SLOT, opened.client.take())
+    opened.receive(opened.client.take())
     assert opened.queue.take() == [(FEED, b"hello")]
 
 
 def test_half_a_record_becomes_nothing(opened: Conversation) -> None:
     opened.client.send(b"hello")
-    opened.secured.received(SLOT, opened.client.take()[:-1])
+    opened.receive(opened.client.take()[:-1])
     assert opened.queue.take() == []
 
 
 def test_plaintext_becomes_one_raw_send(opened: Conversation) -> None:
-    opened.secured.to_send(SLOT, b"x" * 40_000, is_last=False)
+    opened.send(b"x" * 40_000)
     [(key, payload)] = opened.queue.take()
     assert (key, payload[:1]) == (RAW_SEND, core.OUT)
     assert opened.client.receive(payload[1:]) == b"x" * 40_000
 
 
 def test_the_last_plaintext_has_close_notify_behind_it(opened: Conversation) -> None:
-    opened.secured.to_send(SLOT, b"bye", is_last=True)
+    opened.send(b"bye", is_last=True)
     [(key, payload)] = opened.queue.take()
     assert (key, payload[:1]) == (RAW_SEND, core.OUT_AND_LAST)
     assert opened.client.receive(payload[1:]) == b"bye"
@@ -115,26 +129,26 @@ def test_the_last_plaintext_has_close_notify_behind_it(opened: Conversation) -> 
 
 def test_an_end_before_the_first_byte_says_nothing() -> None:
     conversation = Conversation()
-    conversation.secured.to_send(SLOT, b"lost", is_last=True)
+    conversation.send(b"lost", is_last=True)
     assert conversation.queue.take() == [(RAW_SEND, core.OUT_AND_LAST)]
 
 
 def test_j9_close_notify_becomes_an_end(opened: Conversation) -> None:
     opened.client.send(b"last")
     opened.client.close()
-    opened.secured.received(SLOT, opened.client.take())
+    opened.receive(opened.client.take())
     assert opened.queue.take() == [(FEED, b"last"), (FEED_END, b"\0")]
 
 
 def test_j8_the_end_of_tcp_becomes_one(opened: Conversation) -> None:
-    opened.secured.received(SLOT, b"")
+    opened.receive(b"")
     assert opened.queue.take() == [(FEED_END, b"\0")]
 
 
 def test_j2_plain_http_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     conversation = Conversation()
     with caplog.at_level(logging.INFO, "wspy.server"):
-        conversation.secured.received(SLOT, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        conversation.receive(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
     (key, answer), end = conversation.queue.take()
     assert (key, end) == (RAW_SEND, (FEED_END, b"\1"))
     head, body = answer[1:].split(b"\r\n\r\n")
@@ -149,7 +163,7 @@ def test_plaintext_before_a_failure_comes_before_its_end(opened: Conversation) -
     good = opened.client.take()
     opened.client.send(b"bad")
     bad = opened.client.take()
-    opened.secured.received(SLOT, good + bad[:-1] + bytes([bad[-1] ^ 1]))
+    opened.receive(good + bad[:-1] + bytes([bad[-1] ^ 1]))
     alert, fed, end = opened.queue.take()
     assert alert[0] == RAW_SEND
     assert fed == (FEED, b"good")
@@ -157,9 +171,9 @@ def test_plaintext_before_a_failure_comes_before_its_end(opened: Conversation) -
 
 
 def test_what_can_not_be_sent_any_more_ends_the_connection(opened: Conversation) -> None:
-    opened.secured.to_send(SLOT, b"", is_last=True)
+    opened.send(b"", is_last=True)
     opened.queue.take()
-    opened.secured.to_send(SLOT, b"more", is_last=False)
+    opened.send(b"more")
     assert opened.queue.take() == [(ABORT, b"")]
 
 
@@ -185,9 +199,9 @@ def test_an_interruption_ends_the_connection(
         monkeypatch.setattr(TLS, method, interrupt)
     with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
         if what == "received":
-            opened.secured.received(SLOT, b"x")
+            opened.receive(b"x")
         else:
-            opened.secured.to_send(SLOT, b"x", is_last=False)
+            opened.send(b"x")
     assert opened.queue.take() == [(ABORT, b"")]
     assert [record.levelname for record in caplog.records] == ["ERROR"] * (kind is ZeroDivisionError)
 
@@ -206,9 +220,9 @@ def test_a_connection_that_can_not_begin_ends_alone(
     new.secured = Secured(server_context(), new.queue, lambda _: "somebody")  # type: ignore[arg-type]
     with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
         if what == "received":
-            new.secured.received(SLOT, b"x")
+            new.receive(b"x")
         else:
-            new.secured.to_send(SLOT, b"x", is_last=False)
+            new.send(b"x")
     assert new.queue.take() == [(ABORT, b"")]
     assert new.secured.ssl_object(HANDLE) is None
     assert [record.levelname for record in caplog.records] == ["ERROR"] * (kind is MemoryError)
@@ -217,8 +231,8 @@ def test_a_connection_that_can_not_begin_ends_alone(
 def test_who_is_gone_is_forgotten(opened: Conversation) -> None:
     assert isinstance(opened.secured.ssl_object(HANDLE), ssl.SSLObject)
     assert opened.secured.ssl_object(HANDLE + (1 << 24)) is None, "another one in the same slot"
-    opened.secured.gone(SLOT)
-    opened.secured.gone(SLOT)
+    opened.event(core.EVENT_GONE)
+    opened.event(core.EVENT_GONE)
     assert opened.secured.ssl_object(HANDLE) is None
 
 
@@ -279,7 +293,7 @@ def test_j12_another_certificate_is_for_those_who_come(tmp_path: Path) -> None:
     other.private_key_and_cert_chain_pem.write_to_path(path)
     before = conversation.client.ssl_object.getpeercert()
     conversation.secured.reload(path, None, None)
-    conversation.secured.gone(SLOT)
+    conversation.event(core.EVENT_GONE)
     conversation.client = TLS(client_context(), server_side=False, server_hostname="localhost")
     conversation.open()
     assert conversation.client.ssl_object.getpeercert() != before

@@ -163,12 +163,14 @@ class AsyncServer(BaseServer[AsyncClient]):
         read = self.loop.packed()
         clients = self.clients._slots
         onmessage = self.onmessage
-        other = self._other_event if self._secured is None else self._secured.sort(self._other_event)
+        other = self._other_event
+        plain = None if self._secured is None else self._secured.others
         messages = -1 if self._frames else core.EVENT_BINARY
         submitted = monotonic() if count > STRIDE else 0.0
         stride = STRIDE
         while True:
-            for slot, kind, start, length in islice(events, stride):
+            some = islice(events, stride)
+            for slot, kind, start, length in some if plain is None else plain(some):
                 if kind > messages or (client := clients[slot]) is None or client._mode:
                     other(slot, kind, start, length, read)
                     continue

@@ -131,6 +131,8 @@ _FAR: Final = struct.Struct("=QQ")
 
 Note: TypeAlias = "Callable[[int, int, Any], object]"
 Command: TypeAlias = tuple[bytes, bytes, Any]
+Event: TypeAlias = tuple[int, int, int, int]
+"""Slot, kind, start and length of the payload, or what core.h says."""
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 
@@ -282,7 +284,8 @@ class Loop:
         self._events = ffi.buffer(
             lib.wspy_loop_events(self._loop), lib.wspy_loop_event_capacity(self._loop) * _EVENT.size
         )
-        self._arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
+        self.arena = ffi.buffer(lib.wspy_loop_arena(self._loop), lib.wspy_loop_arena_capacity(self._loop))
+        """What the events of the last turn with EVENT_APART have start and length in."""
         applied = ffi.buffer(lib.wspy_loop_applied(self._loop), _NUMBER.size)
         self._applied = memoryview(applied).cast("B").cast("Q")
         slots = lib.wspy_loop_slot_capacity(self._loop)
@@ -362,8 +365,8 @@ class Loop:
             finally:
                 self._trimmer = 0
 
-    def events(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """Return the last turn's events: slot, kind, start and length of the payload, or what core.h says."""
+    def events(self, count: int) -> Iterator[Event]:
+        """Return the last turn's events."""
         records = self._events[: count * _EVENT.size]
         if count < MANY:
             return _EVENT.iter_unpack(records)
@@ -379,7 +382,7 @@ class Loop:
         """Return the payload of an event of the last turn, wherever it lies. ``packed`` does not notice."""
         if kind & EVENT_DETACHED:
             return self._detached(start)
-        return (self._arena if kind & EVENT_APART else self._packed)[start : start + length]
+        return (self.arena if kind & EVENT_APART else self._packed)[start : start + length]
 
     def _detached(self, index: int) -> bytes:
         length = ffi.new("uint64_t *")

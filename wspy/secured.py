@@ -20,12 +20,9 @@ from .contexts import checked_server_context
 from .tls import TLS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterable, Iterator
 
-    from .loop import Loop
-
-    EventHandler: TypeAlias = Callable[[int, int, int, int, Callable[[int], bytes]], None]
+    from .loop import Event, Loop
 
 __all__ = ["Secured"]
 
@@ -47,14 +44,14 @@ def _copied(path: str | bytes | os.PathLike[Any]) -> Iterator[str]:
         yield f"/proc/self/fd/{copy.fileno()}"
 
 
-class _Connection:
-    """The TLS of one connection, and the keys of the commands that are for it."""
+class _Connection(TLS):
+    """The TLS of one connection of the loop, and the keys of the commands that are for it."""
 
-    __slots__ = ("abort_key", "end_key", "feed_key", "handle", "send_key", "tls")
+    __slots__ = ("abort_key", "end_key", "feed_key", "handle", "send_key")
 
-    def __init__(self, handle: int, tls: TLS) -> None:
+    def __init__(self, context: ssl.SSLContext, handle: int) -> None:
+        super().__init__(context, server_side=True)
         self.handle = handle
-        self.tls = tls
         self.feed_key = core.key(handle | core.FEED)
         self.send_key = core.key(handle | core.RAW_SEND)
         self.end_key = core.key(handle | core.FEED_END)
@@ -105,72 +102,97 @@ class Secured:
 
     # ---- events ----
 
-    def sort(self, others: EventHandler) -> EventHandler:
-        """Return a function that takes those events of a turn that are about TLS, and leaves the others to another."""
-        payload, received, to_send = self._loop.payload, self.received, self.to_send
-        raw, out = core.EVENT_RAW, core.EVENT_OUT
+    def others(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Yield the events that are not about TLS, and answer those that are with commands.
 
-        def handle(slot: int, kind: int, start: int, length: int, read: Callable[[int], bytes]) -> None:
-            what = kind & 0xFF
-            if what == raw:
-                received(slot, payload(kind, start, length))
-            elif what == out:
-                to_send(slot, payload(kind, start, length), is_last=False)
-            elif what == core.EVENT_OUT_LAST:
-                self.to_send(slot, payload(kind, start, length), is_last=True)
-            elif what == core.EVENT_GONE:
-                self.gone(slot)
-            else:
-                others(slot, kind, start, length, read)
-
-        return handle
-
-    def received(self, slot: int, ciphertext: bytes) -> None:
-        """Decrypt what has come from a peer: RAW. Nothing means that it has ended TCP."""
-        connection = self._connections.get(slot) or self._begin(slot)
-        if connection is None:
-            return
-        try:
-            if ciphertext:
-                self._receive(connection, ciphertext)
-            else:
-                connection.tls.eof()
-                self._push((connection.end_key, *_CLEAN))
-        except ssl.SSLError as error:
-            self._failed(connection, error)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
-            self._lost(connection.handle, error)
+        Every record passes this one loop, so it calls as little as it can.
+        """
+        get, arena, push = self._connections.get, self._loop.arena, self._push
+        for slot, kind, start, length in events:
+            if kind != _RAW and kind != _OUT:  # noqa: PLR1714 -- a set takes longer
+                if kind in (_OUT_LAST, core.EVENT_GONE):
+                    self._end(slot, kind, arena[start : start + length])
+                else:
+                    yield slot, kind, start, length
+                continue
+            connection = get(slot) or self._begin(slot)
+            if connection is None:
+                continue
+            try:
+                if kind == _OUT:
+                    ciphertext = connection.seal(arena[start : start + length])
+                    size = len(ciphertext)
+                    prefix = _SEALED[size] if size < _SHORT else core.prefix(size, core.OUT)
+                    push((connection.send_key, prefix, ciphertext))
+                    continue
+                plaintext = connection.receive(arena[start : start + length]) if length else b""
+                size = len(plaintext)
+                if connection.has_news or not 0 < size < _SHORT:
+                    self._feed(connection, plaintext, is_last=not length)
+                else:
+                    push((connection.feed_key, _PLAIN[size], plaintext))
+            except BaseException as error:  # noqa: BLE001 -- whatever it is, _broken decides
+                self._broken(connection, kind, error)
 
     def _begin(self, slot: int) -> _Connection | None:
         """Return a new connection; None if there can be no TLS for it, such as without memory."""
         handle = self._loop.handle(slot)
         try:
             with self._loading:
-                tls = TLS(self._context, server_side=True)
+                connection = _Connection(self._context, handle)
         except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
             self._lost(handle, error)
             return None
-        connection = self._connections[slot] = _Connection(handle, tls)
+        self._connections[slot] = connection
         return connection
 
-    def _receive(self, connection: _Connection, ciphertext: bytes) -> None:
-        tls = connection.tls
-        plaintext = tls.receive(ciphertext)
-        answer = tls.take()
+    def _feed(self, connection: _Connection, plaintext: bytes, *, is_last: bool) -> None:
+        """Hand on what has come, and whatever else there is to be told. Nothing follows the last."""
+        if is_last:
+            connection.eof()
+            self._push((connection.end_key, *_CLEAN))
+            return
+        answer = connection.take()
         if answer:
             self._push((connection.send_key, core.prefix(len(answer), b"\0"), answer))
         if plaintext:
-            size = len(plaintext)
-            self._push((connection.feed_key, _PLAIN[size] if size < _SHORT else core.prefix(size), plaintext))
-        if tls.failure is not None:
-            raise tls.failure
-        if tls.has_ended:
+            self._push((connection.feed_key, core.prefix(len(plaintext)), plaintext))
+        if connection.failure is not None:
+            raise connection.failure
+        if connection.has_ended:
             self._push((connection.end_key, *_CLEAN))
+
+    def _end(self, slot: int, kind: int, plaintext: bytes) -> None:
+        """Send the last that goes to a peer, with close_notify behind it: OUT_LAST. Or forget it: GONE."""
+        if kind == core.EVENT_GONE:
+            self._connections.pop(slot, None)
+            return
+        connection = self._connections.get(slot) or self._begin(slot)
+        if connection is None:
+            return
+        try:
+            ciphertext = connection.seal(plaintext)
+            connection.close()
+            ciphertext += connection.take()
+            self._push((connection.send_key, core.prefix(len(ciphertext), core.OUT_AND_LAST), ciphertext))
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, _broken decides
+            self._broken(connection, kind, error)
+
+    # ---- what goes wrong ----
+
+    def _broken(self, connection: _Connection, kind: int, error: BaseException) -> None:
+        if not isinstance(error, ssl.SSLError):
+            self._lost(connection.handle, error)
+        elif kind == _RAW:
+            self._failed(connection, error)
+        else:
+            self._log(connection, error)
+            self._push((connection.abort_key, _NOTHING, b""))
 
     def _failed(self, connection: _Connection, error: ssl.SSLError) -> None:
         """End a connection whose peer does not speak TLS, or not as it has to, behind the alert that says so."""
         self._log(connection, error)
-        last = connection.tls.take()
+        last = connection.take()
         if error.reason == "HTTP_REQUEST":
             last += _PLAIN_HTTP
         if last:
@@ -188,41 +210,16 @@ class Secured:
         peer = self._name(self._loop.peer(connection.handle))
         log.info("TLS with %s has failed: %s", peer, error.reason or error)
 
-    def to_send(self, slot: int, plaintext: bytes, *, is_last: bool) -> None:
-        """Encrypt what goes to a peer: OUT, or OUT_LAST, behind which goes close_notify."""
-        connection = self._connections.get(slot)
-        if connection is None:  # it ends before its peer has said anything
-            connection = self._begin(slot)
-        if connection is None:
-            return
-        tls = connection.tls
-        try:
-            ciphertext = tls.seal(plaintext)
-            if is_last:
-                tls.close()
-                ciphertext += tls.take()
-        except ssl.SSLError as error:
-            self._log(connection, error)
-            self._push((connection.abort_key, _NOTHING, b""))
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, _lost decides
-            self._lost(connection.handle, error)
-        else:
-            size = len(ciphertext)
-            if is_last:
-                prefix = core.prefix(size, core.OUT_AND_LAST)
-            else:
-                prefix = _SEALED[size] if size < _SHORT else core.prefix(size, core.OUT)
-            self._push((connection.send_key, prefix, ciphertext))
-
-    def gone(self, slot: int) -> None:
-        """Forget a connection: GONE."""
-        self._connections.pop(slot, None)
-
     def ssl_object(self, handle: int) -> ssl.SSLObject | None:
         """Return what tells about the TLS of a connection; None once it is gone. Thread-safe."""
         connection = self._connections.get(handle & core.SLOT)
-        return connection.tls.ssl_object if connection is not None and connection.handle == handle else None
+        return connection.ssl_object if connection is not None and connection.handle == handle else None
 
+
+# Their payloads always lie apart.
+_RAW: Final = core.EVENT_RAW | core.EVENT_APART
+_OUT: Final = core.EVENT_OUT | core.EVENT_APART
+_OUT_LAST: Final = core.EVENT_OUT_LAST | core.EVENT_APART
 
 _SHORT: Final = 512
 """Prefixes of shorter payloads need not be made."""

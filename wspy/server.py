@@ -140,8 +140,9 @@ class Server(BaseServer[Client]):
     def _dispatch(self, count: int) -> None:
         read = self.loop.packed()
         clients = self.clients._slots
-        other = self._other_event if self._secured is None else self._secured.sort(self._other_event)
-        for slot, kind, start, length in self.loop.events(count):
+        other = self._other_event
+        events = self.loop.events(count)
+        for slot, kind, start, length in events if self._secured is None else self._secured.others(events):
             if kind > core.EVENT_BINARY or (client := clients[slot]) is None or client._mode == DROP:
                 other(slot, kind, start, length, read)
             else:

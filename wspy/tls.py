@@ -30,21 +30,23 @@ class TLS:
         is_open: whether the handshake is done.
         has_ended: whether the peer has sent close_notify (RFC 8446 §6.1), or ``eof`` was called.
         failure: what ``receive`` raises from now on; an alert, if one is due, is among what ``take`` returns.
+        has_news: whether there may be something to take, an end or a failure since ``take`` was called.
 
     Raises:
         ssl.SSLError, ValueError: the context is not for this side, or for this name.
     """
 
     __slots__ = (
+        "_flows",
         "_incoming",
         "_outgoing",
-        "_pending",
         "_read_record",
         "_sealed",
         "_waiting",
         "_write_record",
         "failure",
         "has_ended",
+        "has_news",
         "is_open",
         "ssl_object",
     )
@@ -56,10 +58,14 @@ class TLS:
         self._waiting = bytearray()
         self._sealed: list[bytes] = []  # records that were taken out of the way
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
-        self._read_record, self._write_record = self.ssl_object.read, self.ssl_object.write
-        self._pending = self.ssl_object.pending
+        # what SSLObject itself calls: two calls of Python less for each record
+        inner = getattr(self.ssl_object, "_sslobj", self.ssl_object)
+        self._read_record, self._write_record = inner.read, inner.write
+        # whether all that is left to do is to turn records into plaintext, and plaintext into records
+        self._flows = False
         self.is_open = False
         self.has_ended = False
+        self.has_news = False
         self.failure: ssl.SSLError | None = None
         if not server_side:
             with suppress(ssl.SSLWantReadError):
@@ -73,73 +79,78 @@ class TLS:
         Raises:
             ssl.SSLError: the peer broke TLS, or its certificate is refused.
         """
-        if not self.is_open or self.failure is not None or self.has_ended or self._waiting or len(data) > PIECE:
+        size = len(data)
+        if not self._flows or size > PIECE:
             return self._receive_carefully(data, [])
-        # the quickest way for what most of it is: a record
-        self._incoming.write(data)
+        # the quickest way for what most of it is: a record, which is longer than its plaintext
+        incoming = self._incoming
+        incoming.write(data)
         try:
-            plaintext = self._read_record(RECORD)
-        except ssl.SSLWantReadError:
-            return b""
+            plaintext = self._read_record(size)
         except ssl.SSLError as error:
-            self._failed(error, [])
+            self._not_read(error, [])
             return b""
-        if plaintext and not self._incoming.pending and not self._pending():
-            return plaintext
-        if not plaintext:
-            self.has_ended = True
-            return b""
-        return self._receive_carefully(b"", [plaintext])
+        if incoming.pending:
+            return self._receive_carefully(b"", [plaintext])
+        if self._outgoing.pending or not plaintext:
+            self._flows, self.has_news = bool(plaintext), True
+            self.has_ended = not plaintext  # close_notify, as the ssl module has it without an exception
+        return plaintext
 
     def _receive_carefully(self, data: bytes, parts: list[bytes]) -> bytes:
+        self._flows, self.has_news = False, True
         if self.failure is not None:
             raise self.failure
         if self.has_ended:
             return b""
+        flows = False
         try:
-            if len(data) <= PIECE:
-                self._take_in(data, parts)
-            else:
-                for start in range(0, len(data), PIECE):
-                    self._take_in(data[start : start + PIECE], parts)
+            for start in range(0, len(data) or 1, PIECE):
+                flows = self._take_in(data[start : start + PIECE], parts)
         except ssl.SSLError as error:
-            self._failed(error, parts)
+            flows = False
+            self._not_read(error, parts)
         if self._waiting and self.is_open:
             self._write_waiting()
+        self._flows = flows and not self._waiting
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _failed(self, error: ssl.SSLError, parts: list[bytes]) -> None:
-        """Note why nothing more can be read; raise it, unless there is something to return before."""
-        if isinstance(error, ssl.SSLZeroReturnError):
-            self.has_ended = True
-            return
-        self.failure = error
-        if not parts:
-            raise error
-
-    def _take_in(self, data: bytes, parts: list[bytes]) -> None:
-        """Go on with the handshake, and add what can be read."""
+    def _take_in(self, data: bytes, parts: list[bytes]) -> bool:
+        """Go on with the handshake, and add what can be read; return whether the next record is to be expected."""
         self._incoming.write(data)
         try:
             if not self.is_open:
                 self._shake_hands()
             self._read(parts)
-        except ssl.SSLWantReadError:
-            pass
+        except ssl.SSLWantReadError:  # a record is there in part
+            return False
+        return not self.has_ended
 
     def _shake_hands(self) -> None:
         self.ssl_object.do_handshake()
         self.is_open = True
 
     def _read(self, parts: list[bytes]) -> None:
-        incoming, read, pending = self._incoming, self._read_record, self._pending
-        # what is left is asked for, since being told by an exception that nothing is costs as much as a record
-        while incoming.pending or pending():
-            part = read(RECORD)
-            if not part:  # close_notify, as the ssl module has it without an exception
+        # What is left is asked for, since being told by an exception that nothing is costs as much as a record. And
+        # nothing is left in TLS itself: whoever asks for a whole record gets all of it.
+        while self._incoming.pending:
+            part = self._read_record(RECORD)
+            if not part:
                 self.has_ended = True
                 return
             parts.append(part)
+
+    def _not_read(self, error: ssl.SSLError, parts: list[bytes]) -> None:
+        """Note why nothing more can be read; raise it, unless there is something to return before."""
+        self._flows, self.has_news = False, True
+        if isinstance(error, ssl.SSLWantReadError):
+            return
+        if isinstance(error, ssl.SSLZeroReturnError):
+            self.has_ended = True
+            return
+        self.failure = error
+        if not parts:
+            raise error
 
     def send(self, data: bytes) -> None:
         """Encrypt bytes for the peer; before the handshake is done they wait for it.
@@ -151,8 +162,9 @@ class TLS:
             return
         if self.is_open and not self._waiting and len(data) <= RECORD:
             with suppress(ssl.SSLWantReadError):
-                self.ssl_object.write(data)
+                self._write_record(data)
                 return
+        self._flows = False
         self._waiting += data
         if self.is_open:
             self._write_waiting()
@@ -160,7 +172,7 @@ class TLS:
     def _write_waiting(self) -> None:
         """Write as much of what waits as TLS takes."""
         written, size = 0, len(self._waiting)
-        write = self.ssl_object.write
+        write = self._write_record
         with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
             while written < size:
                 with view[written : written + RECORD] as part:
@@ -171,17 +183,19 @@ class TLS:
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt bytes and return the records that are to be sent now: ``send`` and ``take`` in one."""
-        if not self.is_open or self._waiting or self._sealed or not 0 < len(data) <= RECORD:
+        if not self._flows or self._sealed or not 0 < len(data) <= RECORD:
             self.send(data)
             return self.take()
         try:
             self._write_record(data)
         except ssl.SSLWantReadError:
+            self._flows = False
             self._waiting += data
         return self._outgoing.read()
 
     def take(self) -> bytes:
         """Return the records that are to be sent now."""
+        self.has_news = False
         if not self._sealed:
             return self._outgoing.read() if self._outgoing.pending else b""
         sealed, self._sealed = self._sealed, []
