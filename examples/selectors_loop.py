@@ -21,9 +21,9 @@ def go_on(client: wspy.websocket) -> None:
         client.do_async_recv()
         client.do_async_send()
         selector.modify(client, EVENT_READ | EVENT_WRITE * client.can_send(), go_on)
-    except (wspy.SocketClosed, wspy.ProtocolError, wspy.HandshakeError):
+    except (OSError, wspy.ProtocolError, wspy.HandshakeError):
         selector.unregister(client)
-        with client, contextlib.suppress(wspy.SocketClosed):
+        with client, contextlib.suppress(OSError):
             client.do_async_send()  # a Close, or the reason why the client isn't let in
 
 

@@ -1,7 +1,7 @@
 """Echo over TLS, and take a new certificate while serving, at SIGHUP: python tls_server.py [PORT] [PEM].
 
 A file for a try:
-openssl req -x509 -nodes -newkey rsa:2048 -subj /CN=localhost -keyout server.pem -out cert && cat cert >>server.pem
+openssl req -x509 -nodes -newkey rsa -subj /CN=x -addext subjectAltName=IP:127.0.0.1 -keyout server.pem -out server.pem
 """
 
 from __future__ import annotations

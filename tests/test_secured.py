@@ -154,7 +154,9 @@ def test_j2_plain_http_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     head, body = answer[1:].split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert f"Content-Length: {len(body)}".encode() in head
-    assert [record.getMessage() for record in caplog.records] == ["TLS with somebody has failed: HTTP_REQUEST"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "TLS with somebody has failed: it speaks HTTP without TLS"
+    ]
     assert caplog.records[0].exc_info is None
 
 

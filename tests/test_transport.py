@@ -247,6 +247,41 @@ def test_enable_ssl(tmp_path: Path) -> None:
                     one.enable_ssl()
 
 
+def test_enable_ssl_with_a_certificate_of_a_client(tmp_path: Path) -> None:
+    """Which side this is, nobody has said yet."""
+    pem, trusted = str(tmp_path / "pem"), str(tmp_path / "trusted")
+    authority().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pem)
+    authority().cert_pem.write_to_path(trusted)
+    with listening() as listener, websocket() as client:
+        for one in (listener, client):
+            one.enable_ssl(certfile=pem, ca_certs=trusted)
+        accepting = Running(lambda: listener.accept()[0])
+        client.connect(("localhost", listener.getsockname()[1]))
+        with accepting.result() as server:
+            assert ("DNS", "localhost") in server.ssl_object.getpeercert()["subjectAltName"]
+
+
+def test_enable_ssl_with_a_key_alone() -> None:
+    with websocket() as one, pytest.raises(ValueError, match="certfile"):
+        one.enable_ssl("key")
+
+
+def test_who_asks_for_tls_where_there_is_none_is_told_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, websocket(ssl=client_context()) as client:
+
+        def answer() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(100)
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                sock.recv(100)
+
+        answering = Running(answer)
+        with pytest.raises(ssl.SSLError) as caught:
+            client.connect(f"wss://localhost:{listener.getsockname()[1]}/")
+        assert caught.value.__notes__ == ["it doesn't speak TLS"]
+        answering.result()
+
+
 # ---- how it begins and ends ----
 
 

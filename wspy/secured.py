@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
 from .contexts import checked_server_context
-from .tls import TLS
+from .tls import TLS, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Secured"]
 
 log = logging.getLogger("wspy.server")
-
-# nginx's words, more or less, to who speaks HTTP where TLS is spoken: it has no keys to read anything else with.
-_PLAIN_HTTP: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 36\r\nConnection: close\r\n\r\n"
-    b"this port speaks HTTPS and WSS only\n"
-)
 
 
 @contextmanager
@@ -165,7 +159,9 @@ class Secured:
     def _end(self, slot: int, kind: int, plaintext: bytes) -> None:
         """Send the last that goes to a peer, with close_notify behind it: OUT_LAST. Or forget it: GONE."""
         if kind == core.EVENT_GONE:
-            self._connections.pop(slot, None)
+            gone = self._connections.pop(slot, None)
+            if gone is not None and not gone.is_open and gone.failure is None:
+                self._log(gone, "it left" if gone.has_ended else "its handshake was not completed in time")
             return
         connection = self._connections.get(slot) or self._begin(slot)
         if connection is None:
@@ -186,15 +182,13 @@ class Secured:
         elif kind == _RAW:
             self._failed(connection, error)
         else:
-            self._log(connection, error)
+            self._log(connection, explained(error))
             self._push((connection.abort_key, _NOTHING, b""))
 
     def _failed(self, connection: _Connection, error: ssl.SSLError) -> None:
         """End a connection whose peer does not speak TLS, or not as it has to, behind the alert that says so."""
-        self._log(connection, error)
+        self._log(connection, explained(error))
         last = connection.take()
-        if error.reason == "HTTP_REQUEST":
-            last += _PLAIN_HTTP
         if last:
             self._push((connection.send_key, core.prefix(len(last), b"\0"), last))
         self._push((connection.end_key, *_FAILED))
@@ -206,9 +200,8 @@ class Secured:
             raise error
         log.error("exception in the TLS of %s", self._name(self._loop.peer(handle)), exc_info=error)
 
-    def _log(self, connection: _Connection, error: ssl.SSLError) -> None:
-        peer = self._name(self._loop.peer(connection.handle))
-        log.info("TLS with %s has failed: %s", peer, error.reason or error)
+    def _log(self, connection: _Connection, reason: str) -> None:
+        log.info("TLS with %s has failed: %s", self._name(self._loop.peer(connection.handle)), reason)
 
     def ssl_object(self, handle: int) -> ssl.SSLObject | None:
         """Return what tells about the TLS of a connection; None once it is gone. Thread-safe."""

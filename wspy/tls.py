@@ -6,13 +6,33 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["TLS"]
+__all__ = ["TLS", "explained"]
 
 # As long as a record may be (RFC 8446 §5.1): a read brings one at most.
 RECORD: Final = 1 << 14
 
 # A memory BIO keeps the memory of the most that it ever held: so it never holds much.
 PIECE: Final = 1 << 15
+
+# For who speaks HTTP where TLS is spoken: it has no keys to read anything else with.
+_PLAIN_HTTP: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 36\r\nConnection: close\r\n\r\n"
+    b"this port speaks HTTPS and WSS only\n"
+)
+
+_EXPLANATIONS: Final = {
+    "HTTP_REQUEST": "it speaks HTTP without TLS",
+    "NO_SHARED_CIPHER": "there is no cipher that both know, or no certificate",
+    "WRONG_VERSION_NUMBER": "it doesn't speak TLS",
+}
+
+
+def explained(error: OSError) -> str:
+    """Return what to tell people of a failure of TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    reason: str = getattr(error, "reason", None) or str(error)
+    return _EXPLANATIONS.get(reason, reason)
 
 
 class TLS:
@@ -29,7 +49,8 @@ class TLS:
         ssl_object: what tells about the peer's certificate, the cipher and so on; not to be read or written.
         is_open: whether the handshake is done.
         has_ended: whether the peer has sent close_notify (RFC 8446 §6.1), or ``eof`` was called.
-        failure: what ``receive`` raises from now on; an alert, if one is due, is among what ``take`` returns.
+        failure: what ``receive`` raises from now on; what the peer is told of it, such as an alert, is among what
+            ``take`` returns.
         has_news: whether there may be something to take, an end or a failure since ``take`` was called.
 
     Raises:
@@ -149,6 +170,10 @@ class TLS:
             self.has_ended = True
             return
         self.failure = error
+        if error.reason in _EXPLANATIONS:
+            error.add_note(explained(error))
+        if error.reason == "HTTP_REQUEST":
+            self._sealed.append(_PLAIN_HTTP)
         if not parts:
             raise error
 

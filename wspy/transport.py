@@ -165,6 +165,7 @@ class Transport:
 
             checked_context(context)
         self._ssl = context
+        self._ssl_to_connect: SSLContext | None = None  # if connecting takes another one
 
     def _check_ssl(self, *, server_side: bool) -> None:
         """Raise ValueError if there is a context, and it is for the other side."""

@@ -215,22 +215,31 @@ class websocket(Transport):
     def enable_ssl(
         self, keyfile: str | None = None, certfile: str | None = None, *, ca_certs: str | None = None
     ) -> None:
-        """Use TLS: make an ``ssl`` of files, as ``ssl.wrap_socket`` did.
+        """Use TLS: make an ``ssl`` of files, as ``ssl.wrap_socket`` did. Who connects is a client, and else a server.
 
         Args:
-            keyfile: a server's private key; None if it stands in ``certfile``.
-            certfile: a server's certificate and those that lead to it; None for a client.
+            keyfile: the private key; None if it stands in ``certfile``.
+            certfile: the certificate and those that lead to it; a client needs one if the server asks for it.
             ca_certs: of whom a client trusts, or of those who sign certificates of clients, which a server wants then.
 
         Raises:
             SSLError: the opening handshake has begun.
             OSError: a file can't be read, or isn't what it should be.
+            ValueError: there is a key without a certificate.
         """
         if self._protocol is not None or self._head is not None:
             raise SSLError("TLS comes before the opening handshake: call enable_ssl before connect or do_handshake")
         from .contexts import client_context, server_context  # noqa: PLC0415 -- ssl is large, and nothing for many
 
-        self.ssl = client_context(ca_certs) if certfile is None else server_context(certfile, keyfile, ca_certs)
+        if certfile is None and keyfile is not None:
+            raise ValueError("keyfile goes with the certfile of which it is the key")
+        client = client_context(ca_certs)
+        if certfile is None:
+            self.ssl = client
+            return
+        client.load_cert_chain(certfile, keyfile)
+        self.ssl = server_context(certfile, keyfile, ca_certs)
+        self._ssl_to_connect = client
 
     def _secure_as_server(self) -> None:
         if self._ssl is not None:
@@ -507,6 +516,8 @@ class websocket(Transport):
         deadline = self._deadline().earlier(self.open_timeout)
         if self._auth is not None and self._pair is None:
             raise TypeError("connect needs a (user name, password) pair for auth: anything else is for servers")
+        if self._ssl_to_connect is not None:
+            self.ssl = self._ssl_to_connect
         self._check_ssl(server_side=False)
         attempts = Attempts(self._uri(address), self.extra_headers, self._pair)
         path = address if isinstance(address, str) and self.family == socket.AF_UNIX and "://" not in address else None
@@ -966,6 +977,7 @@ class websocket(Transport):
             HandshakeError: the client isn't let in; call ``do_async_send`` until ``can_send`` is False, then ``close``.
             SocketClosed: see ``recv``.
             ProtocolError: see ``recv``; the Close that says so is queued.
+            ssl.SSLError: the client doesn't speak TLS as ``ssl`` wants it. Close the socket.
             BlockingIOError: another thread receives.
             ValueError: ``bufsize`` is below 1.
         """

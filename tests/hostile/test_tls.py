@@ -67,8 +67,9 @@ def to_the_end(peer: RawClient) -> bytes:
 
 @secure
 @pytest.mark.parametrize("sent", [0, 1, 5, 100], ids=["nothing", "a byte", "a header", "half a ClientHello"])
-def test_j1_a_handshake_that_stops(serve: Servers, sent: int) -> None:
+def test_j1_a_handshake_that_stops(serve: Servers, sent: int, caplog: pytest.LogCaptureFixture) -> None:
     """open_timeout is for TLS, too; others are not held up meanwhile."""
+    caplog.set_level("INFO", "wspy.server")
     server = serve(open_timeout=0.3, onmessage=echo)
     slow = server.connect()
     hello = tls_of(slow).sealed()
@@ -82,6 +83,21 @@ def test_j1_a_handshake_that_stops(serve: Servers, sent: int) -> None:
         assert time.monotonic() - began > 0.2
         other.close()
     until(lambda: server.connections() == 0, "dropped")
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "its handshake was not completed in time"
+    ] * (sent > 0)
+
+
+@secure
+def test_j1_a_handshake_that_is_given_up(serve: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wspy.server")
+    server = serve()
+    peer = server.connect()
+    peer.socket.plain.sendall(tls_of(peer).sealed()[:100])
+    peer.socket.plain.shutdown(socket.SHUT_WR)
+    assert peer.socket.plain.recv(1) == b""
+    until(lambda: len(caplog.messages) == 1, "logged")
+    assert caplog.messages[0].endswith(" has failed: it left")
 
 
 @secure

@@ -104,6 +104,8 @@ def test_j2_no_tls(serve: Servers, caplog: pytest.LogCaptureFixture, data: bytes
     peer = server.connect()
     peer.send(data)
     began = time.monotonic()
+    if data.startswith(b"GET"):
+        assert peer.response().status == 400
     until(peer.is_ended, "ended")
     assert time.monotonic() - began < 1 * PATIENCE
     until(lambda: server.connections() == 0, "gone")
