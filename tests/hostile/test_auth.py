@@ -15,6 +15,7 @@ from wspy.auth import Digest, as_octets, parse_challenges, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from drivers import RawClient, Servers
 
@@ -129,14 +130,17 @@ def test_a_digest_that_is_refused(serve: Servers, name: str) -> None:
     last.opened()
 
 
-def test_k14_a_nonce_of_another_server(serve: Servers) -> None:
+def test_k14_a_nonce_of_another_server(serve: Servers, tmp_path: Path) -> None:
     one, other = (serve(auth=DigestAuth(PEOPLE)) for _ in range(2))
     assert "stale" not in challenge(one, field(answered(challenge(other))))
-    secret = b"0123456789abcdef"
-    one, other = (serve(auth=DigestAuth(PEOPLE, secret=secret)) for _ in range(2))
+    options = {"secret": b"0123456789abcdef", "memory": tmp_path / "nonces"}
+    one, other = (serve(auth=DigestAuth(PEOPLE, **options)) for _ in range(2))
+    credentials = field(answered(challenge(other)))
     peer = one.connect()
-    peer.send(field(answered(challenge(other))))
+    peer.send(credentials)
     peer.opened()
+    for server in (one, other):
+        assert challenge(server, credentials)["stale"] == "true"
 
 
 def test_k11_an_old_nonce_is_stale_and_the_next_one_fresh(serve: Servers) -> None:
