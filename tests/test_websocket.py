@@ -622,6 +622,21 @@ def test_k19_a_server_that_goes_on_asking_is_told_once() -> None:
         assert TOKEN in server.requests[1]
 
 
+def test_k19_a_redirect_is_followed_with_the_answer_and_leads_to_no_other_one() -> None:
+    with (
+        Script(moved("/a"), asks(BASIC), moved("/b"), opens) as server,
+        websocket(auth=("user", "secret")) as client,
+    ):
+        client.connect(server.url)
+        client.close()
+        assert [request.split(b" ")[1] for request in server.requests] == [b"/start", b"/a", b"/a", b"/b"]
+        assert [TOKEN in request for request in server.requests] == [False, False, True, True]
+    with Script(asks(BASIC), moved("/a"), asks(BASIC)) as server, websocket(auth=("user", "secret")) as client:
+        with pytest.raises(ResponseError) as caught:
+            client.connect(server.url)
+        assert caught.value.status == 401
+
+
 def test_k19_a_stale_nonce_is_answered_with_the_fresh_one() -> None:
     digest = 'Digest realm="x", qop="auth", algorithm=SHA-256, nonce='
     questions = (asks(digest + '"1"', BASIC), asks(digest + '"2", stale=true'))

@@ -483,7 +483,8 @@ class websocket(Transport):
 
         Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A server
         that asks who this is (401) is told once, by the strongest of Digest and Basic that it offers, on a new socket,
-        too. A socket that was passed in can't be exchanged, so there both are errors like every other status.
+        too; and again without being asked where it redirects on its own origin. A socket that was passed in can't be
+        exchanged, so there both are errors like every other status.
 
         Args:
             address: ``"ws://host:port/path?query"``, or with ``wss`` for TLS; or (host, port), "" for this machine, and
