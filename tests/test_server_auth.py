@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -534,6 +535,27 @@ def test_k16_failures_are_counted_and_told_without_the_credentials() -> None:
         refused(policy, "Basic " + basic_token("user", "wrong"))
     refused(policy, None)
     assert (policy.failures, told) == (3, ["/chat?x=1"] * 3)
+
+
+def test_k16_the_longest_delay_of_those_who_were_asked() -> None:
+    policies = [BasicAuth(PEOPLE, delay=1), BasicAuth(PEOPLE, "other", delay=2.5), DigestAuth(PEOPLE, delay=9)]
+    wrong = "Basic " + basic_token("user", "wrong")
+    assert refused(policies, wrong).delay == 2.5
+    assert copy(refused(policies, wrong)).delay == 2.5
+    assert refused(policies[2], answer(policies[2], "user", "wrong")).delay == 9
+    assert refused(PEOPLE, wrong).delay == 0
+    for value in (None, "Bearer abc", "Basic (", answer(policies[2], "user", "secret", NOW - 1000)):
+        assert not hasattr(refused(policies, value), "delay")
+
+
+@pytest.mark.parametrize("make", [BasicAuth, DigestAuth])
+@pytest.mark.parametrize(
+    ("delay", "error"),
+    [(-1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), (None, ValueError), ("1", TypeError)],
+)
+def test_what_is_no_delay(make: Callable[..., Auth], delay: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="delay"):
+        make(PEOPLE, delay=delay)
 
 
 @pytest.mark.parametrize("make", [BasicAuth, DigestAuth])

@@ -17,13 +17,22 @@ from urllib.parse import unquote_to_bytes
 from .auth import ALGORITHMS, Challenge, Digest, as_octets, checked_text, parse_challenges, quoted, split_basic
 from .calls import is_async
 from .errors import HandshakeError
-from .limits import checked_count
+from .limits import checked_count, checked_seconds
 from .nonces import Nonces
 
 if TYPE_CHECKING:
     from .http11 import Request
 
-__all__ = ["Auth", "BasicAuth", "Credentials", "DigestAuth", "Policies", "authenticate", "checked_policies"]
+__all__ = [
+    "Auth",
+    "BasicAuth",
+    "Credentials",
+    "DigestAuth",
+    "Policies",
+    "WrongCredentialsError",
+    "authenticate",
+    "checked_policies",
+]
 
 Credentials: TypeAlias = tuple[str, str] | Iterable[tuple[str, str]] | Mapping[str, str]
 Check: TypeAlias = Callable[[str, str], object]
@@ -45,24 +54,30 @@ class Auth(ABC):
 
     Args:
         realm: what the user name and the password are for, shown to people.
+        delay: seconds after which wrong credentials are answered, so that guessing takes its time; not those that are
+            absent, or whose nonce is too old. Others are served meanwhile, and ``open_timeout`` goes on: a connection
+            ends with it, whether it was answered or not. Who guesses may do so on many connections at once: each takes
+            a descriptor for so long. A ``websocket`` that doesn't block answers at once.
 
     Attributes:
         scheme: its name in lower case, such as ``"basic"``.
         realm: as given.
+        delay: as given.
         failures: how many credentials were refused.
         may_block: whether ``username`` may take its time, as it does in a function of yours. ``Server`` calls it in a
             thread then; ``AsyncServer`` and ``websocket.accept`` let everybody wait.
 
     Raises:
-        TypeError: the realm isn't a str.
-        ValueError: the realm has control characters.
+        TypeError: the realm isn't a str, or the delay no number.
+        ValueError: the realm has control characters, or the delay is below 0 or infinite.
     """
 
     scheme = ""
     may_block = True
 
-    def __init__(self, realm: str) -> None:
+    def __init__(self, realm: str, *, delay: float = 0.0) -> None:
         self.realm = checked_text("the realm", realm)
+        self.delay = _checked_delay(delay)
         self.failures = 0
         self._counting = Lock()
 
@@ -110,6 +125,16 @@ class StaleError(Exception):
     """The credentials are right, but their nonce is too old, or was used already."""
 
 
+class WrongCredentialsError(HandshakeError):
+    """A client isn't who it says.
+
+    Attributes:
+        delay: seconds after which it is to be told, see ``Auth``.
+    """
+
+    delay = 0.0
+
+
 class BasicAuth(Auth):
     """User name and password as they are, RFC 7617: for TLS only.
 
@@ -119,16 +144,17 @@ class BasicAuth(Auth):
         credentials: a (user name, password) pair, several of them, a mapping, or a function of both that returns
             whether they are right.
         realm: see ``Auth``.
+        delay: see ``Auth``.
 
     Raises:
-        TypeError: the credentials are something else, or not str, or the function is ``async def``.
-        ValueError: there are none, a user name has a colon, or one has control characters.
+        TypeError: the credentials are something else, or not str, or the function is ``async def``; see ``Auth``, too.
+        ValueError: there are none, a user name has a colon, or one has control characters; see ``Auth``, too.
     """
 
     scheme = "basic"
 
-    def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket") -> None:
-        super().__init__(realm)
+    def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket", *, delay: float = 0.0) -> None:
+        super().__init__(realm, delay=delay)
         self._key = urandom(32)
         self._check = _checked_function(credentials)
         self.may_block = self._check is not None
@@ -176,6 +202,7 @@ class DigestAuth(Auth):
             secret on one machine. It is made if there is none, for this user alone.
         replayed: called with a nonce and its count instead of remembering them here: returns whether the nonce was
             used with this count or a higher one; for processes that share a secret on several machines.
+        delay: see ``Auth``.
 
     Raises:
         OSError: there is no such memory.
@@ -198,8 +225,9 @@ class DigestAuth(Auth):
         max_nonces: int = 65_536,
         memory: str | PathLike[str] | None = None,
         replayed: Callable[[str, int], bool] | None = None,
+        delay: float = 0.0,
     ) -> None:
-        super().__init__(realm)
+        super().__init__(realm, delay=delay)
         self._passwords = _checked_function(credentials) or dict(_pairs(cast("Credentials", credentials))).get
         self.may_block = callable(credentials) or replayed is not None
         self._algorithms = {name.lower(): _checked_algorithm(name) for name in algorithms}
@@ -323,35 +351,48 @@ def authenticate(policies: tuple[Auth, ...], request: Request, now: float) -> st
         now: seconds since the epoch.
 
     Raises:
+        WrongCredentialsError: 401, as below, to be answered after its delay.
         HandshakeError: 401 with the challenges (RFC 9110 §15.5.2), or 400 for what is malformed.
         Exception: of a function of the user: answer with 500.
     """
     value = request.headers.get("authorization")
     if value is None:
-        raise _refused(policies, "the client has sent no credentials", now)
+        raise HandshakeError(401, "the client has sent no credentials", _challenges(policies, now))
     try:
         (credentials,) = parse_challenges(value)
     except ValueError:
         if value[:6].lower() == "basic ":  # RFC 7617 §2: what is no token is no credentials
-            raise _refused(policies, "the credentials for basic are malformed", now) from None
+            raise HandshakeError(401, "the credentials for basic are malformed", _challenges(policies, now)) from None
         raise HandshakeError(400, "the credentials are malformed") from None
     asked = [policy for policy in policies if policy.scheme == credentials.scheme]
     for policy in asked:
         try:
             username = policy.username(credentials, request.method, request.target, now)
         except StaleError:
-            raise _refused(policies, "the nonce of the credentials is too old, or was used", now, stale=True) from None
+            message = "the nonce of the credentials is too old, or was used"
+            raise HandshakeError(401, message, _challenges(policies, now, stale=True)) from None
         if username is not None:
             return username
+    if not asked:
+        raise HandshakeError(401, "the credentials are of another scheme", _challenges(policies, now))
     for policy in asked:
         policy.refused(request)
-    reason = f"the credentials for {credentials.scheme} are wrong" if asked else "the credentials are of another scheme"
-    raise _refused(policies, reason, now)
+    message = f"the credentials for {credentials.scheme} are wrong"
+    wrong = WrongCredentialsError(401, message, _challenges(policies, now))
+    wrong.delay = max(policy.delay for policy in asked)
+    raise wrong
 
 
-def _refused(policies: tuple[Auth, ...], message: str, now: float, *, stale: bool = False) -> HandshakeError:
+def _challenges(policies: tuple[Auth, ...], now: float, *, stale: bool = False) -> list[tuple[str, str]]:
     fields = [value for policy in policies for value in policy.challenges(now, stale=stale)]
-    return HandshakeError(401, message, [("WWW-Authenticate", value) for value in fields])
+    return [("WWW-Authenticate", value) for value in fields]
+
+
+def _checked_delay(delay: float) -> float:
+    seconds = checked_seconds("delay", delay)
+    if seconds is None:
+        raise ValueError("the delay must be a number of seconds: a client is told at last")
+    return seconds
 
 
 def _check_sharing(secret: bytes | None, memory: object, replayed: object) -> None:
