@@ -41,6 +41,7 @@ LAYERS = (
         "threads",
         "held",
         "lenient",
+        "nonces",
         "outbox",
         "server_auth",
         "tls",
@@ -61,7 +62,7 @@ PURE = {name for name, level in LAYER.items() if level <= LAYER["protocol"]}
 IMPURE = {"_socket", "asyncio", "logging", "select", "selectors", "socket", "ssl", "threading", "time"}
 
 # The Python faces of the C core; all others ask them.
-FACES = {"_core", "frames", "heads", "loop", "protocol"}
+FACES = {"_core", "frames", "heads", "loop", "nonces", "protocol"}
 
 # Source files whose test isn't their namesake, and where it is.
 TESTED_BY = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wspy.attempts import MAX_REDIRECTS, Attempts
-from wspy.auth import basic_token
+from wspy.auth import basic_token, parse_challenges
 from wspy.errors import ResponseError
 from wspy.headers import Headers
 from wspy.uri import parse_uri
@@ -23,12 +23,20 @@ def asked(*challenges: str) -> ResponseError:
 
 
 BASICALLY = asked('Basic realm="x"')
+DIGEST = 'Digest realm="x", nonce="1", qop="auth"'
 
 
 def attempts(
     uri: str = "ws://a/b", headers: dict[str, str] | None = None, auth: tuple[str, str] | None = PAIR
 ) -> Attempts:
     return Attempts(parse_uri(uri), Headers(headers or {}), auth)
+
+
+def said(ours: Attempts) -> tuple[str, str, str]:
+    """Return nonce, count and uri of the credentials of Digest that are sent next."""
+    ((scheme, _, parameters),) = parse_challenges(ours.headers["authorization"])
+    assert scheme == "digest"
+    return parameters["nonce"], parameters["nc"], parameters["uri"]
 
 
 # ---- redirects ----
@@ -68,7 +76,6 @@ def test_m7_from_ws_to_wss_is_another_origin() -> None:
 def test_m7_the_number_of_redirects_is_limited_and_questions_do_not_count() -> None:
     ours = attempts()
     for number in range(MAX_REDIRECTS):
-        ours.follow(BASICALLY)
         ours.follow(moved(f"/{number}"))
     ours.follow(BASICALLY)
     with pytest.raises(ResponseError, match="more than 10"):
@@ -132,13 +139,43 @@ def test_the_user_name_of_the_uri_comes_first() -> None:
 
 
 @pytest.mark.parametrize("uri", ["ws://a/b", "ws://user:secret@a/b"])
-def test_k19_a_redirect_on_the_same_origin_may_ask_again(uri: str) -> None:
+def test_k19_a_redirect_on_the_same_origin_is_followed_with_the_answer(uri: str) -> None:
     ours = attempts(uri)
+    ours.follow(moved("/a"))
+    assert "authorization" not in ours.headers, "nobody has asked"
     ours.follow(BASICALLY)
+    for number in range(3):
+        ours.follow(moved(f"/{number}"))
+        assert ours.headers["authorization"] == BASIC
+
+
+@pytest.mark.parametrize("again", [BASICALLY, asked(DIGEST), asked(DIGEST + ", stale=false"), asked(DIGEST, "Basic")])
+@pytest.mark.parametrize("first", [BASICALLY, asked(DIGEST)])
+def test_k19_a_server_that_redirects_between_its_questions_is_answered_once(
+    first: ResponseError, again: ResponseError
+) -> None:
+    ours = attempts()
+    ours.follow(first)
     ours.follow(moved("/c"))
-    assert "authorization" not in ours.headers, "it was for the other resource"
-    ours.follow(BASICALLY)
-    assert ours.headers["authorization"] == BASIC
+    with pytest.raises(ResponseError) as caught:
+        ours.follow(again)
+    assert caught.value is again
+
+
+def test_k19_a_digest_goes_on_behind_a_redirect_and_is_stale_once_in_all() -> None:
+    """RFC 7616 §3.4: the same nonce, the next count, for the other resource."""
+    ours = attempts()
+    ours.follow(asked(DIGEST))
+    assert said(ours) == ("1", "00000001", "/b")
+    ours.follow(moved("/c?d"))
+    assert said(ours) == ("1", "00000002", "/c?d")
+    stale = asked(DIGEST.replace('"1"', '"2"') + ", stale=true")
+    ours.follow(stale)
+    assert said(ours) == ("2", "00000001", "/c?d")
+    ours.follow(moved("/e"))
+    assert said(ours) == ("2", "00000002", "/e")
+    with pytest.raises(ResponseError):
+        ours.follow(stale)
 
 
 @pytest.mark.parametrize("other", ["ws://b/", "ws://a:81/", "ws://sub.a/"])

@@ -106,6 +106,18 @@ def test_the_same_nonce_again_is_counted() -> None:
     assert said(auth.answer([DIGEST + ", stale=true"], "GET", "/"))["nc"] == "00000002"
 
 
+def test_again_without_being_asked() -> None:
+    auth = ClientAuth("u", "p")
+    assert auth.again("GET", "/") is None
+    first = said(auth.answer([DIGEST], "GET", "/a"))
+    second = said(auth.again("GET", "/b"))
+    assert (first["nc"], second["nc"], second["uri"]) == ("00000001", "00000002", "/b")
+    assert first["cnonce"] != second["cnonce"]
+    assert auth.answer([DIGEST], "GET", "/b") is None
+    auth = ClientAuth("Aladdin", "open sesame")
+    assert auth.answer([BASIC], "GET", "/") == auth.again("GET", "/b") == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+
+
 def test_names_beyond_ascii() -> None:
     """RFC 7616 §3.4: username*, and §4: UTF-8."""
     answer = said(ClientAuth("jäsøn", "ü").answer([DIGEST + ", charset=UTF-8"], "GET", "/"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +22,7 @@ from wspy.server_auth import Auth, BasicAuth, DigestAuth, authenticate, checked_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 NOW = 1_800_000_000.0
 PEOPLE = [("user", "secret"), ("müller", "pä:ss"), ("", "")]
@@ -339,7 +344,7 @@ def test_k11_an_old_nonce_is_stale() -> None:
         assert all("stale" not in challenge for challenge in asked(refused(policy, wrong, NOW + 10.1)))
     assert ask(policy, value, NOW + 9.9) == "user"
     assert all(
-        "stale=true" in challenge for challenge in asked(refused(policy, answer(policy, "user", "secret"), NOW - 1))
+        "stale=true" in challenge for challenge in asked(refused(policy, answer(policy, "user", "secret"), NOW - 6))
     )
 
 
@@ -363,11 +368,88 @@ def test_k12_a_count_is_good_once_and_rises() -> None:
         assert all("stale=true" in one for one in asked(refused(policy, used, target="/")))
 
 
-def test_k14_processes_that_share_a_secret() -> None:
-    one, other = (DigestAuth(PEOPLE, secret=SECRET) for _ in range(2))
-    assert ask(other, answer(one, "user", "secret")) == "user"
-    for stranger in (DigestAuth(PEOPLE), DigestAuth(PEOPLE, "other realm", secret=SECRET)):
-        assert refused(one, answer(stranger, "user", "secret")).status == 401
+def test_k14_objects_that_share_a_secret(tmp_path: Path) -> None:
+    memory = tmp_path / "nonces"
+    one, other = (DigestAuth(PEOPLE, secret=SECRET, memory=memory) for _ in range(2))
+    value = answer(one, "user", "secret")
+    assert ask(other, value) == "user"
+    for policy in (one, other, DigestAuth(PEOPLE, secret=SECRET, memory=memory)):
+        assert "stale=true" in asked(refused(policy, value))[0]
+    for stranger in (DigestAuth(PEOPLE), DigestAuth(PEOPLE, "other realm", secret=SECRET, memory=memory)):
+        assert "stale" not in asked(refused(one, answer(stranger, "user", "secret")))[0]
+
+
+@pytest.mark.parametrize("who_first", ["parent", "child"])
+def test_k14_forked_workers_let_in_once_between_them(who_first: str) -> None:
+    policy = DigestAuth(PEOPLE)
+    value = answer(policy, "user", "secret")
+    if who_first == "parent":
+        assert ask(policy, value) == "user"
+    child = os.fork()
+    if not child:
+        code = 2
+        try:
+            code = int(ask(policy, value) != "user")
+        except HandshakeError as error:
+            code = 10 + ("stale=true" in asked(error)[0])
+        finally:
+            os._exit(code)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if who_first == "parent":
+        assert ended == 11
+    else:
+        assert ended == 0
+        assert "stale=true" in asked(refused(policy, value))[0]
+
+
+WORKER = """
+import sys
+from wspy import DigestAuth, HandshakeError, Headers, Request
+from wspy.server_auth import authenticate
+
+policy = DigestAuth(("user", "secret"), secret=b"0123456789abcdef", memory=sys.argv[1])
+headers = Headers.from_parsed([("Authorization", sys.argv[2])])
+request = Request(b"", "GET", "/chat?x=1", "/chat?x=1", "1.1", headers, is_websocket=True, keep_alive=True)
+try:
+    print(authenticate((policy,), request, float(sys.argv[3])))
+except HandshakeError as error:
+    print("stale" if "stale=true" in error.headers[0][1] else "refused")
+"""
+
+
+def test_k14_independent_processes_let_in_once_between_them(tmp_path: Path) -> None:
+    memory = str(tmp_path / "nonces")
+    policy = DigestAuth(PEOPLE, secret=SECRET, memory=memory)
+    values = [answer(policy, "user", "secret", NOW + number) for number in range(2)]
+
+    def worker(value: str) -> str:
+        command = [sys.executable, "-c", WORKER, memory, value, str(NOW + 1)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    assert ask(policy, values[0], NOW + 1) == "user"
+    assert [worker(values[0]), worker(values[1]), worker(values[1])] == ["stale", "user", "stale"]
+    assert "stale=true" in asked(refused(policy, values[1], NOW + 1))[0]
+
+
+def test_k14_a_clock_that_is_behind() -> None:
+    policy = DigestAuth(PEOPLE, lifetime=10)
+    ahead = answer(policy, "user", "secret", NOW + 4.9)
+    assert ask(policy, ahead, NOW) == "user"
+    assert "stale=true" in asked(refused(policy, ahead, NOW))[0]
+    assert "stale=true" in asked(refused(policy, answer(policy, "user", "secret", NOW + 5.1), NOW))[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"secret": SECRET},
+        {"memory": "nonces"},
+        {"secret": SECRET, "memory": "nonces", "replayed": lambda *_: False},
+    ],
+)
+def test_k14_what_processes_must_share(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"secret|not both"):
+        DigestAuth(PEOPLE, **options)
 
 
 def test_k14_counts_that_processes_share() -> None:
@@ -384,16 +466,17 @@ def test_k14_counts_that_processes_share() -> None:
     assert "stale=true" in asked(refused(other, value))[0]
 
 
-def test_k12_what_is_remembered_is_bounded() -> None:
+def test_k12_what_is_remembered_is_bounded_and_what_is_not_counts_as_used() -> None:
     policy = DigestAuth(PEOPLE, max_nonces=3)
-    values = [answer(policy, "user", "secret", NOW + i) for i in range(5)]
+    values = [answer(policy, "user", "secret", NOW + i) for i in range(10)]
     for value in values:
-        assert ask(policy, value, NOW + 5) == "user"
+        assert ask(policy, value, NOW + 10) == "user"
     for value in values:
-        assert "stale=true" in asked(refused(policy, value, NOW + 5))[0]
-    assert len(policy._memory._counts) == 3
-    late = answer(policy, "user", "secret", NOW)
-    assert "stale=true" in asked(refused(policy, late, NOW + 5))[0]
+        assert "stale=true" in asked(refused(policy, value, NOW + 10))[0]
+    alone = DigestAuth(PEOPLE, max_nonces=1)
+    late = answer(alone, "user", "secret", NOW)
+    assert ask(alone, answer(alone, "user", "secret", NOW + 1), NOW + 1) == "user"
+    assert "stale=true" in asked(refused(alone, late, NOW + 1))[0]
 
 
 def test_threads_use_a_nonce_once() -> None:
@@ -424,7 +507,7 @@ def test_threads_use_a_nonce_once() -> None:
         ({"algorithms": ["SHA-1"]}, ValueError),
         ({"algorithms": ["MD5-sess"]}, ValueError),
         ({"algorithms": []}, ValueError),
-        ({"secret": b"short"}, ValueError),
+        ({"secret": b"short", "replayed": lambda *_: False}, ValueError),
         ({"lifetime": 0}, ValueError),
         ({"max_nonces": 0}, ValueError),
         ({"max_nonces": 1 << 21}, ValueError),
@@ -452,6 +535,27 @@ def test_k16_failures_are_counted_and_told_without_the_credentials() -> None:
         refused(policy, "Basic " + basic_token("user", "wrong"))
     refused(policy, None)
     assert (policy.failures, told) == (3, ["/chat?x=1"] * 3)
+
+
+def test_k16_the_longest_delay_of_those_who_were_asked() -> None:
+    policies = [BasicAuth(PEOPLE, delay=1), BasicAuth(PEOPLE, "other", delay=2.5), DigestAuth(PEOPLE, delay=9)]
+    wrong = "Basic " + basic_token("user", "wrong")
+    assert refused(policies, wrong).delay == 2.5
+    assert copy(refused(policies, wrong)).delay == 2.5
+    assert refused(policies[2], answer(policies[2], "user", "wrong")).delay == 9
+    assert refused(PEOPLE, wrong).delay == 0
+    for value in (None, "Bearer abc", "Basic (", answer(policies[2], "user", "secret", NOW - 1000)):
+        assert not hasattr(refused(policies, value), "delay")
+
+
+@pytest.mark.parametrize("make", [BasicAuth, DigestAuth])
+@pytest.mark.parametrize(
+    ("delay", "error"),
+    [(-1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), (None, ValueError), ("1", TypeError)],
+)
+def test_what_is_no_delay(make: Callable[..., Auth], delay: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="delay"):
+        make(PEOPLE, delay=delay)
 
 
 @pytest.mark.parametrize("make", [BasicAuth, DigestAuth])

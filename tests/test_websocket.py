@@ -622,6 +622,21 @@ def test_k19_a_server_that_goes_on_asking_is_told_once() -> None:
         assert TOKEN in server.requests[1]
 
 
+def test_k19_a_redirect_is_followed_with_the_answer_and_leads_to_no_other_one() -> None:
+    with (
+        Script(moved("/a"), asks(BASIC), moved("/b"), opens) as server,
+        websocket(auth=("user", "secret")) as client,
+    ):
+        client.connect(server.url)
+        client.close()
+        assert [request.split(b" ")[1] for request in server.requests] == [b"/start", b"/a", b"/a", b"/b"]
+        assert [TOKEN in request for request in server.requests] == [False, False, True, True]
+    with Script(asks(BASIC), moved("/a"), asks(BASIC)) as server, websocket(auth=("user", "secret")) as client:
+        with pytest.raises(ResponseError) as caught:
+            client.connect(server.url)
+        assert caught.value.status == 401
+
+
 def test_k19_a_stale_nonce_is_answered_with_the_fresh_one() -> None:
     digest = 'Digest realm="x", qop="auth", algorithm=SHA-256, nonce='
     questions = (asks(digest + '"1"', BASIC), asks(digest + '"2", stale=true'))
@@ -735,6 +750,69 @@ def test_do_handshake_asks_too() -> None:
             assert server.request is not None
             assert server.request.username == "user"
             connecting.result()
+
+
+GUESSED = head("/", [("Authorization", "Basic dXNlcjpndWVzcw==")])
+
+
+def slow_to_refuse(delay: float) -> wspy.BasicAuth:
+    return wspy.BasicAuth(("user", "secret"), delay=delay)
+
+
+@pytest.mark.parametrize("limit", ["delay", "open_timeout", "timeout"])
+def test_k16_do_handshake_answers_wrong_credentials_later(limit: str) -> None:
+    with accepted() as (peer, server):
+        server.auth = slow_to_refuse(0.1 if limit == "delay" else 600)
+        if limit == "timeout":
+            server.settimeout(0.1)
+        elif limit == "open_timeout":
+            server.open_timeout = 0.1
+        began = time.monotonic()
+        peer.send(GUESSED)
+        handshake = Running(server.do_handshake)
+        assert peer.response().status == 401
+        assert time.monotonic() - began >= 0.1
+        peer.end()
+        with pytest.raises(HandshakeError) as caught:
+            handshake.result()
+        assert caught.value.status == 401
+
+
+@pytest.mark.parametrize("who", ["peer", "server"])
+def test_k16_do_handshake_does_not_wait_for_the_delay_if_either_side_ends(who: str) -> None:
+    with accepted() as (peer, server):
+        policy = slow_to_refuse(600)
+        server.auth, server.open_timeout = policy, None
+        peer.send(GUESSED)
+        handshake = Running(server.do_handshake)
+        until(lambda: policy.failures, "read")
+        if who == "peer":
+            peer.abort()
+        else:
+            server.close()
+        with pytest.raises(HandshakeError if who == "peer" else SocketClosed):
+            handshake.result()
+
+
+def test_k16_accept_keeps_to_its_time_while_an_answer_is_held_back() -> None:
+    policy = slow_to_refuse(0.2)
+    with listening(auth=policy) as listener:
+        peer = RawClient(listener.getsockname())
+        peer.send(GUESSED)
+        listener.settimeout(0.05)
+        began = time.monotonic()
+        while not policy.failures:
+            with pytest.raises(TimeoutError):
+                listener.accept()
+        assert peer.waiting() == b"" or time.monotonic() - began >= 0.2
+        listener.settimeout(DEADLINE_S)
+        accepting = Running(listener.accept)
+        assert peer.response().status == 401
+        assert time.monotonic() - began >= 0.2
+        peer.end()
+        listener.close()
+        with pytest.raises(SocketClosed):
+            accepting.result()
 
 
 def test_a_refusal_has_status_headers_and_body() -> None:

@@ -22,8 +22,9 @@ _CREDENTIALS: Final = frozenset(["authorization", "cookie", "host", "proxy-autho
 class Attempts:
     """The requests that it takes to open one connection, of which each but the first follows from an answer.
 
-    A user name and a password are used when the server asks for them, once on each way to a resource, and never on
-    another origin than the first. Nothing that leads to another origin leads back to them.
+    A user name and a password are used when the server asks for them, and never on another origin than the first.
+    Nothing that leads to another origin leads back to them. The server is answered once, wherever it redirects: from
+    then on it is told with each request, and a 401 is the end, unless nothing but a nonce was too old.
 
     Args:
         uri: what to ask for first. Its user name and password come before ``auth``.
@@ -41,13 +42,10 @@ class Attempts:
     def __init__(self, uri: URI, headers: Headers, auth: tuple[str, str] | None = None) -> None:
         self.uri = uri
         self._headers = headers
-        self._pair = auth if uri.username is None else (uri.username, uri.password or "")
-        self._auth = self._its_auth()
+        pair = auth if uri.username is None else (uri.username, uri.password or "")
+        self._auth = None if pair is None else ClientAuth(*pair)  # of this origin alone
         self._authorization: str | None = None
         self._redirects = 0
-
-    def _its_auth(self) -> ClientAuth | None:
-        return None if self._pair is None else ClientAuth(*self._pair)
 
     @property
     def headers(self) -> Headers:
@@ -71,9 +69,10 @@ class Attempts:
             raise _like(answer, f"the server redirects more than {MAX_REDIRECTS} times")
         self._redirects += 1
         if target.origin_key != self.uri.origin_key:
-            self._pair = None
+            self._auth = None
             self._headers = _without_credentials(self._headers)
-        self.uri, self._auth, self._authorization = target, self._its_auth(), None
+        self.uri = target
+        self._authorization = None if self._auth is None else self._auth.again("GET", target.resource)
 
     def __repr__(self) -> str:
         return f"<Attempts {self.uri!r}>"

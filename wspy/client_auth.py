@@ -18,10 +18,11 @@ _ASCII: Final = re.compile(r"[ -~]*")
 
 
 class ClientAuth:
-    """A user name and a password, for one server; answers its challenges once.
+    """A user name and a password, for one origin; answers its challenges once.
 
     A second answer is given only if the server says that nothing but the nonce of the first was wrong (``stale``,
-    RFC 7616 §3.3): whoever sends wrong credentials again and again locks an account.
+    RFC 7616 §3.3): whoever sends wrong credentials again and again locks an account. What the origin was told for one
+    resource it is told for the next one without being asked, by ``again``.
 
     Args:
         username: the user name.
@@ -32,12 +33,13 @@ class ClientAuth:
         ValueError: one of them has control characters or a lone surrogate.
     """
 
-    __slots__ = ("_answered", "_counts", "_password", "_username")
+    __slots__ = ("_answered", "_challenge", "_counts", "_password", "_username")
 
     def __init__(self, username: str, password: str) -> None:
         self._username = checked_text("the user name", username)
         self._password = checked_text("the password", password)
         self._answered: set[str] = set()  # the schemes; and "stale"
+        self._challenge: Challenge | None = None  # the last one that was answered
         self._counts: dict[str, int] = {}  # how often a nonce was used, RFC 7616 §3.4
 
     def answer(self, values: Iterable[str], method: str, resource: str) -> str | None:
@@ -58,10 +60,30 @@ class ClientAuth:
         for challenge in sorted(known, key=lambda challenge: _strength(challenge) or 0):
             if not self._may_answer(challenge):
                 return None
-            if challenge.scheme == "basic":
-                return "Basic " + basic_token(self._username, self._password)
-            return "Digest " + self._digest(challenge.parameters, method, resource)
+            self._challenge = challenge
+            return self.again(method, resource)
         return None
+
+    def again(self, method: str, resource: str) -> str | None:
+        """Return the value of ``Authorization`` for another resource of the same origin, or for the same one again.
+
+        Where no challenge says otherwise, one is for all of an origin (RFC 7617 §2.2, RFC 7616 §3.3 on ``domain``).
+
+        Args:
+            method: of the request.
+            resource: what is asked for: path and query.
+
+        Returns:
+            What the last challenge is answered with; None if none was answered.
+
+        Raises:
+            ValueError: the user name has a colon, and the server wants Basic.
+        """
+        if self._challenge is None:
+            return None
+        if self._challenge.scheme == "basic":
+            return "Basic " + basic_token(self._username, self._password)
+        return "Digest " + self._digest(self._challenge.parameters, method, resource)
 
     def _may_answer(self, challenge: Challenge) -> bool:
         if challenge.scheme not in self._answered:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, SocketClosed
+from .server_auth import WrongCredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,11 +84,14 @@ class _Opening(Generic[_GuestT]):
         self.address = address
         self.deadline = deadline
         self.is_refused = False
+        self._is_held_back = False
         self._left: int | None = None  # of what is still read from one who was refused, once the answer is sent
 
     @property
     def events(self) -> int:
-        """What to wait for."""
+        """What to wait for: nothing but the end of the connection, while the answer is held back."""
+        if self._is_held_back:
+            return 0
         return select.POLLOUT if self.client.can_send() else select.POLLIN
 
     @property
@@ -101,6 +105,8 @@ class _Opening(Generic[_GuestT]):
         Raises:
             OSError: the client is gone, or was listened to for long enough.
         """
+        if self._is_held_back:
+            raise SocketClosed
         if self._left is not None:
             self._drain(self._left)
             return
@@ -108,7 +114,11 @@ class _Opening(Generic[_GuestT]):
             if not self.client.can_send():
                 self.client.do_async_recv()
         except HandshakeError as error:
+            its_time = self.deadline
             self.refused(error)
+            if isinstance(error, WrongCredentialsError) and error.delay:
+                self._is_held_back, self.deadline = True, its_time.earlier(error.delay)
+                return
         except ProtocolError:
             pass  # of a frame behind the request head: the next recv raises it again
         self._send_answer()
@@ -132,7 +142,11 @@ class _Opening(Generic[_GuestT]):
         self.deadline = Deadline(LINGER_SECONDS)
 
     def time_is_up(self, refuse_late: Callable[[_GuestT], None]) -> bool:
-        """Answer that it took too long, if there is something to answer; tell whether it ends now."""
+        """Send an answer that was held back, or that it took too long, if there is one; tell whether it ends now."""
+        if self._is_held_back:
+            self._is_held_back, self.deadline = False, Deadline(LINGER_SECONDS)
+            self._send_answer()
+            return False
         if self.is_refused or self.client.handshake_sent:
             return True
         self.refused("the opening handshake took longer than open_timeout")

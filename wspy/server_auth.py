@@ -7,10 +7,9 @@ import re
 from abc import ABC, abstractmethod
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from os import urandom
+from os import PathLike, urandom
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
@@ -18,12 +17,22 @@ from urllib.parse import unquote_to_bytes
 from .auth import ALGORITHMS, Challenge, Digest, as_octets, checked_text, parse_challenges, quoted, split_basic
 from .calls import is_async
 from .errors import HandshakeError
-from .limits import checked_count
+from .limits import checked_count, checked_seconds
+from .nonces import Nonces
 
 if TYPE_CHECKING:
     from .http11 import Request
 
-__all__ = ["Auth", "BasicAuth", "Credentials", "DigestAuth", "Policies", "authenticate", "checked_policies"]
+__all__ = [
+    "Auth",
+    "BasicAuth",
+    "Credentials",
+    "DigestAuth",
+    "Policies",
+    "WrongCredentialsError",
+    "authenticate",
+    "checked_policies",
+]
 
 Credentials: TypeAlias = tuple[str, str] | Iterable[tuple[str, str]] | Mapping[str, str]
 Check: TypeAlias = Callable[[str, str], object]
@@ -35,6 +44,7 @@ _TIME_SIZE: Final = 6
 # What a client must say, RFC 7616 §3.4: a qop of the old kind would leave out what protects from replays.
 _REQUIRED: Final = ("realm", "nonce", "uri", "response", "qop", "nc", "cnonce")
 _MAX_NONCES: Final = 1 << 20
+_CLOCK_SECONDS: Final = 5.0
 
 
 class Auth(ABC):
@@ -44,24 +54,30 @@ class Auth(ABC):
 
     Args:
         realm: what the user name and the password are for, shown to people.
+        delay: seconds after which wrong credentials are answered, so that guessing takes its time; not those that are
+            absent, or whose nonce is too old. Others are served meanwhile, and ``open_timeout`` goes on: a connection
+            ends with it, whether it was answered or not. Who guesses may do so on many connections at once: each takes
+            a descriptor for so long. A ``websocket`` that doesn't block answers at once.
 
     Attributes:
         scheme: its name in lower case, such as ``"basic"``.
         realm: as given.
+        delay: as given.
         failures: how many credentials were refused.
         may_block: whether ``username`` may take its time, as it does in a function of yours. ``Server`` calls it in a
             thread then; ``AsyncServer`` and ``websocket.accept`` let everybody wait.
 
     Raises:
-        TypeError: the realm isn't a str.
-        ValueError: the realm has control characters.
+        TypeError: the realm isn't a str, or the delay no number.
+        ValueError: the realm has control characters, or the delay is below 0 or infinite.
     """
 
     scheme = ""
     may_block = True
 
-    def __init__(self, realm: str) -> None:
+    def __init__(self, realm: str, *, delay: float = 0.0) -> None:
         self.realm = checked_text("the realm", realm)
+        self.delay = _checked_delay(delay)
         self.failures = 0
         self._counting = Lock()
 
@@ -109,6 +125,16 @@ class StaleError(Exception):
     """The credentials are right, but their nonce is too old, or was used already."""
 
 
+class WrongCredentialsError(HandshakeError):
+    """A client isn't who it says.
+
+    Attributes:
+        delay: seconds after which it is to be told, see ``Auth``.
+    """
+
+    delay = 0.0
+
+
 class BasicAuth(Auth):
     """User name and password as they are, RFC 7617: for TLS only.
 
@@ -118,16 +144,17 @@ class BasicAuth(Auth):
         credentials: a (user name, password) pair, several of them, a mapping, or a function of both that returns
             whether they are right.
         realm: see ``Auth``.
+        delay: see ``Auth``.
 
     Raises:
-        TypeError: the credentials are something else, or not str, or the function is ``async def``.
-        ValueError: there are none, a user name has a colon, or one has control characters.
+        TypeError: the credentials are something else, or not str, or the function is ``async def``; see ``Auth``, too.
+        ValueError: there are none, a user name has a colon, or one has control characters; see ``Auth``, too.
     """
 
     scheme = "basic"
 
-    def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket") -> None:
-        super().__init__(realm)
+    def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket", *, delay: float = 0.0) -> None:
+        super().__init__(realm, delay=delay)
         self._key = urandom(32)
         self._check = _checked_function(credentials)
         self.may_block = self._check is not None
@@ -165,15 +192,24 @@ class DigestAuth(Auth):
         algorithms: of ``"SHA-256"``, ``"SHA-512-256"`` and ``"MD5"``, what is offered first first. Browsers know
             SHA-256; MD5 is for old clients.
         secret: what nonces are signed with, at least 16 bytes; the same one in several processes lets each of them
-            accept the nonces of the others. None for one of this object's own.
+            accept the nonces of the others, so it needs ``memory`` or ``replayed``. None for one of this object's own:
+            it serves processes that are forked from this one, too.
         lifetime: seconds for which a nonce can be used.
-        max_nonces: how many nonces are remembered, up to 1,048,576; the oldest is forgotten, and then too old.
+        max_nonces: how many nonces are remembered, from 1 to 1,048,576, in 8 bytes each. When they are many, some are
+            too old before their time, and their clients asked again; none is let in twice, nor when the clock is set
+            back: who comes then may have to wait until it is where it was.
+        memory: the path of a file that remembers them, such as one below ``/dev/shm``, for processes that share a
+            secret on one machine. It is made if there is none, for this user alone.
         replayed: called with a nonce and its count instead of remembering them here: returns whether the nonce was
-            used with this count or a higher one; for several processes that share a secret.
+            used with this count or a higher one; for processes that share a secret on several machines.
+        delay: see ``Auth``.
 
     Raises:
+        OSError: there is no such memory.
         TypeError: an argument is of another type.
-        ValueError: an algorithm is unknown, the secret is too short, or a number is out of range; see ``BasicAuth``.
+        ValueError: an algorithm is unknown, the secret is too short, or has nothing that remembers for all who share
+            it; the memory is another user's, open to others, or for another ``max_nonces``; or a number is out of
+            range. See ``BasicAuth``, too.
     """
 
     scheme = "digest"
@@ -187,9 +223,11 @@ class DigestAuth(Auth):
         secret: bytes | None = None,
         lifetime: float = 300.0,
         max_nonces: int = 65_536,
+        memory: str | PathLike[str] | None = None,
         replayed: Callable[[str, int], bool] | None = None,
+        delay: float = 0.0,
     ) -> None:
-        super().__init__(realm)
+        super().__init__(realm, delay=delay)
         self._passwords = _checked_function(credentials) or dict(_pairs(cast("Credentials", credentials))).get
         self.may_block = callable(credentials) or replayed is not None
         self._algorithms = {name.lower(): _checked_algorithm(name) for name in algorithms}
@@ -197,12 +235,14 @@ class DigestAuth(Auth):
             raise ValueError("algorithms: there is none")
         if secret is not None and len(secret) < 16:
             raise ValueError("a secret has at least 16 bytes")
+        _check_sharing(secret, memory, replayed)
         if not lifetime > 0:
             raise ValueError("a lifetime is above 0")
         self._secret = urandom(32) if secret is None else bytes(secret)
         self._lifetime = lifetime
-        self._memory = _Memory(checked_count("max_nonces", max_nonces, 1, _MAX_NONCES))
-        self._replayed = self._memory.replayed if replayed is None else replayed
+        # now, not at the first use: so the children of forks have the same
+        self._nonces = Nonces(checked_count("max_nonces", max_nonces, 1, _MAX_NONCES), memory)
+        self._replayed = replayed
         self._opaque = self._signed(b"opaque").hex()
         self._unknown = urandom(16).hex()
 
@@ -229,13 +269,21 @@ class DigestAuth(Auth):
             return None
         if said.get("opaque") != self._opaque or int(said["nc"], 16) == 0:
             return None
-        made = self._time_of(said["nonce"])
+        made = self._made(said["nonce"])
         username = _username_of(said)
         if made is None or username is None or not self._is_right(username, algorithm, said, method):
             return None
-        if not 0 <= now - made <= self._lifetime or self._replayed(said["nonce"], int(said["nc"], 16)):
+        age = now - int.from_bytes(made[:_TIME_SIZE]) / 1000
+        # A clock may be set back a little, and machines that share a secret have clocks that differ: a client that was
+        # told stale, and got its next nonce of the machine ahead, would give up. Each is good once all the same.
+        if not -_CLOCK_SECONDS <= age <= self._lifetime or self._is_used(said["nonce"], made, int(said["nc"], 16)):
             raise StaleError
         return username
+
+    def _is_used(self, nonce: str, made: bytes, count: int) -> bool:
+        if self._replayed is not None:
+            return self._replayed(nonce, count)
+        return self._nonces.is_used(int.from_bytes(made[:_TIME_SIZE]), int.from_bytes(made[_TIME_SIZE:]), count)
 
     def _is_right(self, username: str, algorithm: str, said: dict[str, str], method: str) -> bool:
         password = self._passwords(username)
@@ -259,44 +307,18 @@ class DigestAuth(Auth):
         made = int(now * 1000).to_bytes(_TIME_SIZE) + urandom(_RANDOM_SIZE)
         return b2a_base64(made + self._signed(made), newline=False).decode()
 
-    def _time_of(self, nonce: str) -> float | None:
-        """Return when this server has made a nonce; None if it hasn't."""
+    def _made(self, nonce: str) -> bytes | None:
+        """Return what this server has made a nonce of, its time first; None if it hasn't."""
         try:
             data = a2b_base64(nonce.encode("latin-1"), strict_mode=True)
         except Base64Error:
             return None
         made, signature = data[:-_MAC_SIZE], data[-_MAC_SIZE:]
         is_ours = len(made) == _TIME_SIZE + _RANDOM_SIZE and hmac.compare_digest(signature, self._signed(made))
-        return int.from_bytes(made[:_TIME_SIZE]) / 1000 if is_ours else None
+        return made if is_ours else None
 
     def _signed(self, data: bytes) -> bytes:
         return hmac.digest(self._secret, data + self.realm.encode(), "sha256")[:_MAC_SIZE]
-
-
-class _Memory:
-    """The counts that nonces were used with. Thread-safe.
-
-    Args:
-        most: how many are remembered.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._counts: OrderedDict[str, int] = OrderedDict()
-        self._forgotten = -1  # the newest nonce that was forgotten, by its time
-        self._lock = Lock()
-
-    def replayed(self, nonce: str, count: int) -> bool:
-        """Return whether a nonce was used with this count or a higher one, and remember it."""
-        made = int.from_bytes(a2b_base64(nonce)[:_TIME_SIZE])
-        with self._lock:
-            if count <= self._counts.get(nonce, 0) or (made <= self._forgotten and nonce not in self._counts):
-                return True
-            self._counts[nonce] = count
-            if len(self._counts) > self._most:
-                oldest, _ = self._counts.popitem(last=False)
-                self._forgotten = max(self._forgotten, int.from_bytes(a2b_base64(oldest)[:_TIME_SIZE]))
-            return False
 
 
 Policies: TypeAlias = Auth | tuple[str, str] | Iterable[Auth] | Iterable[tuple[str, str]] | Mapping[str, str] | Check
@@ -329,35 +351,61 @@ def authenticate(policies: tuple[Auth, ...], request: Request, now: float) -> st
         now: seconds since the epoch.
 
     Raises:
+        WrongCredentialsError: 401, as below, to be answered after its delay.
         HandshakeError: 401 with the challenges (RFC 9110 §15.5.2), or 400 for what is malformed.
         Exception: of a function of the user: answer with 500.
     """
     value = request.headers.get("authorization")
     if value is None:
-        raise _refused(policies, "the client has sent no credentials", now)
+        raise HandshakeError(401, "the client has sent no credentials", _challenges(policies, now))
     try:
         (credentials,) = parse_challenges(value)
     except ValueError:
         if value[:6].lower() == "basic ":  # RFC 7617 §2: what is no token is no credentials
-            raise _refused(policies, "the credentials for basic are malformed", now) from None
+            raise HandshakeError(401, "the credentials for basic are malformed", _challenges(policies, now)) from None
         raise HandshakeError(400, "the credentials are malformed") from None
     asked = [policy for policy in policies if policy.scheme == credentials.scheme]
     for policy in asked:
         try:
             username = policy.username(credentials, request.method, request.target, now)
         except StaleError:
-            raise _refused(policies, "the nonce of the credentials is too old, or was used", now, stale=True) from None
+            message = "the nonce of the credentials is too old, or was used"
+            raise HandshakeError(401, message, _challenges(policies, now, stale=True)) from None
         if username is not None:
             return username
+    if not asked:
+        raise HandshakeError(401, "the credentials are of another scheme", _challenges(policies, now))
     for policy in asked:
         policy.refused(request)
-    reason = f"the credentials for {credentials.scheme} are wrong" if asked else "the credentials are of another scheme"
-    raise _refused(policies, reason, now)
+    message = f"the credentials for {credentials.scheme} are wrong"
+    wrong = WrongCredentialsError(401, message, _challenges(policies, now))
+    wrong.delay = max(policy.delay for policy in asked)
+    raise wrong
 
 
-def _refused(policies: tuple[Auth, ...], message: str, now: float, *, stale: bool = False) -> HandshakeError:
+def _challenges(policies: tuple[Auth, ...], now: float, *, stale: bool = False) -> list[tuple[str, str]]:
     fields = [value for policy in policies for value in policy.challenges(now, stale=stale)]
-    return HandshakeError(401, message, [("WWW-Authenticate", value) for value in fields])
+    return [("WWW-Authenticate", value) for value in fields]
+
+
+def _checked_delay(delay: float) -> float:
+    seconds = checked_seconds("delay", delay)
+    if seconds is None:
+        raise ValueError("the delay must be a number of seconds: a client is told at last")
+    return seconds
+
+
+def _check_sharing(secret: bytes | None, memory: object, replayed: object) -> None:
+    """Let processes share a secret only if they share, too, which nonces were used (RFC 7616 §5.4)."""
+    if memory is not None and replayed is not None:
+        raise ValueError("either memory or replayed remembers nonces, not both")
+    if secret is None and memory is not None:
+        raise ValueError("memory is for processes that share a secret: give them one")
+    if secret is not None and memory is None and replayed is None:
+        raise ValueError(
+            "a secret lets several processes accept the same nonces, each of them once: give memory, the path of a "
+            "file that they share, or replayed; or no secret"
+        )
 
 
 def _checked_function(credentials: object) -> Callable[..., Any] | None:

@@ -34,7 +34,7 @@ from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_second
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
-from .server_auth import authenticate, checked_policies
+from .server_auth import WrongCredentialsError, authenticate, checked_policies
 from .signals import StopSignals
 from .version import __version__
 
@@ -216,6 +216,8 @@ class BaseServer(Generic[AnyClient]):
 
     def _begin(self, settings: Settings) -> None:
         self._opening: dict[int, AnyClient] = {}
+        self._held_back: dict[int, Call] = {}
+        """By their handles, those whose answer is to come later, and what sends it."""
         self._calls = Calls()
         self._call_at: float | None = None  # when the earliest call of later is due
         self._frames = self._overrides("onframe")
@@ -406,6 +408,8 @@ class BaseServer(Generic[AnyClient]):
         self._push(core.command(core.REFUSE, self.handshake.refuse(refusal, date=_http_date(int(time())))))
         for client in (*self._opening.values(), *self.clients):
             self._dismiss(client)
+        for answer in list(self._held_back.values()):
+            answer()
         if self._shutdown_timeout is not None:
             self._call(self._shutdown_timeout, self._abort_all)
 
@@ -452,6 +456,7 @@ class BaseServer(Generic[AnyClient]):
     def _let_go(self) -> None:
         """Give everything back, without another handler being called."""
         self._release_listener()
+        self._held_back.clear()
         self.loop.close()
         self._thread = 0
         self._ended.set()
@@ -1026,7 +1031,15 @@ class BaseServer(Generic[AnyClient]):
             # the application may have made it, changed it, or raised a subclass that lacks what is needed
             log.exception("a HandshakeError can't be sent: answered with 500")
             response = self.handshake.refuse(HandshakeError(500, ""), head, date)
-        self._push(core.command(handle | core.RESPOND, _LAST + response))
+        answer = core.command(handle | core.RESPOND, _LAST + response)
+        if isinstance(error, WrongCredentialsError) and error.delay and self._stopping is None:
+            self._held_back[handle] = self._call(error.delay, self._answer_at_last, handle, answer)
+        else:
+            self._push(answer)
+
+    def _answer_at_last(self, handle: int, answer: core.Command) -> None:
+        del self._held_back[handle]
+        self._push(answer)
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
@@ -1074,6 +1087,8 @@ class BaseServer(Generic[AnyClient]):
             state.rcvd, (state.code, state.reason) = rcvd, rcvd
 
     def _on_closed(self, slot: int, start: int, error: int) -> None:
+        if self._held_back and (answer := self._held_back.pop(self.loop.handle(slot), None)) is not None:
+            answer.cancel()
         opening = self._opening.pop(slot, None)
         if opening is not None:
             log.info("%s went away before its handshake was answered", opening)

@@ -32,7 +32,7 @@ from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_second
 from .outbox import Unsent
 from .protocol import Event, Protocol
 from .reception import LINGER_SECONDS, Accepted, Reception
-from .server_auth import authenticate, checked_policies
+from .server_auth import WrongCredentialsError, authenticate, checked_policies
 from .transport import READ, Transport
 from .uri import URI, parse_uri
 from .version import __version__
@@ -413,11 +413,18 @@ class websocket(Transport):
                 if data is not None:
                     self._take_head(data)
             self._flush_all(deadline)
-        except (HandshakeError, TimeoutError):
+        except (HandshakeError, TimeoutError) as error:
+            if isinstance(error, WrongCredentialsError) and error.delay:
+                self._hold_back(deadline.earlier(error.delay))
             self._refuse_late()
             with contextlib.suppress(OSError):
                 self._hang_up()
             raise
+
+    def _hold_back(self, deadline: Deadline) -> None:
+        """Let a client wait for its answer, unless it goes away."""
+        with contextlib.suppress(TimeoutError):
+            self._wait(deadline, 0)
 
     def _hang_up(self) -> None:
         """Send the answer to a client that isn't let in, and give it a moment to read it."""
@@ -492,7 +499,8 @@ class websocket(Transport):
 
         Redirects are followed, at most 10 of them, with new sockets; to another origin without credentials. A server
         that asks who this is (401) is told once, by the strongest of Digest and Basic that it offers, on a new socket,
-        too. A socket that was passed in can't be exchanged, so there both are errors like every other status.
+        too; and again without being asked where it redirects on its own origin. A socket that was passed in can't be
+        exchanged, so there both are errors like every other status.
 
         Args:
             address: ``"ws://host:port/path?query"``, or with ``wss`` for TLS; or (host, port), "" for this machine, and

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import PATIENCE, TEXT, at, deliveries, echo, frame, head, only, until
+from drivers import FRONT_ENDS, PATIENCE, TEXT, at, deliveries, echo, frame, head, needs, only, until
 from heads import PEOPLE, field, token
 
 from wspy import BasicAuth, DigestAuth, Request
@@ -15,6 +16,7 @@ from wspy.auth import Digest, as_octets, parse_challenges, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from drivers import RawClient, Servers
 
@@ -129,14 +131,17 @@ def test_a_digest_that_is_refused(serve: Servers, name: str) -> None:
     last.opened()
 
 
-def test_k14_a_nonce_of_another_server(serve: Servers) -> None:
+def test_k14_a_nonce_of_another_server(serve: Servers, tmp_path: Path) -> None:
     one, other = (serve(auth=DigestAuth(PEOPLE)) for _ in range(2))
     assert "stale" not in challenge(one, field(answered(challenge(other))))
-    secret = b"0123456789abcdef"
-    one, other = (serve(auth=DigestAuth(PEOPLE, secret=secret)) for _ in range(2))
+    options = {"secret": b"0123456789abcdef", "memory": tmp_path / "nonces"}
+    one, other = (serve(auth=DigestAuth(PEOPLE, **options)) for _ in range(2))
+    credentials = field(answered(challenge(other)))
     peer = one.connect()
-    peer.send(field(answered(challenge(other))))
+    peer.send(credentials)
     peer.opened()
+    for server in (one, other):
+        assert challenge(server, credentials)["stale"] == "true"
 
 
 def test_k11_an_old_nonce_is_stale_and_the_next_one_fresh(serve: Servers) -> None:
@@ -194,6 +199,118 @@ def test_k16_brute_force_is_counted_and_leaves_one_line_each(serve: Servers, cap
     assert (
         sum("credentials for basic are wrong" in message for message in caplog.messages) == len(caplog.messages) == 20
     )
+
+
+WRONG = b"Authorization: Basic " + token("user", "guessed")
+LONG = 600.0
+everywhere = pytest.mark.parametrize("front_end", FRONT_ENDS, indirect=True)
+
+
+def guessing(server: Any, line: bytes = WRONG) -> RawClient:
+    """Return a client with wrong credentials, which the server has read."""
+    peer: RawClient = server.connect()
+    failures = server.policy.failures
+    peer.send(field(line))
+    until(lambda: server.policy.failures > failures, "read")
+    return peer
+
+
+def slowly(serve: Servers, delay: float, **options: Any) -> Any:
+    """Start a server that takes its time to say that credentials are wrong."""
+    policy = BasicAuth(PEOPLE, delay=delay)
+    server = serve(auth=policy, onmessage=echo, **options)
+    server.policy = policy
+    return server
+
+
+@everywhere
+def test_k16_wrong_credentials_are_answered_later(serve: Servers) -> None:
+    server = slowly(serve, 0.2)
+    for _ in range(2):
+        began = time.monotonic()
+        asked(guessing(server))
+        assert time.monotonic() - began >= 0.2
+    assert server.policy.failures == 2
+    assert server.stories == []
+
+
+@everywhere
+def test_k16_others_are_served_meanwhile_and_nothing_is_left(serve: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server = slowly(serve, LONG, open_timeout=LONG)
+    peers = [guessing(server) for _ in range(3)]
+    other = server.connect()
+    other.send(field(RIGHT))
+    other.opened()
+    other.text("x")
+    assert other.message() == "x"
+    assert [peer.waiting() for peer in peers] == [b""] * 3
+    # at once, not when there is nobody who could be told any more
+    assert sum("credentials for basic are wrong" in message for message in caplog.messages) == 3
+    for peer in peers:
+        peer.abort()
+    until(lambda: server.connections() == 1, "let go of")
+    if server.has("stats"):
+        until(lambda: not server.server._held_back, "forgotten")
+
+
+@only("threads", because="a function that takes long is called in a thread there")
+def test_k16_a_delay_holds_no_thread(serve: Servers) -> None:
+    policy = BasicAuth(lambda *_: False, delay=LONG)
+    server = serve(auth=policy, open_timeout=LONG)
+    server.policy = policy
+    peers = [guessing(server) for _ in range(3)]
+    until(lambda: len(server.server._held_back) == 3, "held back")
+    until(lambda: server.server._threads.busy == 0, "without threads")
+    assert [peer.waiting() for peer in peers] == [b""] * 3
+
+
+@everywhere
+def test_k16_only_what_is_wrong_waits(serve: Servers) -> None:
+    server = slowly(serve, LONG)
+    for lines in (head(), field(b"Authorization: Bearer abc"), field(b"Authorization: Basic (")):
+        peer = server.connect()
+        peer.send(lines)
+        asked(peer)
+    digest = serve(auth=DigestAuth(PEOPLE, lifetime=1e-9, delay=LONG))
+    assert challenge(digest, field(answered(challenge(digest))))["stale"] == "true"
+
+
+@everywhere
+def test_k16_the_opening_handshake_ends_in_time_however_long_the_delay(serve: Servers) -> None:
+    server = slowly(serve, LONG, open_timeout=0.3 * PATIENCE)
+    peer = guessing(server)
+    if server.has("stats"):
+        peer.reset()
+    else:  # it has an answer at hand when time is up
+        asked(peer)
+    until(lambda: server.connections() == 0, "let go of")
+
+
+@everywhere
+def test_k16_who_has_sent_all_is_answered(serve: Servers) -> None:
+    """RFC 9112 §9.6: half of the connection is closed, the answer is still due."""
+    peer = guessing(slowly(serve, 0.2))
+    peer.half_close()
+    asked(peer)
+
+
+@everywhere
+@needs("stop")
+def test_k16_a_stop_does_not_wait_for_the_delay(serve: Servers) -> None:
+    server = slowly(serve, LONG, open_timeout=LONG, shutdown_timeout=LONG)
+    peer = guessing(server)
+    server.stop()
+    asked(peer)
+    assert server.ended(10 * PATIENCE)
+
+
+@everywhere
+def test_k16_an_end_does_not_wait_for_the_delay(serve: Servers) -> None:
+    server = slowly(serve, LONG, open_timeout=LONG)
+    peer = guessing(server)
+    server.close()
+    until(peer.is_ended, "ended")
 
 
 @pytest.mark.parametrize("make", [BasicAuth, DigestAuth])

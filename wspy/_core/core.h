@@ -90,6 +90,12 @@ size_t wspy_utf8_feed(uint32_t *state, const uint8_t *data, size_t length);
 /* Tests: 0 scalar, 1 the best this CPU has. Returns the one in force. Not thread-safe. */
 int wspy_utf8_select(int implementation);
 
+/* ---- nonces (nonce.c), RFC 7616 §3.4 ---- */
+
+/* Raise *newest, which any number of threads and processes may share, to a use. Returns 1, or 0 if it isn't below it:
+ * the use is an old one. Thread-safe, and never waits. newest: aligned to 8 bytes. */
+int wspy_nonce_use(uint64_t *newest, uint64_t use);
+
 /* ---- frame headers (frame.c), RFC 6455 §5.2 ---- */
 
 #define WSPY_FIN 0x80
