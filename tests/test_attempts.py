@@ -102,7 +102,7 @@ def test_k19_a_question_is_answered_once() -> None:
     assert ours.headers == Headers([("X-Other", "e"), ("Authorization", BASIC)])
     with pytest.raises(ResponseError) as caught:
         ours.follow(BASICALLY)
-    assert caught.value is BASICALLY
+    assert str(caught.value) == "the server refused the credentials"
 
 
 def test_k11_k19_a_nonce_that_was_too_old_is_answered_once_more() -> None:
@@ -119,13 +119,13 @@ def test_k11_k19_a_nonce_that_was_too_old_is_answered_once_more() -> None:
 
 @pytest.mark.parametrize("challenges", [(), ("Bearer",), ("Negotiate", "Digest"), ("==",)])
 def test_what_can_not_be_answered_is_an_error(challenges: tuple[str, ...]) -> None:
-    with pytest.raises(ResponseError) as caught:
+    with pytest.raises(ResponseError, match="refused") as caught:
         attempts().follow(asked(*challenges))
     assert caught.value.status == 401
 
 
 def test_without_a_user_name_nothing_is_answered() -> None:
-    with pytest.raises(ResponseError):
+    with pytest.raises(ResponseError, match="asks for credentials"):
         attempts(auth=None).follow(BASICALLY)
 
 
@@ -159,7 +159,7 @@ def test_k19_a_server_that_redirects_between_its_questions_is_answered_once(
     ours.follow(moved("/c"))
     with pytest.raises(ResponseError) as caught:
         ours.follow(again)
-    assert caught.value is again
+    assert (str(caught.value), caught.value.headers) == ("the server refused the credentials", again.headers)
 
 
 def test_k19_a_digest_goes_on_behind_a_redirect_and_is_stale_once_in_all() -> None:

@@ -103,6 +103,10 @@ def test_policies_by_name() -> None:
         ([("a:", "b")], ValueError),
         (5, TypeError),
         ([BasicAuth(("a", "b")), 5], TypeError),
+        ([BasicAuth(("a", "b")), ("a", "b")], TypeError),
+        ([("a", "b"), ("a", "c")], ValueError),
+        (BasicAuth, TypeError),
+        (lambda username: username, TypeError),
     ],
 )
 def test_what_are_no_credentials(credentials: Any, error: type[Exception]) -> None:

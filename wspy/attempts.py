@@ -61,6 +61,11 @@ class Attempts:
         Raises:
             ResponseError: it doesn't.
         """
+        if answer.status == 401 and self._auth is None:
+            raise _like(
+                answer,
+                "the server asks for credentials, and there are none for it: auth is a (user name, password) pair",
+            )
         if answer.status == 401 and self._auth is not None:
             self._authorization = _authorization(self._auth, answer, self.uri.resource)
             return
@@ -84,7 +89,7 @@ def _authorization(auth: ClientAuth, answer: ResponseError, resource: str) -> st
     except ValueError as reason:
         raise _like(answer, f"the server can't be told who this is: {reason}") from None
     if value is None:
-        raise answer
+        raise _like(answer, "the server refused the credentials")
     return value
 
 

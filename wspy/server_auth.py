@@ -9,6 +9,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from inspect import signature
 from os import PathLike, urandom
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -156,7 +157,7 @@ class BasicAuth(Auth):
     def __init__(self, credentials: Credentials | Check, realm: str = "WebSocket", *, delay: float = 0.0) -> None:
         super().__init__(realm, delay=delay)
         self._key = urandom(32)
-        self._check = _checked_function(credentials)
+        self._check = _checked_function(credentials, "a user name and a password", 2)
         self.may_block = self._check is not None
         pairs = [] if callable(credentials) else _pairs(credentials)
         if any(":" in username for username, _ in pairs):
@@ -228,11 +229,14 @@ class DigestAuth(Auth):
         delay: float = 0.0,
     ) -> None:
         super().__init__(realm, delay=delay)
-        self._passwords = _checked_function(credentials) or dict(_pairs(cast("Credentials", credentials))).get
+        function = _checked_function(credentials, "a user name", 1)
+        self._passwords = function or dict(_pairs(credentials)).get
         self.may_block = callable(credentials) or replayed is not None
         self._algorithms = {name.lower(): _checked_algorithm(name) for name in algorithms}
         if not self._algorithms:
             raise ValueError("algorithms: there is none")
+        if isinstance(secret, str):
+            raise TypeError("a secret is bytes, not str")
         if secret is not None and len(secret) < 16:
             raise ValueError("a secret has at least 16 bytes")
         _check_sharing(secret, memory, replayed)
@@ -287,6 +291,8 @@ class DigestAuth(Auth):
 
     def _is_right(self, username: str, algorithm: str, said: dict[str, str], method: str) -> bool:
         password = self._passwords(username)
+        if password is not None and not isinstance(password, str):
+            raise TypeError(f"the function for passwords returned {type(password).__name__}, not str or None")
         expected = Digest(algorithm).response(
             as_octets(username),
             said["realm"],
@@ -335,7 +341,7 @@ def checked_policies(auth: Policies | None) -> tuple[Auth, ...]:
         return ()
     if isinstance(auth, Auth):
         return (auth,)
-    if not callable(auth) and not isinstance(auth, Mapping | str):
+    if not callable(auth) and not isinstance(auth, Mapping | str) and hasattr(auth, "__iter__"):
         auth = tuple(auth)  # type: ignore[assignment]
         if auth and all(isinstance(policy, Auth) for policy in cast("tuple[object, ...]", auth)):
             return cast("tuple[Auth, ...]", auth)
@@ -408,11 +414,21 @@ def _check_sharing(secret: bytes | None, memory: object, replayed: object) -> No
         )
 
 
-def _checked_function(credentials: object) -> Callable[..., Any] | None:
+def _checked_function(credentials: object, takes: str, count: int) -> Callable[..., Any] | None:
     """Return a function that is given for credentials, None if they are something else."""
+    if not callable(credentials):
+        return None
+    if isinstance(credentials, type):
+        raise TypeError(f"credentials are no class: make an object, {credentials.__name__}(...)")
     if is_async(credentials):
         raise TypeError("the function for credentials is async def, but it has to be a plain function")
-    return credentials if callable(credentials) else None
+    try:
+        signature(credentials).bind(*range(count))
+    except TypeError as reason:
+        raise TypeError(f"the function for credentials has to take {takes}: {reason}") from None
+    except ValueError:
+        pass  # one of those of C that don't say what they take
+    return credentials
 
 
 def _checked_answer(answer: object) -> object:
@@ -422,20 +438,25 @@ def _checked_answer(answer: object) -> object:
     return answer
 
 
-def _pairs(credentials: Credentials) -> list[tuple[str, str]]:
-    if isinstance(credentials, str):
-        raise TypeError("credentials are (user name, password) pairs, not one str")
+def _pairs(credentials: object) -> list[tuple[str, str]]:
+    if isinstance(credentials, str) or not hasattr(credentials, "__iter__"):
+        raise TypeError(
+            f"credentials are (user name, password) pairs, a mapping or a function, not {type(credentials).__name__}"
+        )
     several: list[object] = list(credentials.items() if isinstance(credentials, Mapping) else credentials)
     if len(several) == 2 and all(isinstance(part, str) for part in several):
         several = [tuple(several)]
     if not several:
         raise ValueError("there are no credentials: nobody could come in")
-    return [_pair(one) for one in several]
+    pairs = [_pair(one) for one in several]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a user name stands there twice: it has one password")
+    return pairs
 
 
 def _pair(one: object) -> tuple[str, str]:
     if not isinstance(one, tuple | list) or len(one) != 2:
-        raise TypeError("credentials are (user name, password) pairs")
+        raise TypeError("credentials are (user name, password) pairs; or else all are objects such as BasicAuth")
     return checked_text("a user name", one[0]), checked_text("a password", one[1])
 
 
