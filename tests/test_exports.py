@@ -73,7 +73,8 @@ PUBLIC = {
     "server": ["Server"],
     "server_client": ["Client"],
     "version": ["__version__"],
-    "server_auth": ["Auth", "BasicAuth", "DigestAuth"],
+    "auth": ["Challenge"],
+    "server_auth": ["Auth", "BasicAuth", "DigestAuth", "StaleError"],
     "websocket": ["websocket"],
 }
 

@@ -570,6 +570,7 @@ def test_k17_nothing_is_shown(make: Callable[..., Auth]) -> None:
         for text in (repr(policy), str(error), repr(error), *asked(error)):
             assert not re.search("theuser|thepassword|thewrong", text)
     assert repr(policy) == f"<{type(policy).__name__} 'a realm'>"
+    assert repr(parse_challenges("Basic " + basic_token("a", "b"))) == "[<Challenge basic>]"
 
 
 def test_another_scheme() -> None:

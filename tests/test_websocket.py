@@ -684,6 +684,11 @@ def test_k17_credentials_are_not_shown(caplog: pytest.LogCaptureFixture) -> None
         assert refused == [nothing, "the credentials for basic are wrong", nothing], "one line for each"
 
 
+def test_what_only_a_client_can_use_is_refused_before_clients_come() -> None:
+    with websocket(auth=("a:b", "c")) as one, pytest.raises(ValueError, match="colon"):
+        one.listen()
+
+
 def test_auth_of_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     pair = ("user", "secret")

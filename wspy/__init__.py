@@ -26,16 +26,18 @@ What else there is:
 - ``Protocol``: the protocol without I/O, for both roles, to use with sockets of your own.
 - ``DeflateMessage``: compression (RFC 7692), for ``extensions=`` of a server; ``DeflateFrame``, its predecessor;
   ``Extension``, to write others.
-- ``BasicAuth`` and ``DigestAuth``: who is let in, for ``auth=`` of a server; ``Auth``, to write others.
+- ``BasicAuth`` and ``DigestAuth``: who is let in, for ``auth=`` of a server; ``Auth``, ``Challenge`` and
+  ``StaleError``, to write others.
 - ``CloseCode``, ``Opcode`` and ``Role``: the numbers of RFC 6455, also as ``CLOSE_NORMAL``, ``OPCODE_TEXT`` and so on.
 
-TLS of servers and an asyncio API are not there yet.
+An asyncio API is not there yet.
 """
 
 from __future__ import annotations
 
 from .async_client import AsyncClient, Clients
 from .async_server import AsyncServer
+from .auth import Challenge
 from .codes import (
     CLOSE_ABNORMAL,
     CLOSE_BAD_GATEWAY,
@@ -90,7 +92,7 @@ from .http11 import Request, Response
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
 from .server import Server
-from .server_auth import Auth, BasicAuth, DigestAuth
+from .server_auth import Auth, BasicAuth, DigestAuth, StaleError
 from .server_client import Client
 from .version import __version__
 from .websocket import websocket
@@ -122,6 +124,7 @@ __all__ = [
     "Auth",
     "BasicAuth",
     "BinaryMessage",
+    "Challenge",
     "Client",
     "Clients",
     "CloseCode",
@@ -147,6 +150,7 @@ __all__ = [
     "SSLError",
     "Server",
     "SocketClosed",
+    "StaleError",
     "TextMessage",
     "WebSocketError",
     "__version__",

@@ -52,6 +52,9 @@ class Challenge(NamedTuple):
     token: str
     parameters: dict[str, str]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.scheme}>"  # what follows may be a password
+
 
 def parse_challenges(value: str) -> list[Challenge]:
     """Parse ``WWW-Authenticate``, or ``Authorization``, which has one of them; RFC 9110 §11.6.

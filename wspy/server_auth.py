@@ -30,6 +30,7 @@ __all__ = [
     "Credentials",
     "DigestAuth",
     "Policies",
+    "StaleError",
     "WrongCredentialsError",
     "authenticate",
     "checked_policies",

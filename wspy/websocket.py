@@ -305,6 +305,16 @@ class websocket(Transport):
 
     # ---- opening as a server ----
 
+    def listen(self, backlog: int = 128) -> None:
+        """Let clients connect, see ``socket.listen``.
+
+        Raises:
+            TypeError, ValueError: ``auth`` can't be for servers.
+            ValueError: ``ssl`` is for clients.
+        """
+        self._its_policies()
+        super().listen(backlog)
+
     def accept(self) -> tuple[Self, Any]:
         """Accept a client, and return its ``websocket`` after the opening handshake, and its address.
 
