@@ -3,9 +3,10 @@
     python benchmarks/compare.py --scenario d1,d16 NAME=COMMAND NAME=COMMAND ...
     python benchmarks/compare.py --all --peers PEERS/bin/python --json benchmarks/figures/NAME.json
 
-COMMAND starts a server that echoes on 127.0.0.1:{port}. Servers run in turn, A B A B, on a CPU of their own; load.c is
-compiled here and runs on another. Exit status: 0 if each run was well; 1 if a byte was wrong, a connection failed or
-a server ended; such a run gives no figure. README.md, beside this file, says what the figures mean.
+COMMAND starts a server that echoes on 127.0.0.1:{port}, over TLS with the certificate and the key in {pem}. Servers run
+in turn, A B A B, on a CPU of their own; load.c is compiled here and runs on another. Exit status: 0 if each run was
+well; 1 if a byte was wrong, a connection failed or a server ended; such a run gives no figure. README.md, beside this
+file, says what the figures mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -36,7 +38,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 COMPILE = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
-WITH_ZLIB = ["-DWITH_ZLIB", "-lz"]
+# Options of load.c that a library is needed for: its header, its package in Debian, and what the compiler is told.
+LIBRARIES = {
+    "deflate": ("zlib.h", "zlib1g-dev", ["-DWITH_ZLIB", "-lz"]),
+    "tls": ("openssl/ssl.h", "libssl-dev", ["-DWITH_TLS", "-lssl", "-lcrypto"]),
+}
 PACKAGES = ("wspy", "picows", "uvloop", "aiohttp", "websockets", "socketify", "cffi")
 START_SECONDS = 20.0
 SPARE_SECONDS = 150.0  # for load.c to open connections, which it gives up after 120
@@ -116,6 +122,21 @@ SCENARIOS = {
         unit="bytes per connection",
         settle=3.0,
     ),
+    "tls": Scenario("100 connections, 32 bytes over TLS, 1 in flight", {"connections": 100, "tls": ""}),
+    "tls16": Scenario("100 connections, 32 bytes over TLS, 16 in flight", {"connections": 100, "depth": 16, "tls": ""}),
+    "tls-64k": Scenario("10 connections, 64 KiB over TLS, 1 in flight", {"connections": 10, "size": 65_536, "tls": ""}),
+    "tls-handshake": Scenario(
+        "handshakes of TLS and WebSocket, 50 at a time",
+        {"mode": "connect", "connections": 50, "tls": ""},
+        unit="CPU µs per connection",
+    ),
+    "idle-tls": Scenario(
+        "memory of an idle connection over TLS, from 1,000 to 5,000",
+        {"mode": "hold", "base": 1_000, "connections": 5_000, "tls": ""},
+        figure="bytes_per_connection",
+        unit="bytes per connection",
+        settle=3.0,
+    ),
 }
 
 # The line-up of --all: a script in servers/ and its arguments. The package it needs is the first word of its name.
@@ -137,6 +158,12 @@ DEFLATE = {
     "aiohttp-uvloop": "aiohttp_echo.py {port} deflate uvloop",
     "websockets": "websockets_echo.py {port} deflate",
 }
+TLS = {
+    "wspy": "wspy_tls_echo.py {port} {pem}",
+    "picows": "picows_echo.py {port} tls={pem}",
+    "picows-asyncio": "picows_echo.py {port} asyncio tls={pem}",
+    "websockets": "websockets_echo.py {port} tls={pem}",
+}
 LINE_UPS = dict.fromkeys(SCENARIOS, ECHO) | {
     **dict.fromkeys(("c1", "c10", "d1", "d16", "text", "64k", "handshake"), ECHO | THREADS),
     "broadcast": {"wspy": "wspy_broadcast.py {port}", "websockets": "websockets_broadcast.py {port}"},
@@ -144,6 +171,7 @@ LINE_UPS = dict.fromkeys(SCENARIOS, ECHO) | {
     # The others have no keepalive, unless they are told to.
     "idle15k": {"wspy": ECHO["wspy"], "websockets": "websockets_echo.py {port} keepalive"},
     **dict.fromkeys(("deflate", "deflate16k", "idle-deflate"), DEFLATE),
+    **dict.fromkeys(("tls", "tls16", "tls-64k", "tls-handshake", "idle-tls"), TLS),
 }
 
 
@@ -152,7 +180,7 @@ LINE_UPS = dict.fromkeys(SCENARIOS, ECHO) | {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says about every run; ``load`` is the compiled client."""
+    """What the command line says about every run; ``load`` is the compiled client, ``pem`` what servers show it."""
 
     rounds: int
     seconds: float | None
@@ -160,6 +188,7 @@ class Settings:
     server_cpu: int
     load_cpu: int
     load: Path = field(default=Path())
+    pem: Path = field(default=Path())
 
 
 Run = dict[str, Any]
@@ -170,21 +199,32 @@ def compile_load(directory: Path, scenarios: list[str]) -> Path:
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     if compiler is None:
         sys.exit("compare.py: needs a C compiler")
-    compressed = [name for name in scenarios if "deflate" in SCENARIOS[name].options]
-    if compressed and not has_zlib(compiler):
-        sys.exit(
-            f"compare.py: {', '.join(compressed)}: zlib.h is missing, which is in the package zlib1g-dev of Debian"
-        )
     output = directory / "load"
     command = [compiler, *COMPILE, str(HERE / "load.c"), "-o", str(output)]
-    subprocess.run([*command, *WITH_ZLIB] if compressed else command, check=True)
+    for option, (header, package, words) in LIBRARIES.items():
+        users = [name for name in scenarios if option in SCENARIOS[name].options]
+        if users and not has_header(compiler, header):
+            sys.exit(
+                f"compare.py: {', '.join(users)}: {header} is missing, which is in the package {package} of Debian"
+            )
+        command += words if users else []
+    subprocess.run(command, check=True)
     return output
 
 
-def has_zlib(compiler: str) -> bool:
-    """Return whether a program can be compiled with zlib."""
-    command = [compiler, *COMPILE, "-E", "-include", "zlib.h", "-x", "c", os.devnull]
+def has_header(compiler: str, header: str) -> bool:
+    """Return whether a program can be compiled with a library."""
+    command = [compiler, *COMPILE, "-E", "-include", header, "-x", "c", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def make_certificate(directory: Path) -> Path:
+    """Make a certificate and its key, and return the file that has both: RSA with 2,048 bits, as most servers have."""
+    pem = directory / "server.pem"
+    words = ["req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=localhost", "-days", "2"]
+    command = ["openssl", *words, "-keyout", str(pem), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
+    return pem
 
 
 @contextlib.contextmanager
@@ -220,10 +260,10 @@ def wait_until_listening(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 @contextlib.contextmanager
-def started(command: str, cpu: int, log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def started(command: str, cpu: int, log: IO[bytes], pem: Path = HERE) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start a server for this block; yield it and its port."""
     port = free_port()
-    words = shlex.split(command.replace("{port}", str(port)))
+    words = shlex.split(command.replace("{port}", str(port)).replace("{pem}", str(pem)))
     with pinned(cpu):
         server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
@@ -237,7 +277,8 @@ def started(command: str, cpu: int, log: IO[bytes]) -> Iterator[tuple[subprocess
 def run_once(command: str, scenario: Scenario, settings: Settings) -> Run:
     """Start a server, measure it once, and return load.c's object; with the key "error" if anything was amiss."""
     arguments = scenario.arguments(settings.seconds, settings.most_connections)
-    with tempfile.TemporaryFile() as log, started(command, settings.server_cpu, log) as (server, port):
+    cpu, pem = settings.server_cpu, settings.pem
+    with tempfile.TemporaryFile() as log, started(command, cpu, log, pem) as (server, port):
         client = [str(settings.load), f"--port={port}", f"--pid={server.pid}", *arguments]
         limit = SPARE_SECONDS + 3 * (settings.seconds or scenario.seconds)
         with pinned(settings.load_cpu):
@@ -355,7 +396,7 @@ def without_places(command: str) -> str:
         path = Path(word)
         inside = path.is_absolute() and path.is_relative_to(ROOT) and not path.name.startswith("python")
         words.append(str(path.relative_to(ROOT)) if inside else path.name if path.is_absolute() else word)
-    return shlex.join(words).replace("'{port}'", "{port}")
+    return " ".join(word if re.fullmatch(r"[\w=]*{\w+}", word) else shlex.quote(word) for word in words)
 
 
 def conditions(settings: Settings) -> dict[str, Any]:
@@ -459,7 +500,9 @@ def main() -> int:
     well = True
     with tempfile.TemporaryDirectory() as scratch:
         load = compile_load(Path(scratch), arguments.scenario)
-        settings = Settings(arguments.rounds, arguments.seconds, arguments.connections, server_cpu, load_cpu, load)
+        tls = any("tls" in SCENARIOS[name].options for name in arguments.scenario)
+        pem = make_certificate(Path(scratch)) if tls else Path()
+        settings = Settings(arguments.rounds, arguments.seconds, arguments.connections, server_cpu, load_cpu, load, pem)
         report = conditions(settings)
         for name in arguments.scenario:
             scenario = SCENARIOS[name]

@@ -1,7 +1,7 @@
 /* load.c: what does a WebSocket server cost per message, per connection and per opening handshake?
  *
  *     load --port PORT --pid PID [--mode MODE] [--connections N] [--size BYTES] [--depth N] [--fragments N] [--text]
- *          [--deflate] [--base N] [--settle SECONDS] [--seconds SECONDS] [--host ADDRESS]
+ *          [--deflate] [--tls] [--base N] [--settle SECONDS] [--seconds SECONDS] [--host ADDRESS]
  *
  * echo     keeps --depth messages in flight on each connection, and compares every byte that comes back
  * connect  does opening handshakes, --connections at a time, and resets each connection as soon as it is open
@@ -10,6 +10,8 @@
  *
  * --deflate offers permessage-deflate without context takeover, and sends messages that were compressed beforehand, each
  * for itself. What comes back is inflated and compared. It needs zlib: -DWITH_ZLIB and -lz for the compiler.
+ *
+ * --tls speaks TLS, and takes any certificate. It needs OpenSSL: -DWITH_TLS, -lssl and -lcrypto for the compiler.
  *
  * What the server spent is read from /proc: the CPU time of the process PID, and its resident memory. Measuring starts
  * when all connections are open and --settle seconds have passed, and takes --seconds. The result is a line of JSON;
@@ -42,6 +44,9 @@
 #ifdef WITH_ZLIB
 #define ZLIB_CONST
 #include <zlib.h>
+#endif
+#ifdef WITH_TLS
+#include <openssl/ssl.h>
 #endif
 
 /* The sample of RFC 6455 §1.3; the same key each time leaves SHA-1 out of what the client costs. */
@@ -80,7 +85,7 @@ typedef struct {
     int pid;
     uint32_t connections, base, depth, fragments;
     size_t size;
-    bool text, deflate;
+    bool text, deflate, tls;
     double settle, seconds;
 } options;
 
@@ -100,8 +105,9 @@ typedef enum { CLOSED, CONNECTING, SHAKING, OPEN } phase;
 typedef struct {
     int fd;
     phase phase;
-    uint32_t watched; /* what epoll was asked for */
-    char *head;       /* of the response; NULL once the connection is open */
+    uint32_t watched;   /* what epoll was asked for */
+    struct ssl_st *tls; /* NULL without --tls */
+    char *head;         /* of the response; NULL once the connection is open */
     size_t head_length;
 
     uint8_t header[10]; /* of the frame that is being read; header_length of it is there */
@@ -122,6 +128,7 @@ typedef struct {
     uint32_t next; /* the message to send next, of which sent bytes have left */
     uint32_t unsent;
     size_t sent;
+    bool refused; /* the last write: TLS wants the same again */
     uint8_t pong[6 + CONTROL_LIMIT];
     size_t pong_length, pong_sent;
 } connection;
@@ -133,6 +140,7 @@ typedef struct {
     char request[512];
     size_t request_length;
     uint8_t *buffer, *inflated;
+    struct ssl_ctx_st *context; /* NULL without --tls */
     connection *connections;
     int epoll;
     uint32_t started, opening, open;
@@ -283,6 +291,122 @@ static void free_inflater(connection *c)
 
 #endif
 
+/* ---- TLS, or none: as send and recv ---- */
+
+#ifdef WITH_TLS
+
+#define CAN_TLS true
+
+static void prepare_tls(load *l)
+{
+    l->context = SSL_CTX_new(TLS_client_method());
+    if (!l->context)
+        give_up("SSL_CTX_new");
+    /* what is sent again after EAGAIN is the same, but may have moved */
+    SSL_CTX_set_mode(l->context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_verify(l->context, SSL_VERIFY_NONE, NULL);
+}
+
+static void begin_tls(const load *l, connection *c)
+{
+    if (!l->context)
+        return;
+    c->tls = SSL_new(l->context);
+    if (!c->tls || !SSL_set_fd(c->tls, c->fd))
+        give_up("SSL_new");
+    SSL_set_connect_state(c->tls);
+}
+
+static ssize_t result_of_tls(const connection *c, int result)
+{
+    if (result > 0)
+        return result;
+    int error = SSL_get_error(c->tls, result);
+    if (error == SSL_ERROR_ZERO_RETURN)
+        return 0;
+    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
+        errno = EAGAIN;
+    else if (error != SSL_ERROR_SYSCALL || errno == 0)
+        errno = EPROTO;
+    return -1;
+}
+
+static ssize_t transmit(const connection *c, const void *data, size_t length)
+{
+    if (!c->tls)
+        return send(c->fd, data, length, MSG_NOSIGNAL);
+    errno = 0;
+    return result_of_tls(c, SSL_write(c->tls, data, (int)length));
+}
+
+static ssize_t receive(const connection *c, void *data, size_t length)
+{
+    if (!c->tls)
+        return recv(c->fd, data, length, 0);
+    errno = 0;
+    return result_of_tls(c, SSL_read(c->tls, data, (int)length));
+}
+
+/* Whether there is plaintext of which epoll knows nothing. */
+static bool has_more(const connection *c)
+{
+    return c->tls && SSL_pending(c->tls) > 0;
+}
+
+static void end_tls(connection *c)
+{
+    SSL_free(c->tls);
+    c->tls = NULL;
+}
+
+static void clean_up_tls(load *l)
+{
+    SSL_CTX_free(l->context);
+}
+
+#else
+
+#define CAN_TLS false
+
+static void prepare_tls(load *l)
+{
+    (void)l;
+}
+
+static void begin_tls(const load *l, connection *c)
+{
+    (void)l;
+    (void)c;
+}
+
+static ssize_t transmit(const connection *c, const void *data, size_t length)
+{
+    return send(c->fd, data, length, MSG_NOSIGNAL);
+}
+
+static ssize_t receive(const connection *c, void *data, size_t length)
+{
+    return recv(c->fd, data, length, 0);
+}
+
+static bool has_more(const connection *c)
+{
+    (void)c;
+    return false;
+}
+
+static void end_tls(connection *c)
+{
+    (void)c;
+}
+
+static void clean_up_tls(load *l)
+{
+    (void)l;
+}
+
+#endif
+
 /* ---- ends ---- */
 
 static void hang_up(load *l, connection *c)
@@ -295,6 +419,7 @@ static void hang_up(load *l, connection *c)
     free(c->head);
     c->head = NULL;
     free_inflater(c);
+    end_tls(c);
     close(c->fd);
 }
 
@@ -523,10 +648,10 @@ static void watch(load *l, connection *c, uint32_t events)
 /* Returns how many bytes the kernel took, 0 if it has no room now, or -1 after a failure. */
 static ssize_t write_some(load *l, connection *c, const uint8_t *data, size_t length)
 {
-    ssize_t taken = send(c->fd, data, length, MSG_NOSIGNAL);
+    ssize_t taken = transmit(c, data, length);
     if (taken > 0)
         return taken;
-    if (errno == EAGAIN)
+    if (taken < 0 && errno == EAGAIN)
         return 0;
     fail(l, c, "can't be written to");
     return -1;
@@ -550,6 +675,7 @@ static ssize_t write_messages(load *l, connection *c)
     const size_t *starts = m->starts + c->next;
     size_t start = starts[0] + c->sent;
     ssize_t taken = write_some(l, c, m->wire + start, starts[burst] - start);
+    c->refused = taken == 0;
     if (taken <= 0)
         return taken;
     size_t end = start + (size_t)taken;
@@ -566,7 +692,8 @@ static ssize_t write_messages(load *l, connection *c)
 static void flush(load *l, connection *c)
 {
     while (c->pong_length > 0 || c->unsent > 0) {
-        ssize_t taken = c->pong_length > 0 && c->sent == 0 ? write_pong(l, c) : write_messages(l, c);
+        ssize_t taken =
+            c->pong_length > 0 && c->sent == 0 && !c->refused ? write_pong(l, c) : write_messages(l, c);
         if (taken < 0)
             return;
         if (taken == 0) {
@@ -780,6 +907,7 @@ static void start(load *l, connection *c)
         give_up("socket: %s", strerror(errno));
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    begin_tls(l, c);
     if (connect(c->fd, (const struct sockaddr *)&l->address, sizeof l->address) != 0 && errno != EINPROGRESS) {
         fail(l, c, strerror(errno));
         return;
@@ -796,7 +924,12 @@ static void send_request(load *l, connection *c)
         fail(l, c, strerror(error));
         return;
     }
-    if (send(c->fd, l->request, l->request_length, MSG_NOSIGNAL) != (ssize_t)l->request_length) {
+    ssize_t taken = transmit(c, l->request, l->request_length);
+    if (taken < 0 && errno == EAGAIN) { /* the handshake of TLS goes on when the server has answered */
+        watch(l, c, EPOLLIN);
+        return;
+    }
+    if (taken != (ssize_t)l->request_length) {
         fail(l, c, "can't be written to");
         return;
     }
@@ -919,15 +1052,17 @@ static void read_response(load *l, connection *c, const uint8_t *data, size_t le
 
 static void read_some(load *l, connection *c)
 {
-    ssize_t length = recv(c->fd, l->buffer, BUFFER_SIZE, 0);
-    if (length < 0 && errno == EAGAIN)
-        return;
-    if (length <= 0)
-        fail(l, c, length == 0 ? "the server has ended the connection" : strerror(errno));
-    else if (c->phase == OPEN)
-        read_frames(l, c, l->buffer, (size_t)length);
-    else
-        read_response(l, c, l->buffer, (size_t)length);
+    do {
+        ssize_t length = receive(c, l->buffer, BUFFER_SIZE);
+        if (length < 0 && errno == EAGAIN)
+            return;
+        if (length <= 0)
+            fail(l, c, length == 0 ? "the server has ended the connection" : strerror(errno));
+        else if (c->phase == OPEN)
+            read_frames(l, c, l->buffer, (size_t)length);
+        else
+            read_response(l, c, l->buffer, (size_t)length);
+    } while (c->phase != CLOSED && has_more(c));
 }
 
 static void handle(load *l, connection *c, uint32_t events)
@@ -1129,6 +1264,9 @@ static void set_option(options *o, int name, const char *value)
     case 'z':
         o->deflate = true;
         break;
+    case 'S':
+        o->tls = true;
+        break;
     case 'w':
         o->settle = number(value, 0, 3600);
         break;
@@ -1153,6 +1291,7 @@ static options parse_options(int count, char **arguments)
         {"depth", required_argument, NULL, 'd'},
         {"text", no_argument, NULL, 'x'},
         {"deflate", no_argument, NULL, 'z'},
+        {"tls", no_argument, NULL, 'S'},
         {"fragments", required_argument, NULL, 'f'},
         {"settle", required_argument, NULL, 'w'},
         {"seconds", required_argument, NULL, 't'},
@@ -1173,6 +1312,8 @@ static options parse_options(int count, char **arguments)
         give_up("--base must be less than --connections");
     if (o.deflate && !CAN_DEFLATE)
         give_up("--deflate needs zlib: compile with -DWITH_ZLIB and -lz");
+    if (o.tls && !CAN_TLS)
+        give_up("--tls needs OpenSSL: compile with -DWITH_TLS, -lssl and -lcrypto");
     return o;
 }
 
@@ -1200,6 +1341,8 @@ static void prepare(load *l)
                  "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
                  o->host, (unsigned)o->port, o->deflate ? "Sec-WebSocket-Extensions: " OFFER "\r\n" : "");
     l->request_length = (size_t)length;
+    if (o->tls)
+        prepare_tls(l);
     l->messages = make_messages(o);
     l->buffer = allocate(1, BUFFER_SIZE);
     l->inflated = allocate(1, INFLATED_SIZE);
@@ -1215,6 +1358,7 @@ static void clean_up(load *l)
         if (l->connections[i].phase != CLOSED)
             hang_up(l, &l->connections[i]);
     close(l->epoll);
+    clean_up_tls(l);
     free(l->connections);
     free(l->buffer);
     free(l->inflated);

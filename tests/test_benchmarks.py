@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from certificates import pem
 from compression import TAIL, deflated
 from native import COMPILE, COMPILER, SANITIZE, needs_compiler
 from programs import PYTHON, Program
@@ -40,13 +41,16 @@ UPGRADED: Final = (
 DEFLATING: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
 
-def has_zlib() -> bool:
-    """Return whether the compiler has what --deflate needs."""
-    command = [str(COMPILER), "-E", "-include", "zlib.h", "-x", "c", os.devnull]
+def has_header(name: str) -> bool:
+    """Return whether the compiler has what an option of the load client needs."""
+    command = [str(COMPILER), "-E", "-include", name, "-x", "c", os.devnull]
     return COMPILER is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-needs_zlib = pytest.mark.skipif(not has_zlib(), reason="needs zlib.h")
+HAS_ZLIB: Final = has_header("zlib.h")
+HAS_OPENSSL: Final = has_header("openssl/ssl.h")
+needs_zlib = pytest.mark.skipif(not HAS_ZLIB, reason="needs zlib.h")
+needs_openssl = pytest.mark.skipif(not HAS_OPENSSL, reason="needs openssl/ssl.h")
 pytestmark = [needs_compiler, pytest.mark.slow]
 
 
@@ -57,7 +61,8 @@ class Load:
         self.program = directory / "load"
         self.patience = patience
         command = [str(COMPILER), *COMPILE, *WARNINGS, str(BENCHMARKS / "load.c"), "-o", str(self.program)]
-        command += ["-DWITH_ZLIB", "-lz"] if has_zlib() else []
+        command += ["-DWITH_ZLIB", "-lz"] if HAS_ZLIB else []
+        command += ["-DWITH_TLS", "-lssl", "-lcrypto"] if HAS_OPENSSL else []
         if subprocess.run([*command, *SANITIZE], capture_output=True, check=False).returncode != 0:
             plain = subprocess.run(command, capture_output=True, text=True, check=False)
             assert plain.returncode == 0, plain.stderr
@@ -91,14 +96,14 @@ def load(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Load:
 
 
 @contextlib.contextmanager
-def running(script: str, patience: float) -> Iterator[tuple[Program, int]]:
+def running(script: str, patience: float, *words: str) -> Iterator[tuple[Program, int]]:
     """Start a script of servers/ and wait until it listens."""
     with socket.socket() as reserved:
         # Bound and not listening: nobody else gets this port, and the server does.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
-        with Program(*PYTHON, SERVERS / script, str(port), patience=patience) as program:
+        with Program(*PYTHON, SERVERS / script, str(port), *words, patience=patience) as program:
             end = time.monotonic() + 20 * patience
             while not listens(port):
                 assert program.process.poll() is None
@@ -450,6 +455,46 @@ def test_a_bad_response_is_caught(load: Load, response: str, fault: str) -> None
 
 
 # ---- compression ----
+
+
+# ---- over TLS ----
+
+
+@pytest.fixture(scope="module")
+def tls_echo(tmp_path_factory: pytest.TempPathFactory, patience: float) -> Iterator[tuple[Program, int]]:
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_text("".join(pem().values()))
+    with running("wspy_tls_echo.py", patience, str(path)) as server:
+        yield server
+
+
+@needs_openssl
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--connections=10",),
+        ("--connections=10", "--depth=16", "--text"),
+        ("--connections=3", "--size=700000", "--fragments=3"),
+    ],
+    ids=" ".join,
+)
+def test_echo_over_tls(load: Load, tls_echo: tuple[Program, int], options: tuple[str, ...]) -> None:
+    assert load.measure(*tls_echo, "--tls", *options)["count"] > 5
+
+
+@needs_openssl
+def test_memory_and_handshakes_over_tls(load: Load, tls_echo: tuple[Program, int]) -> None:
+    assert load.measure(*tls_echo, "--tls", "--mode=hold", "--base=1", "--connections=20")["base"] == 1
+    assert load.measure(*tls_echo, "--tls", "--mode=connect", "--connections=5")["count"] > 5
+
+
+@needs_openssl
+def test_who_speaks_no_tls_fails(load: Load, echo: tuple[Program, int]) -> None:
+    program, port = echo
+    status, figures, faults = load.run(port, program.process.pid, "--tls", "--connections=2")
+    assert status != 0
+    assert figures.get("failed", 2) == 2
+    assert faults
 
 
 @pytest.fixture(scope="module")

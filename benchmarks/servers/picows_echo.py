@@ -1,4 +1,4 @@
-"""picows: what comes in goes out: python picows_echo.py PORT [asyncio].
+"""picows: what comes in goes out: python picows_echo.py PORT [asyncio] [tls=PEM].
 
 On uvloop, unless asyncio is asked for. picows hands over frames and leaves it to its user to join fragments.
 """
@@ -6,6 +6,7 @@ On uvloop, unless asyncio is asked for. picows hands over frames and leaves it t
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
@@ -39,8 +40,17 @@ def listener(_request: WSUpgradeRequest) -> Echo:
     return Echo()
 
 
+def tls() -> ssl.SSLContext | None:
+    files = [word.removeprefix("tls=") for word in sys.argv if word.startswith("tls=")]
+    if not files:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files[0])
+    return context
+
+
 async def main() -> None:
-    server = await ws_create_server(listener, "127.0.0.1", int(sys.argv[1]))
+    server = await ws_create_server(listener, "127.0.0.1", int(sys.argv[1]), ssl=tls())
     await server.serve_forever()
 
 

@@ -1,12 +1,14 @@
-"""websockets on asyncio: what comes in goes out: python websockets_echo.py PORT [keepalive] [uvloop] [deflate].
+"""websockets on asyncio: what comes in goes out: python websockets_echo.py PORT [WORD...].
 
-Compression is off, as in the other servers, and keepalive too unless asked for: it costs a task for each connection.
+The words are keepalive, uvloop, deflate and tls=PEM. Compression is off, as in the other servers, and keepalive too
+unless asked for: it costs a task for each connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import sys
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -20,11 +22,21 @@ async def echo(connection: ServerConnection) -> None:
             await connection.send(message)
 
 
+def tls() -> ssl.SSLContext | None:
+    files = [word.removeprefix("tls=") for word in sys.argv if word.startswith("tls=")]
+    if not files:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files[0])
+    return context
+
+
 async def main() -> None:
     port = int(sys.argv[1])
     interval = 20 if "keepalive" in sys.argv else None
     compression = "deflate" if "deflate" in sys.argv else None
-    async with serve(echo, "127.0.0.1", port, compression=compression, ping_interval=interval) as server:
+    options = {"compression": compression, "ping_interval": interval, "ssl": tls()}
+    async with serve(echo, "127.0.0.1", port, **options) as server:
         await server.serve_forever()
 
 
