@@ -478,7 +478,10 @@ def test_buffered_amount(serve: Servers) -> None:
     waiting = client.buffered_amount
     assert 1_000_000 < waiting <= 3_000_010
     client.send("x" * 100)
-    assert client.buffered_amount == waiting + 102
+    if server.secure:  # the server's thread may be about to encrypt, and to write, the first
+        assert 1_000_000 < client.buffered_amount <= waiting + 102
+    else:
+        assert client.buffered_amount == waiting + 102
     assert len(peer.message()) == 3_000_000
     assert peer.message() == "x" * 100
     until(lambda: client.buffered_amount == 0, "all is taken")
