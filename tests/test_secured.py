@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 import ssl
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from certificates import authority, client_context, server_context
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
+from steps import at_each_step
 
 from wspy import loop as core
 from wspy.contexts import checked_server_context
@@ -23,6 +30,8 @@ from wspy.tls import TLS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 SLOT = 7
 HANDLE = 1 << 24 | SLOT
@@ -299,3 +308,65 @@ def test_j12_another_certificate_is_for_those_who_come(tmp_path: Path) -> None:
     conversation.client = TLS(client_context(), server_side=False, server_hostname="localhost")
     conversation.open()
     assert conversation.client.ssl_object.getpeercert() != before
+
+
+def signed(key: Key, signer: Key) -> bytes:
+    """Return a certificate of a key."""
+    name, today = x509.Name([]), dt.datetime.now(dt.UTC)
+    tomorrow = today + dt.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), today, tomorrow)
+    return builder.sign(signer, hashes.SHA384()).public_bytes(Encoding.PEM)
+
+
+def written(path: Path, key: Key, *certificates: bytes) -> Path:
+    """Write a key and its chain."""
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(pem + b"".join(certificates))
+    return path
+
+
+def of_level(level: int) -> ssl.SSLContext:
+    """Return a context that refuses what its level of security is above."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers(f"DEFAULT:@SECLEVEL={level}")
+    return context
+
+
+def test_j12_what_a_strict_context_refuses_changes_nothing(tmp_path: Path) -> None:
+    """A chain is taken in part, before it is found to be too weak."""
+    context = of_level(3)
+    authority().issue_cert("localhost").configure_cert(context)
+    conversation = Conversation(context)
+    key, weak = ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048)
+    chain = written(tmp_path / "chain", key, signed(key, weak), signed(weak, weak))
+    with pytest.raises(ssl.SSLError, match="CA_KEY_TOO_SMALL"):
+        conversation.secured.reload(chain, None, None)
+    conversation.open()
+    assert conversation.client.is_open
+
+
+def test_j12_what_a_lax_context_has_can_be_loaded_again(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 -- that is what it is about
+    chain = written(tmp_path / "chain", key, signed(key, key))
+    context = of_level(0)
+    context.load_cert_chain(chain)
+    Conversation(context).secured.reload(chain, None, None)
+
+
+def test_j12_a_signal_handler_may_reload_at_any_time(tmp_path: Path) -> None:
+    path = tmp_path / "both.pem"
+    authority().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(path)
+    conversation = Conversation()
+
+    def begin() -> None:
+        conversation.receive(conversation.client.take())
+        assert [key for key, _ in conversation.queue.take()] == [RAW_SEND]
+
+    def reload() -> None:
+        conversation.secured.reload(path, None, None)
+
+    for call in (begin, reload):
+        for _ in at_each_step(sys.modules["wspy.secured"], call, reload):
+            conversation = Conversation()
+    conversation.open()
+    assert conversation.client.is_open

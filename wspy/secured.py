@@ -12,7 +12,7 @@ import ssl
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 from . import loop as core
@@ -36,6 +36,14 @@ def _copied(path: str | bytes | os.PathLike[Any]) -> Iterator[str]:
         copy.write(file.read())
         copy.flush()
         yield f"/proc/self/fd/{copy.fileno()}"
+
+
+def _as_strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return a new context that takes the certificates that another one takes, and refuses what that refuses."""
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # which keys and signatures are too weak depends on this alone
+    trial.set_ciphers(f"ALL:@SECLEVEL={context.security_level}")
+    return trial
 
 
 class _Connection(TLS):
@@ -63,8 +71,9 @@ class Secured:
 
     def __init__(self, context: ssl.SSLContext, loop: Loop, name: Callable[[core.Address | None], str]) -> None:
         self._context = context
-        # an SSL_CTX may not be changed while a connection is made from it
-        self._loading = Lock()
+        # An SSL_CTX may not be changed while a connection is made from it. A signal handler that reloads may have
+        # interrupted the one or the other, between two calls of OpenSSL: it would wait for itself.
+        self._loading = RLock()
         self._loop = loop
         self._push = loop.push
         self._name = name
@@ -90,7 +99,7 @@ class Secured:
         said = lru_cache(maxsize=1)(password) if callable(password) else password
         with _copied(certfile) as chain, nullcontext() if keyfile is None else _copied(keyfile) as key:
             # whatever is wrong with the files is found out here, while the context in use is as it was
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, said)
+            _as_strict(self._context).load_cert_chain(chain, key, said)
             with self._loading:
                 self._context.load_cert_chain(chain, key, said)
 

@@ -507,6 +507,9 @@ class BaseServer(Generic[AnyClient]):
     ) -> None:
         """Use another certificate from now on: new connections get it, open ones keep theirs. Thread-safe.
 
+        It may be called by a signal handler, too. An encrypted key is decrypted twice, and new connections wait for the
+        second time: if that is slow on purpose, make another context of it.
+
         If anything is wrong with it, that is raised and everything stays as it is. A context keeps one certificate for
         each kind of key, and forgets none: take another context to go from ECDSA to RSA, or the other way, since else
         some clients or all of them would still get the old certificate.
