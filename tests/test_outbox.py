@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ from sockets import Running
 from steps import at_each_step
 
 from wspy import outbox as module
+from wspy import tls as tls_module
 from wspy.outbox import Outbox, Unsent
 from wspy.tls import TLS
 
@@ -342,28 +344,34 @@ def test_after_close_notify_nothing_is_sent(ends: tuple[socket.socket, socket.so
 
 
 @pytest.mark.slow
-def test_an_exception_anywhere_makes_no_record_twice() -> None:
+@pytest.mark.parametrize("piece", [3, 100], ids=["in slices", "whole"])
+def test_an_exception_anywhere_makes_no_record_twice(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either nothing is missing, or nothing more is sent: the peer never gets something else."""
+    monkeypatch.setattr(module, "_SLICE", piece)
     state: list[tuple[Outbox, TLS, socket.socket, socket.socket]] = []
     outcomes: set[str] = set()
 
     def call() -> None:
         outbox, _, one, _ = state[-1]
-        outbox.write(one)
+        while outbox.write(one):
+            pass
 
     def finish() -> None:
         outbox, peer, one, other = state.pop()
         with one, other:
             try:
-                outbox.write(one)
-                expected = [b"first, second"]
+                while outbox.write(one):
+                    pass
+                least = len(b"first, second")
                 outcomes.add("whole")
             except OSError as error:
                 assert "interrupted" in str(error)  # noqa: PT017 -- both are right
-                expected = [b"", b"first, "]
+                least = 0
                 outcomes.add("broken")
             one.shutdown(socket.SHUT_WR)
-            assert peer.receive(other.recv(1 << 16)) in expected
+            received = peer.receive(other.recv(1 << 16))
+            assert b"first, second".startswith(received)
+            assert len(received) >= least
 
     for _ in at_each_step(module, call):
         if state:
@@ -377,3 +385,107 @@ def test_an_exception_anywhere_makes_no_record_twice() -> None:
         state.append((outbox, peer, one, other))
     finish()
     assert outcomes == {"whole", "broken"}
+
+
+def taken(outbox: Outbox, one: socket.socket, other: socket.socket, peer: TLS) -> bytes:
+    """Write all there is, and return what the peer makes of it."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    while outbox.write(one):
+        pass
+    assert not outbox.unsent
+    other.settimeout(0)
+    received = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            received += peer.receive(other.recv(1 << 18))
+    return received
+
+
+def test_records_of_what_is_long_are_made_as_they_leave(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Whoever receives gets at the lock in between, and memory is spent for a slice alone."""
+    one, other = ends
+    outbox, peer = secured()
+    told: list[bool] = []
+    message = bytes(range(256)) * 4096
+    unsent = Unsent(message, lambda: told.append(unsent.is_sent()))
+    outbox.add(unsent)
+    outbox.add(Unsent(b"behind"))
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    received, slices = b"", 0
+    other.settimeout(0)
+    while outbox:
+        slices += outbox.write(one)
+        assert sum(len(waiting.data) for waiting in outbox.unsent) < len(message) // 3
+        assert unsent.is_sent() == (unsent not in outbox.unsent)
+        outbox.tell()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += peer.receive(other.recv(1 << 18))
+    assert slices == 3
+    assert received == message + b"behind"
+    assert told == [True]
+
+
+def answering(outbox: Outbox, answer: bytes) -> TLS:
+    """Let TLS say something by itself, as far as it can be made to from Python; return it."""
+    assert outbox.tls is not None
+    outbox.tls.ssl_object.write(answer)
+    return outbox.tls
+
+
+@pytest.mark.parametrize("size", [5, 100_000])
+def test_a_signal_handler_may_receive_while_records_are_made(
+    ends: tuple[socket.socket, socket.socket], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it receives may have to be answered, too."""
+    monkeypatch.setattr(module, "_SLICE", 90_000)
+    one, other = ends
+    outbox, peer = secured()
+    received: list[bytes] = []
+    arrived, sent = b"", 0
+
+    def receive() -> None:
+        peer.send(b"to the handler")
+        with outbox.lock:
+            received.append(answering(outbox, b"<answer>").receive(peer.take()))
+            outbox.add_answers()
+
+    def write() -> None:
+        while outbox.write(one):
+            pass
+
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    for _ in at_each_step([module, tls_module], write, receive):
+        arrived += taken(outbox, one, other, peer)
+        outbox.add(Unsent(b"x" * size))
+        sent += size
+    arrived += taken(outbox, one, other, peer)
+    assert received == [b"to the handler"] * len(received)
+    assert arrived.count(b"<answer>") == len(received)
+    assert arrived.count(b"x") == sent
+    assert len(arrived) == sent + len(b"<answer>") * len(received)
+
+
+@pytest.mark.parametrize("sends", [True, False], ids=["sends", "raises"])
+def test_answers_are_kept_if_a_signal_handler(ends: tuple[socket.socket, socket.socket], sends: bool) -> None:
+    """A record that was lost, or came twice, would be the last that the peer could read."""
+    one, other = ends
+    outbox, peer = secured()
+    arrived, handled, calls = b"", 0, 0
+
+    def send() -> None:
+        nonlocal handled
+        handled += 1
+        outbox.add(Unsent(b"<signal>"))
+        if not sends:
+            raise InterruptedError
+        outbox.write(one)
+
+    for _ in at_each_step([module, tls_module], outbox.add_answers, send):
+        arrived += taken(outbox, one, other, peer)
+        answering(outbox, b"<answer>")
+        calls += 1
+    outbox.add(Unsent(b"last"))
+    arrived += taken(outbox, one, other, peer)
+    assert (arrived.count(b"<signal>"), arrived.count(b"<answer>"), arrived[-4:]) == (handled, calls, b"last")
+    assert len(arrived) == 8 * (handled + calls) + 4

@@ -18,6 +18,8 @@ __all__ = ["Outbox", "Unsent"]
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 # Of what TLS answers by itself, such as a KeyUpdate (RFC 8446 §4.6.3): more is owed to nobody who reads.
 _MAX_ANSWERS: Final = 65_536
+# Plaintext that becomes records at once: nobody can receive meanwhile.
+_SLICE: Final = 1 << 18
 
 
 class Unsent:
@@ -28,12 +30,13 @@ class Unsent:
         callback: called when the kernel has all of them.
     """
 
-    __slots__ = ("callback", "data", "sizes")
+    __slots__ = ("callback", "data", "rest", "sizes")
 
     def __init__(self, data: bytes, callback: Callable[[], object] | None = None) -> None:
         self.data = data
         self.callback = callback
         self.sizes: list[int] = []  # of what the kernel has taken
+        self.rest: bytes | memoryview = b""  # what comes behind ``data``, and has to be made records of
 
     def left(self) -> bytes | memoryview:
         """Return what the kernel has not taken yet."""
@@ -45,7 +48,20 @@ class Unsent:
 
     def is_sent(self) -> bool:
         """Whether the kernel has all of it."""
-        return sum(self.sizes) >= len(self.data)
+        return not self.rest and sum(self.sizes) >= len(self.data)  # any thread asks: see seal
+
+    def seal(self, tls: TLS) -> None:
+        """Put records in the place of what comes next; what TLS had to say by itself goes first."""
+        plaintext = self.rest or self.data
+        rest: bytes | memoryview = b""
+        if len(plaintext) > _SLICE:
+            view = memoryview(plaintext)
+            plaintext, rest = view[:_SLICE], view[_SLICE:]
+        tls.send(plaintext)
+        # in this order: so it never looks as if all were sent
+        self.sizes.clear()
+        self.data = tls.take()
+        self.rest = rest
 
 
 class Outbox:
@@ -65,7 +81,6 @@ class Outbox:
     """
 
     __slots__ = (
-        "_answers",
         "_due",
         "_is_sealing",
         "_is_writing",
@@ -87,8 +102,7 @@ class Outbox:
         self._teller: object = None  # who calls callbacks
         self._state = RLock()  # of _due and _teller
         self.tls: TLS | None = None
-        self._answers = b""  # records that TLS has made by itself
-        self._sealed: Unsent | None = None  # what was made records of last: the first of unsent, unless it is sent
+        self._sealed: Unsent | None = None  # what consists of records: the first of unsent, unless it is sent
         self._is_sealing = False
 
     def secure(self, tls: TLS | None) -> None:
@@ -96,12 +110,13 @@ class Outbox:
         with self.lock:
             self.clear()
             self.tls = tls
-            self._answers = b""
             self._sealed = None
             self._is_sealing = False
 
     def add_answers(self) -> None:
-        """Add what TLS has to say by itself, before all of which no records were made yet.
+        """See to it that what TLS has to say by itself leaves, before all of which no records were made yet.
+
+        It is left where it is until then: so no exception loses it, and who interrupts this may send.
 
         Raises:
             OSError: the peer lets answers be made and doesn't read them.
@@ -109,22 +124,20 @@ class Outbox:
         with self.lock:
             if self.tls is None:
                 return
-            self._answers += self.tls.take()
-            if not self._answers:
+            pending = self.tls.pending
+            if not pending or self._is_sealing:  # it goes with what is being made, or the next that is
                 return
-            if self.tls.is_open and len(self._answers) > _MAX_ANSWERS:
+            if self.tls.is_open and pending > _MAX_ANSWERS:
                 raise OSError(errno.ENOBUFS, "the peer asks TLS for answers, and doesn't read them")
             if not self.unsent or self.unsent[-1] is self._sealed:
                 self.unsent.append(Unsent(b""))
 
     def _seal(self, tls: TLS, unsent: Unsent) -> None:
-        """Make records of something that is next; what TLS had to say by itself goes first."""
+        """Make records of something that is next."""
         if self._is_sealing:  # an exception of a signal handler came in between: some records are lost, or made twice
             raise OSError(errno.ECONNABORTED, "an exception has interrupted the making of TLS records")
         self._is_sealing = True
-        tls.send(unsent.data)
-        unsent.data = self._answers + tls.take()
-        self._answers = b""
+        unsent.seal(tls)
         self._sealed = unsent
         self._is_sealing = False
 
@@ -152,15 +165,17 @@ class Outbox:
             self._pong = Unsent(data)
             self.unsent.append(self._pong)
 
-    def write(self, sock: socket.socket) -> None:
+    def write(self, sock: socket.socket) -> bool:
         """Send as much as the kernel takes now; call ``tell`` afterwards.
+
+        By TLS it ends within what is long, too: so others get at the lock. Return whether that is why.
 
         Raises:
             OSError: the kernel takes nothing any more.
         """
         with self.lock:
             if self._is_writing:
-                return  # a signal handler has interrupted it; it goes on afterwards
+                return False  # a signal handler has interrupted it; it goes on afterwards
             try:
                 self._is_writing = True
                 while self.unsent:
@@ -168,11 +183,15 @@ class Outbox:
                     if self.tls is not None and unsent is not self._sealed:
                         self._seal(self.tls, unsent)
                     if not self._send(sock, unsent):
-                        return
+                        return False
+                    if unsent.rest:
+                        self._sealed = None
+                        return True
                     if unsent.callback is None:
                         self.unsent.popleft()
                     else:
                         self._due.extend(map(deque.popleft, (self.unsent,)))
+                return False
             finally:
                 self._is_writing = False
 

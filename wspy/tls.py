@@ -60,6 +60,7 @@ class TLS:
     __slots__ = (
         "_flows",
         "_incoming",
+        "_is_writing",
         "_outgoing",
         "_read_record",
         "_sealed",
@@ -77,6 +78,7 @@ class TLS:
         self._outgoing = ssl.MemoryBIO()
         # plaintext that TLS does not take before the peer has sent something
         self._waiting = bytearray()
+        self._is_writing = False  # what waits
         self._sealed: list[bytes] = []  # records that were taken out of the way
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         # what SSLObject itself calls: two calls of Python less for each record
@@ -177,7 +179,7 @@ class TLS:
         if not parts:
             raise error
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Encrypt bytes for the peer; before the handshake is done they wait for it.
 
         Raises:
@@ -196,15 +198,21 @@ class TLS:
 
     def _write_waiting(self) -> None:
         """Write as much of what waits as TLS takes."""
+        if self._is_writing:
+            return  # a signal handler that receives has interrupted it; it goes on afterwards
+        self._is_writing = True
         written, size = 0, len(self._waiting)
         write = self._write_record
-        with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
-            while written < size:
-                with view[written : written + RECORD] as part:
-                    written += write(part)
-                if self._outgoing.pending >= PIECE:
-                    self._sealed.append(self._outgoing.read())
-        del self._waiting[:written]
+        try:
+            with suppress(ssl.SSLWantReadError), memoryview(self._waiting) as view:
+                while written < size:
+                    with view[written : written + RECORD] as part:
+                        written += write(part)
+                    if self._outgoing.pending >= PIECE:
+                        self._sealed.append(self._outgoing.read())
+            del self._waiting[:written]
+        finally:
+            self._is_writing = False
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt bytes and return the records that are to be sent now: ``send`` and ``take`` in one."""
@@ -217,6 +225,11 @@ class TLS:
             self._flows = False
             self._waiting += data
         return self._outgoing.read()
+
+    @property
+    def pending(self) -> int:
+        """How many bytes ``take`` would return."""
+        return sum(map(len, self._sealed)) + self._outgoing.pending
 
     def take(self) -> bytes:
         """Return the records that are to be sent now."""

@@ -226,7 +226,8 @@ class Transport:
             return
         self._said_goodbye = True
         with contextlib.suppress(OSError), self._held as sock, self._outbox.lock:
-            self._outbox.write(sock)
+            while self._outbox.write(sock):
+                pass
             if not self._outbox.unsent:
                 tls.close()
                 self._outbox.add_answers()
@@ -243,7 +244,7 @@ class Transport:
             SocketClosed: the connection is lost, or this side has closed the socket.
         """
         with self._held as sock:
-            self._write(sock)
+            self._write_all(sock)
 
     def can_send(self) -> bool:
         """Whether something is queued: whether to watch for the socket to become writable."""
@@ -251,7 +252,10 @@ class Transport:
 
     def _flush(self, unsent: Unsent, sock: socket.socket) -> None:
         """Write until the kernel has this, by whichever thread; the socket is held."""
-        self._write(sock)
+        if self._timeout == 0:
+            self._write_all(sock)
+        else:  # the rest of what is long waits until others had their turn
+            self._write(sock)
         # what a signal handler sends that has interrupted the writing of its own thread is written by that
         if not unsent.is_sent() and not self._outbox.is_interrupted():
             self._await_sent(unsent, sock)
@@ -276,11 +280,17 @@ class Transport:
                     return
                 self._wait(deadline, select.POLLOUT)
 
-    def _write(self, sock: socket.socket) -> None:
-        failure = self._lost
+    def _write_all(self, sock: socket.socket) -> None:
+        """Write until the kernel takes nothing more."""
+        while self._write(sock):
+            pass
+
+    def _write(self, sock: socket.socket) -> bool:
+        """Write some; return whether the kernel might take more."""
+        failure, goes_on = self._lost, False
         if failure is None:
             try:
-                self._outbox.write(sock)
+                goes_on = self._outbox.write(sock)
             except OSError as error:
                 if error.errno is None:  # what a signal handler has raised
                     raise
@@ -289,6 +299,7 @@ class Transport:
         if failure is not None:
             self._outbox.clear()  # of what was queued since
             raise copy(failure)
+        return goes_on
 
     def _fail_sending(self, error: OSError) -> SocketClosed:
         """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
@@ -309,9 +320,10 @@ class Transport:
 
     def _await_either(self, deadline: Deadline) -> None:
         """Write answers, and what calls have left that have timed out, until there is something to read."""
-        while self._outbox.unsent and self._lost is None:
+        # what a signal handler has interrupted that receives can't go on meanwhile
+        while self._outbox.unsent and self._lost is None and not self._outbox.is_interrupted():
             with contextlib.suppress(SocketClosed):
-                self.do_async_send()
+                self._write(self.sock)
             if self._outbox.unsent and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
                 return
         self._wait(deadline, select.POLLIN)
