@@ -21,6 +21,8 @@ from sockets import RawServer, Running, connected, listening, secured
 import wspy
 from wspy import OPCODE_BINARY, OPCODE_TEXT, Frame, SocketClosed, websocket
 from wspy.contexts import default_context
+from wspy.deadline import Deadline
+from wspy.reception import LINGER_BYTES
 from wspy.tls import TLS
 
 if TYPE_CHECKING:
@@ -333,6 +335,30 @@ def test_j9_the_end_of_tls_is_the_end_though_tcp_goes_on() -> None:
         assert caught.value.code == 1006
         client.close()
         ending.result().close()
+
+
+def test_records_that_hold_nothing_do_not_put_off_the_end() -> None:
+    """Such are those with tickets (RFC 8446 §4.6.1), of which a server sends as many as it likes."""
+    context = server_context()
+    context.num_tickets = 6000
+    tls = TLS(context, server_side=True)
+    own, peer = socket.socketpair()
+    peer.settimeout(DEADLINE_S)
+    deadline = Deadline(DEADLINE_S)
+    with peer, websocket(own) as client:
+
+        def converse() -> None:
+            client._secure_as_client(TLS(client_context(), server_side=False, server_hostname="localhost"), deadline)
+            client._flush_all(deadline)
+            client._drain(deadline)
+
+        conversing = Running(converse)
+        while not tls.is_open:
+            tls.receive(peer.recv(1 << 16))
+            records = tls.take()
+            peer.sendall(records[:LINGER_BYTES])
+        assert len(records) > LINGER_BYTES
+        conversing.result()
 
 
 def test_a_server_that_waits_with_tcp_for_the_end_of_tls_is_answered() -> None:

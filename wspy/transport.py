@@ -185,8 +185,11 @@ class Transport:
         tls = self._outbox.tls
         return None if tls is None else tls.ssl_object
 
-    def _plaintext(self, tls: TLS, data: bytes) -> bytes | None:
-        """Return what was received by TLS; nothing at the end, None if there is none yet."""
+    def _plaintext(self, data: bytes | None) -> bytes | None:
+        """Return what is in what the kernel has brought; nothing at the end, None if there is none yet."""
+        tls = self._outbox.tls
+        if tls is None or data is None:
+            return data
         try:
             with self._outbox.lock:
                 plaintext = tls.receive(data) if data else b""
@@ -335,6 +338,11 @@ class Transport:
 
     def _read(self, size: int) -> bytes | None:
         """Read what there is, without waiting: nothing at the end, None if there is none yet."""
+        data = self._fetch(size)
+        return data if self._outbox.tls is None else self._plaintext(data)
+
+    def _fetch(self, size: int) -> bytes | None:
+        """Read what the kernel has, as it is: see ``_read``."""
         try:
             data = self.sock.recv(size)
         except BlockingIOError:
@@ -349,8 +357,7 @@ class Transport:
             self._read_size = _LARGE_READ
         elif len(data) < READ:
             self._read_size = READ
-        tls = self._outbox.tls
-        return data if tls is None else self._plaintext(tls, data)
+        return data
 
     def _fail_receiving(self, message: str, cause: OSError | None = None) -> NoReturn:
         self._held.check()  # which may be the cause
@@ -371,7 +378,7 @@ class Transport:
                 if self._has_tls_ended():  # some wait with TCP until that is answered
                     return
                 self._wait(deadline, select.POLLIN)
-                data = self._read(min(left, _LARGE_READ))
-                if data == b"":
+                data = self._fetch(min(left, _LARGE_READ))
+                left -= len(data or b"")  # of ciphertext: records may hold nothing
+                if self._plaintext(data) == b"":
                     return
-                left -= len(data or b"")
