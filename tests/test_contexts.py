@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from certificates import authority, client_context, server_context
 
-from wspy.contexts import check_side, checked_context, default_context
+from wspy.contexts import check_side, checked_context, checked_server_context, default_context
 from wspy.contexts import client_context as context_that_trusts
 from wspy.contexts import server_context as context_of_files
 from wspy.tls import TLS
@@ -32,11 +32,15 @@ def test_contexts_have_a_side() -> None:
 
 
 def test_contexts() -> None:
-    context = server_context()
-    assert checked_context(context) is context
-    assert context.options & ssl.OP_NO_RENEGOTIATION
-    with pytest.raises(TypeError, match="create_default_context"):
-        checked_context("cert.pem")  # type: ignore[arg-type]
+    for check in (checked_context, checked_server_context):
+        context = server_context()
+        context.options &= ~ssl.OP_NO_RENEGOTIATION
+        assert check(context) is context
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+        with pytest.raises(TypeError, match="create_default_context"):
+            check("cert.pem")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="other side"):
+        checked_server_context(client_context())
     default = default_context()
     assert default is default_context()
     assert (default.verify_mode, default.check_hostname) == (ssl.CERT_REQUIRED, True)

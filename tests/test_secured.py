@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.serialization import (
 from steps import at_each_step
 
 from wspy import loop as core
-from wspy.contexts import checked_server_context
 from wspy.secured import Secured
 from wspy.tls import TLS
 
@@ -247,21 +246,7 @@ def test_who_is_gone_is_forgotten(opened: Conversation) -> None:
     assert opened.secured.ssl_object(HANDLE) is None
 
 
-# ---- contexts ----
-
-
-def test_a_context_is_checked() -> None:
-    with pytest.raises(TypeError, match="SSLContext"):
-        checked_server_context({"certfile": "x"})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="for the other side"):
-        checked_server_context(client_context())
-
-
-def test_j7_renegotiation_is_turned_off() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.options &= ~ssl.OP_NO_RENEGOTIATION
-    assert checked_server_context(context) is context
-    assert context.options & ssl.OP_NO_RENEGOTIATION
+# ---- certificates ----
 
 
 def test_j12_files_that_change_meanwhile_change_nothing(tmp_path: Path) -> None:

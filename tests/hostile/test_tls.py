@@ -15,6 +15,7 @@ import pytest
 from certificates import authority
 from drivers import (
     BINARY,
+    SECURE,
     TEXT,
     RawClient,
     at,
@@ -26,9 +27,8 @@ from drivers import (
     only,
     until,
 )
+from measures import PATIENCE
 from tls_socket import TLSSocket
-
-from wspy.contexts import checked_server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="openssl isn't installed")
-secure = only(
-    "epoll-tls", "threads-tls", because="about TLS of servers: test_tls_connection is about that of a websocket"
-)
+secure = only(*SECURE, because="about TLS")
+servers = only("epoll-tls", "threads-tls", because="about what only a server has, or does")
 plain = only("epoll", "threads", because="about servers without TLS")
 
 
@@ -69,7 +68,7 @@ def to_the_end(peer: RawClient) -> bytes:
 @pytest.mark.parametrize("sent", [0, 1, 5, 100], ids=["nothing", "a byte", "a header", "half a ClientHello"])
 def test_j1_a_handshake_that_stops(serve: Servers, sent: int, caplog: pytest.LogCaptureFixture) -> None:
     """open_timeout is for TLS, too; others are not held up meanwhile."""
-    caplog.set_level("INFO", "wspy.server")
+    caplog.set_level("INFO", "wspy")
     server = serve(open_timeout=0.3, onmessage=echo)
     slow = server.connect()
     hello = tls_of(slow).sealed()
@@ -83,21 +82,24 @@ def test_j1_a_handshake_that_stops(serve: Servers, sent: int, caplog: pytest.Log
         assert time.monotonic() - began > 0.2
         other.close()
     until(lambda: server.connections() == 0, "dropped")
-    assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "its handshake was not completed in time"
-    ] * (sent > 0)
+    if server.has("log"):
+        assert [message.partition(": ")[2] for message in caplog.messages] == [
+            "its handshake was not completed in time"
+        ] * (sent > 0)
+    else:
+        assert ["open_timeout" in message for message in caplog.messages] == [True]
 
 
 @secure
 def test_j1_a_handshake_that_is_given_up(serve: Servers, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "wspy.server")
+    caplog.set_level("INFO", "wspy")
     server = serve()
     peer = server.connect()
     peer.socket.plain.sendall(tls_of(peer).sealed()[:100])
     peer.socket.plain.shutdown(socket.SHUT_WR)
     assert peer.socket.plain.recv(1) == b""
     until(lambda: len(caplog.messages) == 1, "logged")
-    assert caplog.messages[0].endswith(" has failed: it left")
+    assert caplog.messages[0].endswith(" has failed: it left") or not server.has("log")
 
 
 @secure
@@ -124,7 +126,8 @@ def test_j1_a_handshake_that_drips(serve: Servers) -> None:
 
 @secure
 @pytest.mark.parametrize("path", ["/", "/" + "x" * 100_000], ids=["a request", "a long one"])
-def test_j2_plain_http(serve: Servers, path: str) -> None:
+def test_j2_plain_http(serve: Servers, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wspy")
     server = serve()
     with unencrypted(server) as peer:
         began = time.monotonic()
@@ -132,9 +135,10 @@ def test_j2_plain_http(serve: Servers, path: str) -> None:
         with contextlib.suppress(ConnectionResetError):
             assert peer.response().status == 400
             assert to_the_end(peer) == b""
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 1 * PATIENCE
     until(lambda: server.connections() == 0, "ended")
     assert server.stories == []
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 @secure
@@ -150,7 +154,7 @@ def test_j2_no_tls_at_all(serve: Servers, data: bytes) -> None:
         peer.send(data)
         assert len(to_the_end(peer)) < 100  # an alert, if anything
     until(lambda: server.connections() == 0, "ended")
-    assert server.cpu_seconds() - cpu < 0.5
+    assert server.cpu_seconds() - cpu < 0.5 * PATIENCE
     server.open().close()
 
 
@@ -222,6 +226,19 @@ def test_j6_both_directions_at_once(serve: Servers) -> None:
     peer.close()
 
 
+@secure
+@pytest.mark.slow
+def test_j6_a_peer_that_reads_late(serve: Servers) -> None:
+    """The server has to stop in the middle of a record, and goes on there."""
+    server = serve(onmessage=echo, max_size=None)
+    peer = server.open()
+    message = bytes(range(256)) * (1 << 15)
+    for _ in range(4):
+        peer.binary(message)
+        assert peer.message() == message
+    peer.close()
+
+
 @contextlib.contextmanager
 def s_client(server: Any, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
     """Run OpenSSL's client, until it has got the answer to an opening handshake; with what it has said so far."""
@@ -267,12 +284,6 @@ def test_j7_renegotiation_is_refused(serve: Servers) -> None:
         ask(client, b"R\n", b"RENEGOTIATING")
         assert b"no renegotiation" in said_until(client, b"no renegotiation")
     until(lambda: server.connections() == 0, "ended")
-
-
-def test_j7_renegotiation_is_turned_off_in_each_context() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.options &= ~ssl.OP_NO_RENEGOTIATION
-    assert checked_server_context(context).options & ssl.OP_NO_RENEGOTIATION
 
 
 # ---- ends ----
@@ -352,14 +363,16 @@ def test_j10_key_updates_and_early_data(serve: Servers) -> None:
     server = serve(onopen=lambda client: None)
     with s_client(server, "-tls1_3") as (client, greeting):
         said = greeting + b"".join(ask(client, b"K\n", b"KEYUPDATE") for _ in range(100))
-        assert server.server.stats()["backlog"] == 0
+        if server.has("stats"):
+            assert server.server.stats()["backlog"] == 0
         server.wait(lambda: server.stories, "onopen")
         [story] = server.stories
         story.client.send("still here\n")
         said += said_until(client, b"still here")
         assert b"still here" in said
         assert b"Max Early Data: 0" in said
-        story.client.abort()
+        if server.has("abort"):
+            story.client.abort()
 
 
 # ---- certificates ----
@@ -382,7 +395,7 @@ def files(directory: Path, name: str) -> tuple[Path, Path]:
     return certificate, key
 
 
-@secure
+@servers
 def test_j12_another_certificate_while_serving(serve: Servers, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*files(tmp_path, "first"))
@@ -398,7 +411,7 @@ def test_j12_another_certificate_while_serving(serve: Servers, tmp_path: Path) -
         peer.close()
 
 
-@secure
+@servers
 def test_j12_a_pair_that_does_not_match_changes_nothing(serve: Servers, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*files(tmp_path, "first"))
@@ -412,7 +425,7 @@ def test_j12_a_pair_that_does_not_match_changes_nothing(serve: Servers, tmp_path
     assert serial(server.open()) == before
 
 
-@secure
+@servers
 def test_j12_another_context(serve: Servers, tmp_path: Path) -> None:
     server = serve()
     before = serial(server.open())
@@ -425,7 +438,7 @@ def test_j12_another_context(serve: Servers, tmp_path: Path) -> None:
 # ---- many ----
 
 
-@secure
+@servers
 @pytest.mark.slow
 def test_j13_handshakes_do_not_hold_up_who_is_there(serve: Servers, patience: float) -> None:
     server = serve(onmessage=echo)
