@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from .auth import checked_text
 from .headers import parse_host
 
 __all__ = ["URI", "parse_uri"]
@@ -34,7 +35,6 @@ _AUTHORITY = re.compile(r"(?:([^@]*+)@)?(\[[^\]@]*+\]|[^\[\]:@]*+)(?::([0-9]{0,5
 _LABEL = r"[0-9A-Za-z_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,254}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
 _MAX_NAME = 254
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # All of an address but these is sent as it is: quote() would escape them.
 _SAFE = "!$%&'()*+,;=:@/?~"
 
@@ -197,9 +197,7 @@ def _decoded(text: str) -> str:
         decoded = unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
         raise ValueError("the username or the password of the URI is not UTF-8") from None
-    if _CONTROLS.search(decoded):  # RFC 7617 §2
-        raise ValueError("the username or the password of the URI has a control character")
-    return decoded
+    return checked_text("the username or the password of the URI", decoded)
 
 
 def _checked_resource(path: str, query: str | None) -> str:
