@@ -7,6 +7,7 @@ import datetime as dt
 import inspect
 import socket
 import ssl
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import trustme
 from certificates import authority, client_context, server_context
 from drivers import DEADLINE_S, accept_value, until
 from sockets import RawServer, Running, connected, listening, secured
+from steps import at_each_step
 
 import wspy
 from wspy import OPCODE_BINARY, OPCODE_TEXT, Frame, SocketClosed, websocket
@@ -542,3 +544,16 @@ def test_j6_both_send_much_at_once() -> None:
         assert [each.result() for each in receiving] == [count * size] * 2
         for each in sending:
             each.result()
+
+
+def test_a_signal_handler_may_receive_while_its_thread_sends() -> None:
+    modules = [sys.modules[f"wspy.{name}"] for name in ("outbox", "tls", "transport")]
+    message = Frame(OPCODE_BINARY, bytes(20_000))
+    received: list[Frame] = []
+    calls = 0
+    with connected({"ssl": client_context()}, ssl=server_context()) as (own, peer):
+        for _ in at_each_step(modules, lambda: own.send(message), lambda: received.append(own.recv())):
+            calls += 1
+            peer.send(Frame(OPCODE_TEXT, "x"))
+        assert [peer.recv().payload for _ in range(calls)] == [message.payload] * calls
+    assert [frame.text for frame in received] == ["x"] * (calls - 1)
