@@ -20,6 +20,10 @@ void wspy_connection_abandon(wspy_loop *loop, connection *conn);
 wspy_event *wspy_connection_event(wspy_loop *loop, const connection *conn, uint32_t kind);
 /* Bytes that the kernel has not taken. */
 uint64_t wspy_connection_unsent(const connection *conn);
+/* Whether there is something of what was sent among them, and not only what TLS says by itself. */
+int wspy_connection_owes_answer(const connection *conn);
+/* Whether the kernel has refused something. */
+int wspy_connection_is_blocked(const connection *conn);
 /* Python reads them without a call. */
 void wspy_connection_show_backlog(wspy_loop *loop, connection *conn);
 /* Reports DRAINED if fewer than `before` are left now, and few enough. */

@@ -30,16 +30,10 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
     return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
 }
 
-/* What TLS says by itself is none: its peer could let it say something again and again. */
-static int owes_answer(const connection *conn)
-{
-    return conn->queue || (conn->raw && wspy_raw_owes_plaintext(conn->raw));
-}
-
 static void head_expired(wspy_loop *loop, connection *conn)
 {
     uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
-    if (owes_answer(conn) && conn->scanner.size == 0 &&
+    if (wspy_connection_owes_answer(conn) && conn->scanner.size == 0 &&
         idle < allowed) { /* it is still taking the last answer */
         wspy_connection_arm(loop, conn, allowed - idle);
         return;
@@ -130,7 +124,7 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
     uint32_t idle = ms_since(loop, conn->seen);
     if (idle < interval)
         wspy_connection_arm(loop, conn, interval - idle);
-    else if (wspy_connection_unsent(conn))
+    else if (wspy_connection_is_blocked(conn))
         wspy_connection_arm(loop, conn, least(interval, loop->settings.ping_timeout_ms));
     else if (!wspy_connection_may_read(conn)) /* no pong could be read */
         wspy_connection_arm(loop, conn, interval);
@@ -138,11 +132,22 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
         send_keepalive(loop, conn);
 }
 
-/* What the peer sent in time may still lie in the kernel. */
+/* What the peer sent in time may still lie in the kernel, or Python has to decrypt it. */
 static int was_not_read(const wspy_loop *loop, const connection *conn)
 {
     return wspy_connection_is_late(loop, conn) &&
-           (conn->flags & LISTED_READY || wspy_connection_peek(conn) > 0);
+           (conn->flags & LISTED_READY || wspy_connection_peek(conn) > 0 ||
+            (conn->raw && wspy_raw_is_underway(loop, conn->raw)));
+}
+
+/* Returns 1 if it is not to be judged yet: with TLS, what is done in a turn without may take two. */
+static int put_off(wspy_loop *loop, connection *conn)
+{
+    if ((conn->phase == HEAD || conn->phase == OPEN) && was_not_read(loop, conn)) {
+        wspy_connection_arm(loop, conn, GRACE_MS);
+        return 1;
+    }
+    return conn->raw && wspy_raw_put_off(loop, conn);
 }
 
 void wspy_connection_expired(wspy_loop *loop, connection *conn)
@@ -153,13 +158,13 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
     }
     switch (conn->phase) {
     case HEAD:
-        if (was_not_read(loop, conn))
-            wspy_connection_arm(loop, conn, GRACE_MS);
-        else
+        if (!put_off(loop, conn))
             head_expired(loop, conn);
         return;
     case DECIDING:
     case OPENING:
+        if (conn->phase == OPENING && put_off(loop, conn))
+            return;
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
         return;
@@ -168,10 +173,8 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             keepalive_expired(loop, conn);
             return;
         }
-        if (was_not_read(loop, conn)) {
-            wspy_connection_arm(loop, conn, GRACE_MS);
+        if (put_off(loop, conn))
             return;
-        }
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, conn->end_errno ? WSPY_ERROR_RESET : WSPY_ERROR_CLOSE_TIMEOUT,
                             conn->end_errno);
@@ -181,6 +184,8 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             wspy_connection_let_finish(loop, conn);
             return;
         }
+        if (put_off(loop, conn))
+            return;
         loop->stats.timeouts++;
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
         wspy_connection_abandon(loop, conn);
