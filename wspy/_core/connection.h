@@ -54,7 +54,7 @@ void wspy_connection_resume(wspy_loop *loop, connection *conn);
 /* Whether bytes of the peer wait to be read: above 0. */
 ssize_t wspy_connection_peek(const connection *conn);
 void wspy_connection_forget_input(connection *conn);
-/* No more requests are read; Python answers this one. */
+/* No more requests are read; Python refuses this one, also if it has the head already. */
 void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error);
 
 /* ---- deadlines.c ---- */

@@ -30,6 +30,13 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
     return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
 }
 
+/* The answer has a deadline of its own. */
+static void refuse(wspy_loop *loop, connection *conn, int error)
+{
+    wspy_connection_refuse_head(loop, conn, error);
+    wspy_connection_arm(loop, conn, LINGER_MS);
+}
+
 static void head_expired(wspy_loop *loop, connection *conn)
 {
     uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
@@ -43,8 +50,16 @@ static void head_expired(wspy_loop *loop, connection *conn)
         wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
         return;
     }
-    wspy_connection_refuse_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
-    wspy_connection_arm(loop, conn, LINGER_MS);
+    refuse(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
+}
+
+static void decision_expired(wspy_loop *loop, connection *conn)
+{
+    loop->stats.timeouts++;
+    if (conn->is_refused)
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+    else
+        refuse(loop, conn, WSPY_ERROR_OPEN_TIMEOUT);
 }
 
 static void send_keepalive(wspy_loop *loop, connection *conn)
@@ -162,8 +177,10 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             head_expired(loop, conn);
         return;
     case DECIDING:
+        decision_expired(loop, conn);
+        return;
     case OPENING:
-        if (conn->phase == OPENING && put_off(loop, conn))
+        if (put_off(loop, conn))
             return;
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);

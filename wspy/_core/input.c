@@ -279,6 +279,7 @@ void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error)
 {
     surface(loop, conn);
     conn->requests = REQUESTS_MAX; /* where the next one begins is unknown: the answer is the last */
+    conn->is_refused = 1;
     wspy_connection_forget_input(conn);
     loop->stats.refused++;
     wspy_connection_event(loop, conn, WSPY_EVENT_BAD_HEAD)->start = (uint32_t)-error;
