@@ -236,6 +236,11 @@ def test_an_answer_for_a_connection_that_has_gone_reaches_nobody(serve: Servers,
             peer.abort()
         elif end == "end":
             peer.half_close()
+    if end == "open_timeout":
+        assert [peer.response().status for peer in gone] == [503, 503]
+        for peer in gone:
+            peer.eof()
+            peer.end()
     if end != "end":
         until(lambda: server.server.stats()["connections"] == 0, "gone")
     peers = [server.open() for _ in range(3)]

@@ -71,7 +71,8 @@ class AsyncServer(BaseServer[AsyncClient]):
         max_backlog: unsent bytes of a client, looked at before each send; over it the connection is aborted, 1008.
         notsent_lowat: bytes that the kernel may hold back unsent of each connection (TCP_NOTSENT_LOWAT); 0 for as
             many as it likes.
-        open_timeout: from the TCP connection to the 101 response.
+        open_timeout: from the TCP connection to the 101 response; over it status 408 if the request isn't complete, and
+            503 if it isn't decided.
         close_timeout: for the closing handshake.
         ping_interval: without a byte from the client after which it is pinged.
         ping_timeout: without a byte after a ping, after which the client is dropped.

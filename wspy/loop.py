@@ -109,6 +109,7 @@ OUT_AND_LAST: Final = bytes([lib.WSPY_RAW_OUT | lib.WSPY_RAW_LAST])
 
 # As a positive number, as CLOSED has it.
 EXTENSION_ERROR: Final = -lib.WSPY_ERROR_EXTENSION
+OPEN_TIMEOUT_ERROR: Final = -lib.WSPY_ERROR_OPEN_TIMEOUT
 
 MESSAGES: Final = lib.WSPY_MESSAGES
 FRAMES: Final = lib.WSPY_FRAMES

@@ -114,7 +114,8 @@ class Server(BaseServer[Client]):
         self._threads = Threads()
         asks = any(policy.may_block for policy in self._policies)
         self._may_block = asks or self._answers or self._asks_extra_headers
-        self._deciding: set[int] = set()
+        self._deciding: dict[int, bytes] = {}
+        """The heads of requests that threads ask about, by the handles of their connections."""
         self._is_woken = False
         self._is_forked = False
         # clients with messages that were handed to their threads: with some that are done, and without some that aren't
@@ -191,7 +192,7 @@ class Server(BaseServer[Client]):
 
     def _on_closed(self, slot: int, start: int, error: int) -> None:
         if self._deciding:
-            self._deciding.discard(self.loop.handle(slot))
+            self._deciding.pop(self.loop.handle(slot), None)
         super()._on_closed(slot, start, error)
 
     # ---- the thread of a client ----
@@ -261,11 +262,11 @@ class Server(BaseServer[Client]):
         if not self._may_block:
             self._settle(handle, request, self._decision(request))
             return
-        self._deciding.add(handle)
+        self._deciding[handle] = head
         try:
             self._threads.run(f"wspy request of {self._name(handle)}", self._ask, handle, head, request)
         except RuntimeError as error:
-            self._deciding.discard(handle)
+            del self._deciding[handle]
             self._warn_of(error)
             raise HandshakeError(503, str(error)) from error
 
@@ -284,9 +285,8 @@ class Server(BaseServer[Client]):
     def _decided(
         self, handle: int, head: bytes, request: Request, decision: Response | Acceptance | HandshakeError
     ) -> None:
-        """Answer a request, unless its connection has gone meanwhile."""
-        if handle in self._deciding:
-            self._deciding.discard(handle)
+        """Answer a request, unless its connection has gone meanwhile, or its time was up."""
+        if self._deciding.pop(handle, None) is not None:
             self._or_refuse(self._answer_with, handle, head, request, decision)
 
     def _answer_with(
@@ -295,6 +295,9 @@ class Server(BaseServer[Client]):
         if isinstance(decision, HandshakeError):
             raise decision
         self._settle(handle, request, decision)
+
+    def _on_undecided(self, handle: int, head: bytes = b"") -> None:
+        super()._on_undecided(handle, self._deciding.pop(handle, head))
 
     # ---- writing ----
 

@@ -57,9 +57,9 @@ class Auth(ABC):
     Args:
         realm: what the user name and the password are for, shown to people.
         delay: seconds after which wrong credentials are answered, so that guessing takes its time; not those that are
-            absent, or whose nonce is too old. Others are served meanwhile, and ``open_timeout`` goes on: a connection
-            ends with it, whether it was answered or not. Who guesses may do so on many connections at once: each takes
-            a descriptor for so long. A ``websocket`` that doesn't block answers at once.
+            absent, or whose nonce is too old. Others are served meanwhile, and ``open_timeout`` goes on: at its end the
+            answer is given, whatever the delay. Who guesses may do so on many connections at once: each takes a
+            descriptor for so long. A ``websocket`` that doesn't block answers at once.
 
     Attributes:
         scheme: its name in lower case, such as ``"basic"``.

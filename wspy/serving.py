@@ -1046,10 +1046,21 @@ class BaseServer(Generic[AnyClient]):
 
     def _on_bad_head(self, slot: int, start: int, _: int) -> None:
         handle = self.loop.handle(slot)
+        if start == core.OPEN_TIMEOUT_ERROR:
+            self._on_undecided(handle)
+            return
         status = HEAD_STATUSES[start]
         log.info("refused a request from %s with %s: %s", self._name(handle), status, error_text(start))
         response = self.handshake.refuse_core(start, _http_date(int(time())))
         self._push(core.command(handle | core.RESPOND, _LAST + response))
+
+    def _on_undecided(self, handle: int, head: bytes = b"") -> None:
+        """Answer a request whose time is up: what is decided later is too late."""
+        answer = self._held_back.get(handle)
+        if answer is not None:
+            answer()
+        else:
+            self._refuse(handle, HandshakeError(503, error_text(core.OPEN_TIMEOUT_ERROR)), head)
 
     def _name(self, handle: int) -> str:
         return peer_name(self.loop.peer(handle))

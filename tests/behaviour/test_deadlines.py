@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import PATIENCE, PING, PONG, close_frame, echo, frame, head, needs, until
+from drivers import PATIENCE, PING, PONG, close_frame, echo, frame, head, needs, only, until
 
 if TYPE_CHECKING:
     from drivers import Servers
@@ -78,24 +78,63 @@ def test_an_open_connection_has_no_such_deadline(serve: Servers) -> None:
     assert peer.message() == "still here"
 
 
-@needs("http", "prompt")
+class Decision:
+    """An ``onrequest`` that waits, if it is asked for ``/wait``."""
+
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, request: Any) -> None:
+        if request.path.startswith("/wait"):
+            self.entered.set()
+            self.go_on.wait(20)
+
+
+@only("epoll", "epoll-tls", because="the others go on while somebody decides")
 def test_a_slow_decision_is_no_fault_of_the_peer(serve: Servers) -> None:
-    entered, go_on = threading.Event(), threading.Event()
-
-    def onrequest(request: Any) -> None:
-        if request.path == "/wait":
-            entered.set()
-            go_on.wait(20)
-
-    server = serve(onrequest=onrequest, onmessage=echo)
-    peer = server.connect()
+    """Nor of others: what they have sent in time is read, and decrypted, before they are judged."""
+    decision = Decision()
+    server = serve(onrequest=decision, onmessage=echo, open_timeout=0.4 * PATIENCE)
+    peer, other = server.connect(), server.connect()
+    if server.secure:
+        other.socket.shake_hands()
     peer.send(head("/wait"))
-    entered.wait(20)
-    other = server.connect()
+    assert decision.entered.wait(20)
     other.send(head())
-    go_on.set()
+    threading.Event().wait(0.6 * PATIENCE)
+    decision.go_on.set()
     peer.opened()
     other.opened()
+
+
+@only("threads", "threads-tls", because="the others don't go on while somebody decides")
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_decision_that_takes_too_long_is_made_without_it(
+    serve: Servers, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """RFC 9110 §15.6.4; and, to HEAD, an answer without content: §9.3.2."""
+    caplog.set_level("INFO", "wspy.server")
+    decision = Decision()
+    server = serve(onrequest=decision, onmessage=echo, open_timeout=0.3 * PATIENCE)
+    peer = server.connect()
+    began = time.monotonic()
+    peer.send(head("/wait?secret") if method == "GET" else b"HEAD /wait?secret HTTP/1.1\r\nHost: here\r\n\r\n")
+    response = peer.response(to_head_request=method == "HEAD")
+    assert (response.status, response.headers["connection"]) == (503, "close")
+    assert "retry-after" in response.headers
+    peer.eof()
+    assert time.monotonic() - began >= 0.2 * PATIENCE
+    decision.go_on.set()
+    until(lambda: server.server._threads.busy == 0, "decided")
+    other = server.open()
+    other.text("others are served")
+    assert other.message() == "others are served"
+    asked = f"refused {method} /wait from {peer.address[0]}:{peer.address[1]}"
+    why = "the opening handshake took longer than open_timeout"
+    assert [message for message in caplog.messages if "refused" in message] == [f"{asked} with 503: {why}"]
+    assert not server.server._deciding
+    assert not server.server._opening
+    assert len(server.stories) == 1
 
 
 def test_no_open_timeout(serve: Servers) -> None:

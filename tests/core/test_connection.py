@@ -883,11 +883,51 @@ def test_a4_an_answer_that_never_comes_is_not_waited_for(pair: Pair) -> None:
         assert events[-1].error == lib.WSPY_ERROR_OPEN_TIMEOUT
 
 
-def test_the_decision_is_part_of_the_opening_deadline(pair: Pair) -> None:
-    with Turns(open_timeout_ms=50) as turns, pair[1]:
+@pytest.mark.parametrize("behind", [b"", REQUEST[:9], frame(1, b"early")], ids=["nothing", "a request", "a frame"])
+def test_the_decision_is_part_of_the_opening_deadline(pair: Pair, behind: bytes) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        peer.sendall(behind)
+        events = turns.until(BAD_HEAD, handle)
+        assert [(event.kind, -event.start) for event in events] == [(BAD_HEAD, lib.WSPY_ERROR_OPEN_TIMEOUT)]
+        assert turns.stats()["timeouts"] == 1
+        turns.push(RESPOND, handle, KEEP_ALIVE + b"503")  # whatever is said: no request follows this one
+        turns.push(ACCEPT, handle, accept())
+        turns.push(RESPOND, handle, CLOSE_AFTER + ANSWER)
+        assert to_the_end(peer, turns) == b"503"
+        peer.close()
+        assert turns.until_empty() == []
+
+
+@pytest.mark.slow
+def test_a_decision_that_never_comes_is_asked_for_once(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
         handle = turns.awaiting(pair)
         events = turns.until(CLOSED, handle)
-        assert (events[0].start, events[0].error) == (1006, lib.WSPY_ERROR_OPEN_TIMEOUT)
+        assert kinds(events) == [BAD_HEAD, CLOSED]
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_OPEN_TIMEOUT)
+        assert received(peer) == b""
+        assert turns.stats()["connections"] == 0
+
+
+def test_a_refusal_that_does_not_come_in_time_is_not_asked_for_again(pair: Pair) -> None:
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.adopt(pair[0])
+        peer.sendall(b"\0")
+        events = turns.until(CLOSED, handle)
+        assert [(event.kind, event.error) for event in events[1:]] == [(CLOSED, lib.WSPY_ERROR_OPEN_TIMEOUT)]
+        assert -events[0].start == lib.WSPY_ERROR_HEAD_SYNTAX
+
+
+def test_the_answer_to_half_a_connection_whose_time_is_up(pair: Pair) -> None:
+    """RFC 9112 §9.6: it may still be read."""
+    with Turns(open_timeout_ms=50) as turns, pair[1] as peer:
+        handle = turns.awaiting(pair)
+        peer.shutdown(socket.SHUT_WR)
+        turns.until(BAD_HEAD, handle)
+        turns.push(RESPOND, handle, CLOSE_AFTER + b"503")
+        assert to_the_end(peer, turns) == b"503"
+        assert turns.until_empty() == []
 
 
 def test_a_response_that_is_not_taken_is_part_of_the_opening_deadline(pair: Pair) -> None:

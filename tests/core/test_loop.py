@@ -37,6 +37,7 @@ from turns import (
     SHIFT,
     TEXT,
     Event,
+    Sealed,
     Turns,
     accept,
     exactly,
@@ -54,7 +55,7 @@ from turns import (
 from wspy._core import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
@@ -937,9 +938,15 @@ def late(listener: socket.socket, seconds: float) -> None:
     listener.settimeout(0)
 
 
+def by_either(test: Callable[..., None]) -> Callable[..., None]:
+    """Make a test twice: without TLS, and with what takes its place and needs a turn more for the same."""
+    return pytest.mark.parametrize("kind", [Turns, Sealed])(test)
+
+
 @pytest.mark.slow
-def test_a_late_loop_reads_every_head_that_came_in_time(listener: socket.socket) -> None:
-    with Turns(open_timeout_ms=100) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+@by_either
+def test_a_late_loop_reads_every_head_that_came_in_time(listener: socket.socket, kind: type[Turns]) -> None:
+    with kind(open_timeout_ms=100) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
         turns.listen(listener)
         peers = [connected(listener) for _ in range(200)]
         while turns.stats()["connections"] < 200:
@@ -948,13 +955,15 @@ def test_a_late_loop_reads_every_head_that_came_in_time(listener: socket.socket)
             peer.sendall(REQUEST)
         late(clock, 0.3)
         assert kinds(turns.settle()) == [HEAD] * 200
+        assert turns.stats()["connections"] == 200
         for peer in peers:
             peer.close()
 
 
 @pytest.mark.slow
-def test_without_a_deadline_a_decision_may_take_as_long_as_it_likes(pair: Pair) -> None:
-    with Turns() as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+@by_either
+def test_without_a_deadline_a_decision_may_take_as_long_as_it_likes(pair: Pair, kind: type[Turns]) -> None:
+    with kind() as turns, socket.create_server(("127.0.0.1", 0)) as clock:
         turns.adopt(pair[0])
         late(clock, 0.2)
         pair[1].sendall(REQUEST)
@@ -965,8 +974,9 @@ def test_without_a_deadline_a_decision_may_take_as_long_as_it_likes(pair: Pair) 
 
 
 @pytest.mark.slow
-def test_a_late_loop_gives_nobody_up_who_let_something_through(pair: Pair) -> None:
-    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+@by_either
+def test_a_late_loop_gives_nobody_up_who_let_something_through(pair: Pair, kind: type[Turns]) -> None:
+    with kind(ping_interval_ms=50, ping_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
         handle = turns.opened(pair)
         turns.push(SEND, handle, frame(2, bytes(4 << 20), key=None))
         turns.turn()
@@ -978,8 +988,22 @@ def test_a_late_loop_gives_nobody_up_who_let_something_through(pair: Pair) -> No
 
 
 @pytest.mark.slow
-def test_a_late_loop_reads_a_close_that_came_in_time(pair: Pair) -> None:
-    with Turns(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+@by_either
+@pytest.mark.parametrize("seconds", [0.1, 0.3], ids=["late", "very late"])
+def test_a_late_loop_reads_a_close_that_came_in_time(pair: Pair, kind: type[Turns], seconds: float) -> None:
+    with kind(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        handle = turns.opened(pair)
+        turns.push(lib.WSPY_COMMAND_CLOSE, handle, NORMAL)
+        turns.turn()
+        pair[1].sendall(frame(8, NORMAL))
+        late(clock, seconds)
+        assert turns.until(CLOSED)[-1].error == 0
+
+
+@pytest.mark.slow
+@by_either
+def test_a_late_loop_that_comes_to_nothing_waits_for_what_lies_there(pair: Pair, kind: type[Turns]) -> None:
+    with kind(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
         handle = turns.opened(pair)
         turns.push(lib.WSPY_COMMAND_CLOSE, handle, NORMAL)
         turns.turn()
@@ -989,6 +1013,58 @@ def test_a_late_loop_reads_a_close_that_came_in_time(pair: Pair) -> None:
             events = turns.turn()
         events += turns.until(CLOSED)
         assert events[-1].error == 0
+
+
+@pytest.mark.slow
+@by_either
+def test_a_late_loop_waits_for_the_answer_to_a_close_that_has_just_left(pair: Pair, kind: type[Turns]) -> None:
+    """Another thread has closed it during a long handler."""
+    with kind(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock, pair[1] as peer:
+        handle = turns.opened(pair)
+        turns.push(lib.WSPY_COMMAND_CLOSE, handle, NORMAL)
+        turns.submit()
+        if kind is Turns:
+            peer.sendall(frame(8, NORMAL))
+        late(clock, 0.3)
+        events = turns.turn()
+        assert exactly(peer, 4) == b"\x88\x02" + NORMAL
+        if kind is Sealed:
+            peer.sendall(frame(8, NORMAL))
+        events += turns.until(CLOSED)
+        assert events[-1].error == 0
+
+
+@pytest.mark.slow
+@by_either
+@pytest.mark.parametrize("seconds", [0.1, 0.3], ids=["late", "very late"])
+def test_a_late_decision_is_one_if_the_loop_had_no_time_to_say_so(
+    pair: Pair, kind: type[Turns], seconds: float
+) -> None:
+    with kind(open_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock:
+        handle = turns.awaiting(pair)
+        late(clock, seconds)
+        turns.push(ACCEPT, handle, accept())
+        assert kinds(turns.until(OPENED)) == [OPENED]
+        assert exactly(pair[1], len(RESPONSE)) == RESPONSE
+        assert turns.settle() == []
+        assert turns.stats()["timeouts"] == 0
+
+
+@pytest.mark.slow
+@by_either
+@pytest.mark.parametrize("seconds", [0.1, 0.3], ids=["late", "very late"])
+def test_a_late_loop_writes_an_end_that_the_kernel_takes(pair: Pair, kind: type[Turns], seconds: float) -> None:
+    with kind(close_timeout_ms=50) as turns, socket.create_server(("127.0.0.1", 0)) as clock, pair[1] as peer:
+        handle = turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 1000, errno.EAGAIN):
+            turns.push(SEND, handle, frame(1, b"hello", key=None))
+            turns.settle()
+            peer.sendall(b"\xff\xff")
+            assert turns.settle() == []
+        late(clock, seconds)
+        [closed] = turns.until(CLOSED)
+        assert (closed.start, closed.error) == (1002, lib.WSPY_ERROR_OPCODE)
+        assert to_the_end(peer, turns) == b"\x81\x05hello\x88\x02\x03\xea"
 
 
 # ---- signals ----

@@ -502,7 +502,124 @@ def test_many_large_messages_find_room_in_the_arena() -> None:
             peer.close()
 
 
+# ---- deadlines ----
+
+# A turn brings ciphertext and then looks at deadlines, the next one brings its plaintext.
+
+
+def passes(seconds: float) -> None:
+    """Let time pass without a turn: what a handler does that takes long."""
+    with socket.create_server(("127.0.0.1", 0)) as clock:
+        clock.settimeout(seconds)
+        with pytest.raises(TimeoutError):
+            clock.accept()
+
+
+@pytest.mark.slow
+def test_a_late_loop_waits_for_what_follows_the_first_step_of_a_handshake(pair: Pair) -> None:
+    with Turns(raw=1, open_timeout_ms=50) as turns:
+        handle = turns.adopt(pair[0])
+        pair[1].sendall(b"ClientHello")
+        passes(0.3)
+        assert only(turns.turn(), RAW).payload == b"ClientHello"
+        turns.push(RAW_SEND, handle, b"\0ServerHello")
+        assert turns.turn(100) == []
+        assert exactly(pair[1], 11) == b"ServerHello"
+        fed(turns, handle, pair[1], REQUEST)
+        only(turns.until(HEAD), HEAD)
+
+
+@pytest.mark.parametrize("phase", ["head", "close"])
+def test_a_deadline_is_put_off_once_however_much_comes(pair: Pair, phase: str) -> None:
+    with Turns(raw=1, **{"open_timeout_ms" if phase == "head" else "close_timeout_ms": 50}) as turns:
+        if phase == "head":
+            turns.adopt(pair[0])
+        else:
+            handle = opened(turns, pair)
+            turns.push(CLOSE, handle, NORMAL)
+            passed_on(turns, only(turns.turn(), OUT))
+        began = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while turns.stats()["connections"]:
+                assert time.monotonic() - began < 5
+                pair[1].sendall(b"a byte of a record in every turn")
+                turns.turn(10)
+        assert turns.stats()["timeouts"] == 1
+
+
+def test_a_peer_without_a_pong_is_given_up_while_something_leaves_in_each_turn(pair: Pair) -> None:
+    with Turns(raw=1, ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1]:
+        handle = opened(turns, pair)
+        end = time.monotonic() + 10
+        events: list[Event] = []
+        while not any(event.kind == CLOSED for event in events):
+            assert time.monotonic() < end, "it is never asked whether it is there"
+            for event in events:
+                if event.kind == OUT:
+                    passed_on(turns, event)
+            turns.push(SEND, handle, text(b"tick"))
+            events = turns.turn()
+            received(pair[1])
+        assert [event.error for event in events if event.kind == CLOSED] == [lib.WSPY_ERROR_PING_TIMEOUT]
+
+
+def test_plaintext_that_is_lost_on_its_way_does_not_keep_a_connection(pair: Pair) -> None:
+    with Turns(raw=1, ping_interval_ms=50, ping_timeout_ms=50) as turns:
+        handle = opened(turns, pair)
+        turns.push(SEND, handle, text(b"lost"))
+        only(turns.turn(), OUT)
+        turns.push(SEND, handle, text(b"behind it"))
+        assert turns.until(CLOSED)[0].error == lib.WSPY_ERROR_PING_TIMEOUT
+
+
+def test_a_peer_that_has_gone_is_noticed_while_nothing_is_read() -> None:
+    ours, peer = tcp_pair()
+    with Turns(raw=1, ping_interval_ms=50) as turns:
+        handle = opened(turns, (ours, peer))
+        reset(peer)
+        assert only(turns.until(RAW), RAW).payload == b""
+        turns.push(PAUSE, handle)
+        turns.push(FEED_END, handle, CLEAN)
+        assert turns.until(CLOSED)[0].error == lib.WSPY_ERROR_RESET
+
+
+def test_what_a_peer_has_sent_before_it_has_gone_is_waited_for() -> None:
+    ours, peer = tcp_pair()
+    with Turns(raw=1, ping_interval_ms=20) as turns:
+        handle = opened(turns, (ours, peer))
+        peer.sendall(sealed(frame(1, b"last")))
+        only(turns.until(RAW), RAW)
+        reset(peer)
+        only(turns.until(RAW), RAW)
+        turns.push(PAUSE, handle)
+        turns.push(FEED, handle, frame(1, b"last"))
+        turns.push(FEED_END, handle, CLEAN)
+        passes(0.1)
+        assert turns.settle() == []
+        turns.push(RESUME, handle)
+        assert turns.until(TEXT)[0].payload == b"last"
+
+
 # ---- ending ----
+
+
+@pytest.mark.parametrize("end", ["FIN", "a stop"])
+def test_records_of_a_handshake_are_no_answer_that_an_end_waits_for(pair: Pair, end: str) -> None:
+    with Turns(raw=1) as turns, pair[1] as peer, faults(lib.WSPY_SYS_SEND, 1, 1000, errno.EAGAIN):
+        handle = turns.adopt(pair[0])
+        peer.sendall(b"ClientHello")
+        only(turns.until(RAW), RAW)
+        turns.push(RAW_SEND, handle, b"\0ServerHello")
+        turns.turn()
+        assert turns.backlog(handle) == len(b"ServerHello")
+        if end == "FIN":
+            peer.shutdown(socket.SHUT_WR)
+            assert only(turns.until(RAW), RAW).payload == b""
+            turns.push(FEED_END, handle, CLEAN)
+        else:
+            turns.push(REFUSE, 0, ANSWER)
+        only(turns.until(GONE), GONE)
+        assert turns.stats()["connections"] == 0
 
 
 def test_close_notify_follows_the_close_frame(pair: Pair) -> None:

@@ -381,7 +381,7 @@ static void note_respond(guest *g, const command *c)
     if (!g || g->state != DECIDING || c->length < 1)
         return;
     add_item(g, RESPONSE, c->payload + 1, c->length - 1, 0);
-    g->state = c->payload[0] ? WAITING : ANSWERED;
+    g->state = c->payload[0] && !g->is_bad ? WAITING : ANSWERED;
 }
 
 static void note_close(guest *g, const command *c)
@@ -654,6 +654,11 @@ static int scan_head(const guest *g, wspy_head_scanner *scanner, size_t length)
     return length ? wspy_head_feed(scanner, &run.settings.head, data, (uint32_t)length) : 0;
 }
 
+static int is_finite(uint32_t timeout_ms)
+{
+    return timeout_ms != WSPY_FOREVER;
+}
+
 static guest *guest_at_address(uint64_t handle)
 {
     uint8_t address[16];
@@ -687,8 +692,21 @@ static void take_head(uint64_t handle, const uint8_t *payload, size_t length)
     g->heads++;
 }
 
+/* Python has the head, and did not answer. */
+static void take_undecided(uint64_t handle)
+{
+    guest *g = guest_at_address(handle);
+    require(g->state == DECIDING && !g->is_bad && g->handle == handle);
+    require(g->aborted_from > run.turn && is_finite(run.settings.open_timeout_ms));
+    g->is_bad = g->is_due = 1;
+}
+
 static void take_bad_head(uint64_t handle, int error)
 {
+    if (error == WSPY_ERROR_OPEN_TIMEOUT) {
+        take_undecided(handle);
+        return;
+    }
     guest *g = take_surfaced(handle);
     wspy_head_scanner scanner;
     g->is_bad = 1;
@@ -730,11 +748,6 @@ static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_
     require(g->credit > 0);
     g->credit -= g->credit != WSPY_FOREVER;
     run.messages += (kind & 0x0f) < 8;
-}
-
-static int is_finite(uint32_t timeout_ms)
-{
-    return timeout_ms != WSPY_FOREVER;
 }
 
 /* Ends that no answer would change. */

@@ -176,7 +176,7 @@ static void apply_respond(wspy_loop *loop, connection *conn, const uint8_t *payl
 static void refuse(wspy_loop *loop, connection *conn, const uint8_t *payload, size_t length)
 {
     int has_begun = conn->scanner.size > 0 || wspy_connection_peek(conn) > 0;
-    int has_answer = wspy_connection_unsent(conn) > 0; /* of the request before */
+    int has_answer = wspy_connection_owes_answer(conn); /* to the request before */
     if (!has_begun && !has_answer) {
         wspy_connection_drop(loop, conn);
         return;

@@ -41,8 +41,7 @@ static int awaits_peer(const connection *conn)
     return wspy_connection_may_read(conn) && (!conn->raw || wspy_raw_awaits_peer(conn->raw));
 }
 
-/* Whether the kernel has refused something. */
-static int awaits_kernel(const connection *conn)
+int wspy_connection_is_blocked(const connection *conn)
 {
     return conn->raw ? wspy_raw_refused(conn->raw) != NULL : conn->queue != NULL;
 }
@@ -51,7 +50,7 @@ void wspy_connection_poll(wspy_loop *loop, connection *conn)
 {
     if (conn->flags & DONE)
         return;
-    watch(loop, conn, awaits_peer(conn) || conn->flags & READS, awaits_kernel(conn));
+    watch(loop, conn, awaits_peer(conn) || conn->flags & READS, wspy_connection_is_blocked(conn));
 }
 
 int wspy_connection_begin(wspy_loop *loop, connection *conn)
@@ -71,7 +70,7 @@ int wspy_connection_begin(wspy_loop *loop, connection *conn)
 
 void wspy_connection_stop_reading(wspy_loop *loop, connection *conn)
 {
-    watch(loop, conn, 0, awaits_kernel(conn));
+    watch(loop, conn, 0, wspy_connection_is_blocked(conn));
 }
 
 /* ---- events ---- */
@@ -177,6 +176,12 @@ void wspy_connection_abort(wspy_loop *loop, connection *conn)
 uint64_t wspy_connection_unsent(const connection *conn)
 {
     return wspy_queue_size(conn->queue) + (conn->raw ? wspy_raw_unsent(conn->raw) : 0);
+}
+
+/* What TLS says by itself is no answer: its peer could let it say something again and again. */
+int wspy_connection_owes_answer(const connection *conn)
+{
+    return conn->queue || (conn->raw && wspy_raw_owes_plaintext(conn->raw));
 }
 
 void wspy_connection_show_backlog(wspy_loop *loop, connection *conn)

@@ -20,6 +20,10 @@ void wspy_connection_abandon(wspy_loop *loop, connection *conn);
 wspy_event *wspy_connection_event(wspy_loop *loop, const connection *conn, uint32_t kind);
 /* Bytes that the kernel has not taken. */
 uint64_t wspy_connection_unsent(const connection *conn);
+/* Whether there is something of what was sent among them, and not only what TLS says by itself. */
+int wspy_connection_owes_answer(const connection *conn);
+/* Whether the kernel has refused something. */
+int wspy_connection_is_blocked(const connection *conn);
 /* Python reads them without a call. */
 void wspy_connection_show_backlog(wspy_loop *loop, connection *conn);
 /* Reports DRAINED if fewer than `before` are left now, and few enough. */
@@ -50,7 +54,7 @@ void wspy_connection_resume(wspy_loop *loop, connection *conn);
 /* Whether bytes of the peer wait to be read: above 0. */
 ssize_t wspy_connection_peek(const connection *conn);
 void wspy_connection_forget_input(connection *conn);
-/* No more requests are read; Python answers this one. */
+/* No more requests are read; Python refuses this one, also if it has the head already. */
 void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error);
 
 /* ---- deadlines.c ---- */

@@ -137,7 +137,8 @@ enum wspy_event_kind {
     WSPY_EVENT_DETACHED = 0x20000, /* payload: wspy_loop_detached(loop, start), in neither */
     /* the loop's own */
     WSPY_EVENT_HEAD = 16,     /* payload: a complete request head */
-    WSPY_EVENT_BAD_HEAD = 17, /* start: the error, as a positive number; an answer is due */
+    WSPY_EVENT_BAD_HEAD = 17, /* start: the error, as a positive number; an answer is due. Behind HEAD, with
+                                 OPEN_TIMEOUT: that took too long to be answered */
     WSPY_EVENT_OPENED = 18,   /* the 101 was handed to the kernel */
     WSPY_EVENT_SENT = 19,     /* start: how many more marked sends were handed to the kernel */
     WSPY_EVENT_CLOSED = 20,   /* the last event of a connection; start: close code, length: error as a positive

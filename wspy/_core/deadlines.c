@@ -30,16 +30,17 @@ static uint32_t ms_since(const wspy_loop *loop, uint32_t tick)
     return passed < WSPY_FOREVER ? (uint32_t)passed : WSPY_FOREVER - 1;
 }
 
-/* What TLS says by itself is none: its peer could let it say something again and again. */
-static int owes_answer(const connection *conn)
+/* The answer has a deadline of its own. */
+static void refuse(wspy_loop *loop, connection *conn, int error)
 {
-    return conn->queue || (conn->raw && wspy_raw_owes_plaintext(conn->raw));
+    wspy_connection_refuse_head(loop, conn, error);
+    wspy_connection_arm(loop, conn, LINGER_MS);
 }
 
 static void head_expired(wspy_loop *loop, connection *conn)
 {
     uint32_t idle = ms_since(loop, conn->seen), allowed = loop->settings.idle_request_ms;
-    if (owes_answer(conn) && conn->scanner.size == 0 &&
+    if (wspy_connection_owes_answer(conn) && conn->scanner.size == 0 &&
         idle < allowed) { /* it is still taking the last answer */
         wspy_connection_arm(loop, conn, allowed - idle);
         return;
@@ -49,8 +50,16 @@ static void head_expired(wspy_loop *loop, connection *conn)
         wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
         return;
     }
-    wspy_connection_refuse_head(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
-    wspy_connection_arm(loop, conn, LINGER_MS);
+    refuse(loop, conn, WSPY_ERROR_HEAD_TIMEOUT);
+}
+
+static void decision_expired(wspy_loop *loop, connection *conn)
+{
+    loop->stats.timeouts++;
+    if (conn->is_refused)
+        wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
+    else
+        refuse(loop, conn, WSPY_ERROR_OPEN_TIMEOUT);
 }
 
 static void send_keepalive(wspy_loop *loop, connection *conn)
@@ -130,7 +139,7 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
     uint32_t idle = ms_since(loop, conn->seen);
     if (idle < interval)
         wspy_connection_arm(loop, conn, interval - idle);
-    else if (wspy_connection_unsent(conn))
+    else if (wspy_connection_is_blocked(conn))
         wspy_connection_arm(loop, conn, least(interval, loop->settings.ping_timeout_ms));
     else if (!wspy_connection_may_read(conn)) /* no pong could be read */
         wspy_connection_arm(loop, conn, interval);
@@ -138,11 +147,22 @@ static void keepalive_expired(wspy_loop *loop, connection *conn)
         send_keepalive(loop, conn);
 }
 
-/* What the peer sent in time may still lie in the kernel. */
+/* What the peer sent in time may still lie in the kernel, or Python has to decrypt it. */
 static int was_not_read(const wspy_loop *loop, const connection *conn)
 {
     return wspy_connection_is_late(loop, conn) &&
-           (conn->flags & LISTED_READY || wspy_connection_peek(conn) > 0);
+           (conn->flags & LISTED_READY || wspy_connection_peek(conn) > 0 ||
+            (conn->raw && wspy_raw_is_underway(loop, conn->raw)));
+}
+
+/* Returns 1 if it is not to be judged yet: with TLS, what is done in a turn without may take two. */
+static int put_off(wspy_loop *loop, connection *conn)
+{
+    if ((conn->phase == HEAD || conn->phase == OPEN) && was_not_read(loop, conn)) {
+        wspy_connection_arm(loop, conn, GRACE_MS);
+        return 1;
+    }
+    return conn->raw && wspy_raw_put_off(loop, conn);
 }
 
 void wspy_connection_expired(wspy_loop *loop, connection *conn)
@@ -153,13 +173,15 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
     }
     switch (conn->phase) {
     case HEAD:
-        if (was_not_read(loop, conn))
-            wspy_connection_arm(loop, conn, GRACE_MS);
-        else
+        if (!put_off(loop, conn))
             head_expired(loop, conn);
         return;
     case DECIDING:
+        decision_expired(loop, conn);
+        return;
     case OPENING:
+        if (put_off(loop, conn))
+            return;
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, WSPY_ERROR_OPEN_TIMEOUT, 0);
         return;
@@ -168,10 +190,8 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             keepalive_expired(loop, conn);
             return;
         }
-        if (was_not_read(loop, conn)) {
-            wspy_connection_arm(loop, conn, GRACE_MS);
+        if (put_off(loop, conn))
             return;
-        }
         loop->stats.timeouts++;
         wspy_connection_end(loop, conn, conn->end_errno ? WSPY_ERROR_RESET : WSPY_ERROR_CLOSE_TIMEOUT,
                             conn->end_errno);
@@ -181,6 +201,8 @@ void wspy_connection_expired(wspy_loop *loop, connection *conn)
             wspy_connection_let_finish(loop, conn);
             return;
         }
+        if (put_off(loop, conn))
+            return;
         loop->stats.timeouts++;
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_CLOSE_TIMEOUT, 0);
         wspy_connection_abandon(loop, conn);

@@ -22,7 +22,8 @@ void wspy_connection_resume(wspy_loop *loop, connection *conn)
 
 ssize_t wspy_connection_peek(const connection *conn)
 {
-    return conn->raw && wspy_raw_is_readable(conn->raw) ? 1 : wspy_sys_peek(conn->fd);
+    return conn->raw && wspy_raw_is_readable(conn->raw) ? wspy_raw_has_input(conn->raw)
+                                                        : wspy_sys_peek(conn->fd);
 }
 
 static ssize_t receive(connection *conn, void *data, size_t length)
@@ -183,7 +184,7 @@ static void nothing_received(wspy_loop *loop, connection *conn, ssize_t got)
         wspy_connection_stop_reading(loop, conn);
         return;
     }
-    if (conn->phase == HEAD && wspy_connection_unsent(conn)) { /* the same, and the answer is on its way */
+    if (conn->phase == HEAD && wspy_connection_owes_answer(conn)) { /* the same, and the answer is on its way */
         conn->phase = DECIDING;
         wspy_connection_end(loop, conn, WSPY_OK, 0);
         return;
@@ -278,6 +279,7 @@ void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error)
 {
     surface(loop, conn);
     conn->requests = REQUESTS_MAX; /* where the next one begins is unknown: the answer is the last */
+    conn->is_refused = 1;
     wspy_connection_forget_input(conn);
     loop->stats.refused++;
     wspy_connection_event(loop, conn, WSPY_EVENT_BAD_HEAD)->start = (uint32_t)-error;

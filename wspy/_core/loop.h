@@ -84,7 +84,8 @@ struct connection {
     uint8_t address[16];
     uint8_t has_drained, has_ending; /* not reported yet */
     uint8_t awaits_finish;
-    uint8_t has_gone; /* not reported yet */
+    uint8_t has_gone;   /* not reported yet */
+    uint8_t is_refused; /* BAD_HEAD was reported */
     uint32_t scope;
 };
 

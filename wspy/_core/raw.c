@@ -27,12 +27,14 @@ struct wspy_raw {
     wspy_queue *refused; /* owned; NULL: the kernel has all ciphertext */
     uint32_t out_marks;  /* at the ends of messages in `out`, ... */
     uint32_t taken_marks, refused_marks;
-    uint32_t answers; /* bytes of TLS's own that were added since there is something refused */
-    uint32_t fetched; /* bytes of the last read, ... */
-    uint32_t fed;     /* and of the plaintext since then */
-    int32_t error;    /* errno of a read */
-    uint8_t saw_end;  /* the kernel brings nothing more */
-    uint8_t in_ends;  /* behind `in` nothing follows */
+    uint32_t answers;    /* bytes of TLS's own that were added since there is something refused */
+    uint32_t fetched;    /* bytes of the last read, ... */
+    uint32_t fed;        /* and of the plaintext since then */
+    uint32_t fetched_in; /* turn */
+    uint32_t put_off;    /* the deadline that is one only since the one before came too early; tick */
+    int32_t error;       /* errno of a read */
+    uint8_t saw_end;     /* the kernel brings nothing more */
+    uint8_t in_ends;     /* behind `in` nothing follows */
     uint8_t has_failed;
     uint8_t is_taken;    /* an OUT was reported, and not answered */
     uint8_t out_ends;    /* behind `out` nothing follows */
@@ -59,9 +61,14 @@ void wspy_raw_free(wspy_raw *raw)
 
 /* ---- the layer above reads ---- */
 
+int wspy_raw_has_input(const wspy_raw *raw)
+{
+    return raw->in.length > 0;
+}
+
 int wspy_raw_is_readable(const wspy_raw *raw)
 {
-    return raw->in.length > 0 || raw->in_ends;
+    return wspy_raw_has_input(raw) || raw->in_ends;
 }
 
 static ssize_t fails(int error)
@@ -173,6 +180,7 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
         got = 0;
     }
     raw->fetched = (uint32_t)got;
+    raw->fetched_in = (uint32_t)loop->stats.turns;
     raw->fed = 0;
     report_ciphertext(loop, conn, (size_t)got);
     if (raw->saw_end)
@@ -247,6 +255,21 @@ void wspy_raw_drop_output(wspy_raw *raw)
 static int has_report(const wspy_raw *raw)
 {
     return !raw->is_taken && !raw->told_end && (raw->out.length || raw->out_ends);
+}
+
+int wspy_raw_is_underway(const wspy_loop *loop, const wspy_raw *raw)
+{
+    return raw->fetched_in == (uint32_t)loop->stats.turns || has_report(raw);
+}
+
+int wspy_raw_put_off(wspy_loop *loop, connection *conn)
+{
+    wspy_raw *raw = conn->raw;
+    if (!wspy_raw_is_underway(loop, raw) || raw->put_off == conn->timer.at)
+        return 0;
+    wspy_connection_arm(loop, conn, WSPY_TICK_MS);
+    raw->put_off = conn->timer.at;
+    return 1;
 }
 
 int wspy_raw_fits(const wspy_loop *loop, const connection *conn)

@@ -28,6 +28,7 @@ void wspy_raw_end(wspy_loop *loop, connection *conn);
 int wspy_raw_has_ended(const wspy_raw *raw); /* all that is handed to the kernel */
 /* Whether recv would say something else than EAGAIN. */
 int wspy_raw_is_readable(const wspy_raw *raw);
+int wspy_raw_has_input(const wspy_raw *raw); /* the same, but for the end */
 /* Nothing more leaves: what waits is lost. */
 void wspy_raw_drop_output(wspy_raw *raw);
 uint64_t wspy_raw_unsent(const wspy_raw *raw); /* bytes that recv and send moved to here, or made of those */
@@ -46,6 +47,10 @@ const wspy_queue *wspy_raw_refused(const wspy_raw *raw);
 void wspy_raw_fetch(wspy_loop *loop, connection *conn);
 /* epoll reported that the kernel takes more. */
 void wspy_raw_writable(wspy_loop *loop, connection *conn);
+/* Whether Python gets something of it in this turn, in either direction, and answers it before the next deadlines. */
+int wspy_raw_is_underway(const wspy_loop *loop, const wspy_raw *raw);
+/* If so, puts its deadline off until then: once for each, or a peer that never stops sending would have none. */
+int wspy_raw_put_off(wspy_loop *loop, connection *conn);
 /* Whether the arena has room for what wspy_raw_report adds. */
 int wspy_raw_fits(const wspy_loop *loop, const connection *conn);
 /* Reports OUT, unless there is nothing for it or the last one has no answer yet. */
