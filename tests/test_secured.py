@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import gc
 import logging
 import ssl
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -355,3 +357,16 @@ def test_j12_a_signal_handler_may_reload_at_any_time(tmp_path: Path) -> None:
             conversation = Conversation()
     conversation.open()
     assert conversation.client.is_open
+
+
+def test_who_speaks_no_tls_leaves_nothing_for_the_garbage_collector() -> None:
+    conversation = Conversation()
+    gc.collect()
+    gc.disable()
+    try:
+        conversation.receive(b"GET / HTTP/1.1\r\n\r\n")
+        gone = weakref.ref(conversation.secured.ssl_object(HANDLE))  # type: ignore[arg-type]
+        conversation.event(core.EVENT_GONE)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import ssl
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -213,3 +215,20 @@ def test_a_certificate_of_the_client() -> None:
 def test_a_context_for_the_other_side_is_refused() -> None:
     with pytest.raises(ssl.SSLError):
         TLS(client_context(), server_side=True)
+
+
+def test_a_failure_does_not_keep_what_has_failed() -> None:
+    """Else each client that speaks no TLS would cost 25 KiB until the garbage collector runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        server = TLS(server_context(), server_side=True)
+        with pytest.raises(ssl.SSLError):
+            server.receive(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(ssl.SSLError):
+            server.receive(b"more")
+        gone = weakref.ref(server.ssl_object)
+        del server
+        assert gone() is None
+    finally:
+        gc.enable()

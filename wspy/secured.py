@@ -10,6 +10,7 @@ import logging
 import os
 import ssl
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from threading import RLock
@@ -161,7 +162,7 @@ class Secured:
         if plaintext:
             self._push((connection.feed_key, core.prefix(len(plaintext)), plaintext))
         if connection.failure is not None:
-            raise connection.failure
+            raise copy(connection.failure)
         if connection.has_ended:
             self._push((connection.end_key, *_CLEAN))
 

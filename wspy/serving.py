@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections import deque
 from contextlib import suppress
+from copy import copy
 from functools import lru_cache, partial
 from math import ceil, inf
 from time import gmtime, monotonic, time
@@ -880,7 +881,7 @@ class BaseServer(Generic[AnyClient]):
         """End a connection whose peer broke a rule of an extension (RFC 6455 §7.1.7): nothing behind that counts."""
         log.debug("%s: %s", client, error.message)
         rare = client._its_rare()
-        rare.failure, rare.close_code = error, None
+        rare.failure, rare.close_code = copy(error), None  # its traceback holds what was inflated, and the client
         client._mode = DROP
         if client._state is None:
             client._state = SocketClosed(initialized=True, message=error.message, sent=(error.code, ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
+from copy import copy
 from typing import Final
 
 __all__ = ["TLS", "explained"]
@@ -111,7 +112,8 @@ class TLS:
         try:
             plaintext = self._read_record(size)
         except ssl.SSLError as error:
-            self._not_read(error, [])
+            if self._is_told(error, []):
+                raise
             return b""
         if incoming.pending:
             return self._receive_carefully(b"", [plaintext])
@@ -123,7 +125,7 @@ class TLS:
     def _receive_carefully(self, data: bytes, parts: list[bytes]) -> bytes:
         self._flows, self.has_news = False, True
         if self.failure is not None:
-            raise self.failure
+            raise copy(self.failure)
         if self.has_ended:
             return b""
         flows = False
@@ -132,7 +134,8 @@ class TLS:
                 flows = self._take_in(data[start : start + PIECE], parts)
         except ssl.SSLError as error:
             flows = False
-            self._not_read(error, parts)
+            if self._is_told(error, parts):
+                raise
         if self._waiting and self.is_open:
             self._write_waiting()
         self._flows = flows and not self._waiting
@@ -163,21 +166,20 @@ class TLS:
                 return
             parts.append(part)
 
-    def _not_read(self, error: ssl.SSLError, parts: list[bytes]) -> None:
-        """Note why nothing more can be read; raise it, unless there is something to return before."""
+    def _is_told(self, error: ssl.SSLError, parts: list[bytes]) -> bool:
+        """Note why nothing more can be read; return whether it is to be raised, with nothing to return before."""
         self._flows, self.has_news = False, True
         if isinstance(error, ssl.SSLWantReadError):
-            return
+            return False
         if isinstance(error, ssl.SSLZeroReturnError):
             self.has_ended = True
-            return
-        self.failure = error
+            return False
         if error.reason in _EXPLANATIONS:
             error.add_note(explained(error))
+        self.failure = copy(error)  # a traceback would hold this, and so all that it has
         if error.reason == "HTTP_REQUEST":
             self._sealed.append(_PLAIN_HTTP)
-        if not parts:
-            raise error
+        return not parts
 
     def send(self, data: bytes | memoryview) -> None:
         """Encrypt bytes for the peer; before the handshake is done they wait for it.

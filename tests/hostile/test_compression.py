@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import zlib
 from functools import cache
@@ -27,7 +28,7 @@ from drivers import (
 from measures import PATIENCE, measures_memory, resident
 from programs import PYTHON, Program
 
-from wspy import DeflateFrame, DeflateMessage, SocketClosed
+from wspy import DeflateFrame, DeflateMessage, ProtocolError, SocketClosed
 
 if TYPE_CHECKING:
     from drivers import Servers
@@ -269,6 +270,31 @@ def test_g15_a_bomb_costs_no_more_than_the_limit(serve: Servers, size: int, frag
     peer.peer.closes(1009)
     assert server.outcome(peer.peer)[0] == 1009
     assert resident() - before < 2 * len(bomb) + 2 * MIB
+
+
+def remains() -> set[int]:
+    """Return what exists of large pieces in lists, and of exceptions that hold what they passed."""
+    found = gc.get_objects()
+    lists = [one for one in found if isinstance(one, list) and len(one) > 10]
+    pieces = {id(part) for one in lists for part in one if isinstance(part, bytes) and len(part) >= 16_384}
+    return pieces | {id(one) for one in found if isinstance(one, ProtocolError) and one.__traceback__}
+
+
+def test_g15_a_bomb_leaves_nothing_for_the_garbage_collector(serve: Servers) -> None:
+    """Else 50 of them in a second would fill the memory before it runs."""
+    server = serve(max_size=MIB, extensions=[DeflateMessage])
+    peer = Deflating(server.connect())
+    bomb = frame(TEXT, zeros(16), rsv=RSV1)
+    gc.collect()
+    gc.disable()
+    try:
+        before = remains()
+        peer.peer.send(bomb)
+        peer.peer.closes(1009)
+        server.outcome(peer.peer)
+        assert remains() <= before
+    finally:
+        gc.enable()
 
 
 # ---- what is sent ----
