@@ -36,6 +36,7 @@ typedef enum { CONNECTING, FIRST, WAITING, OPEN, ANSWERED, FREE } phase;
 typedef struct connection {
     struct load *load;
     struct connection *before, *after; /* in the queue of its load, by what is due; free ones are a stack */
+    struct connection *older;          /* all that were ever made */
     int fd;
     phase phase;
     uint32_t watched;
@@ -67,7 +68,7 @@ typedef struct {
     double seconds, began;
     load loads[LOADS];
     size_t count;
-    connection *unused;
+    connection *unused, *newest;
     int epoll;
     uint8_t *buffer;
 } attack;
@@ -109,6 +110,18 @@ static void watch_for(attack *a, connection *c, uint32_t events)
     c->watched = events;
 }
 
+static connection *take_unused(attack *a)
+{
+    connection *c = a->unused;
+    if (c) {
+        a->unused = c->after;
+        return c;
+    }
+    c = allocate(1, sizeof *c);
+    c->older = a->newest;
+    return a->newest = c;
+}
+
 static void begin(attack *a, load *l)
 {
     l->tried++;
@@ -117,9 +130,8 @@ static void begin(attack *a, load *l)
         l->failed++;
         return;
     }
-    connection *c = a->unused ? a->unused : allocate(1, sizeof *c);
-    a->unused = c == a->unused ? c->after : a->unused;
-    *c = (connection){.load = l, .fd = fd, .phase = CONNECTING};
+    connection *c = take_unused(a);
+    *c = (connection){.load = l, .fd = fd, .phase = CONNECTING, .older = c->older};
     l->open++;
     watch_for(a, c, EPOLLOUT);
     if (l->hold > 0)
@@ -434,6 +446,22 @@ static void parse_options(attack *a, int count, char **arguments)
     check(a);
 }
 
+static void clean_up(attack *a)
+{
+    for (connection *c = a->newest, *older; c; c = older) {
+        older = c->older;
+        if (c->phase != FREE)
+            close(c->fd);
+        free(c);
+    }
+    for (size_t i = 0; i < a->count; i++) {
+        free(a->loads[i].first.data);
+        free(a->loads[i].then.data);
+    }
+    close(a->epoll);
+    free(a->buffer);
+}
+
 int main(int count, char **arguments)
 {
     attack a = {.seconds = 5};
@@ -443,5 +471,6 @@ int main(int count, char **arguments)
     a.epoll = make_epoll();
     run(&a);
     print_result(&a);
+    clean_up(&a);
     return 0;
 }

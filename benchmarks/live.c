@@ -356,19 +356,20 @@ static void open_client(live *l, client *c)
 }
 
 /* One after the other: nobody is measured yet. */
-static void open_clients(live *l)
+static bool open_clients(live *l)
 {
     for (uint32_t i = 0; i < l->options.clients; i++) {
         client *c = &l->clients[i];
         open_client(l, c);
         if (c->phase != OPEN)
-            exit(1);
+            return false;
         watch(l->epoll, EPOLL_CTL_DEL, c->fd, 0, NULL);
     }
     for (uint32_t i = 0; i < l->options.clients; i++)
         watch(l->epoll, EPOLL_CTL_ADD, l->clients[i].fd, EPOLLIN, &l->clients[i]);
     printf("{\"open\": %" PRIu32 "}\n", l->open);
     fflush(stdout);
+    return true;
 }
 
 static void start_timer(live *l)
@@ -453,13 +454,29 @@ static options parse_options(int count, char **arguments)
     return o;
 }
 
+static void clean_up(live *l)
+{
+    for (uint32_t i = 0; i < l->options.clients; i++)
+        if (l->clients[i].phase == OPEN)
+            close(l->clients[i].fd);
+    free(l->latency.values);
+    free(l->own.values);
+    free(l->late.values);
+    free(l->options.request.data);
+    free(l->clients);
+    close(l->timer);
+    close(l->epoll);
+}
+
 int main(int count, char **arguments)
 {
-    live l = {.options = parse_options(count, arguments)};
+    live l = {.options = parse_options(count, arguments), .timer = -1};
     allow_descriptors();
     l.clients = allocate(l.options.clients, sizeof *l.clients);
     l.epoll = make_epoll();
-    open_clients(&l);
-    run(&l);
-    return l.wrong || l.lost ? 1 : 0;
+    if (open_clients(&l))
+        run(&l);
+    bool well = l.wrong == 0 && l.lost == 0;
+    clean_up(&l);
+    return well ? 0 : 1;
 }
