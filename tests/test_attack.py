@@ -36,7 +36,8 @@ LOADS: Final = (
     "rst",
     "all",
 )
-pytestmark = [needs_compiler, pytest.mark.slow]
+# all loads in a row take half a minute, and more on a busy machine
+pytestmark = [needs_compiler, pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 def shortened(*arguments: str | Path) -> list[str | Path]:
