@@ -178,7 +178,7 @@ class Decoder:
         self.size += length
         self.message_rsv |= rsv
         is_opaque = self.message_rsv or self.opcode in self.claimed
-        more = self.max_size // 1024 + 64 if self.max_size is not None and is_opaque else 0
+        more = self.max_size // 16 + 64 if self.max_size is not None and is_opaque else 0
         self.require("MESSAGE_SIZE", self.max_size is None or self.size <= self.max_size + more)
         self.require("FRAGMENT_SIZE", self.max_fragment_size is None or length <= self.max_fragment_size)
         many = opcode == 0 and self.max_fragments is not None and len(self.message) >= self.max_fragments

@@ -824,6 +824,21 @@ def test_h4_pings_of_a_peer_that_does_not_read_leave_one_pong(pair: Pair) -> Non
         assert data == message + frame(PONG_FRAME, b"1999", key=None)
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_no_pong_overtakes_those_that_the_kernel_refused(pair: Pair, first: int) -> None:
+    """RFC 6455 §5.5.3 lets an answer to a later Ping stand for earlier ones: so they have to come in order."""
+    pings = [b"%d" % number for number in range(first + 1)]
+    with Turns() as turns, pair[1] as peer:
+        turns.opened(pair)
+        with faults(lib.WSPY_SYS_SEND, 1, 3, errno.EAGAIN):
+            peer.sendall(b"".join(frame(PING_FRAME, ping) for ping in pings[:first]))
+            turns.turn()
+            peer.sendall(frame(PING_FRAME, pings[first]))
+            turns.turn()
+        turns.settle()
+        assert server_frames(received(peer)) == [(PONG_FRAME, ping) for ping in pings]
+
+
 def test_pongs_answer_every_ping_of_a_peer_that_reads(pair: Pair) -> None:
     with Turns() as turns, pair[1] as peer:
         turns.opened(pair)

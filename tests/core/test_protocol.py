@@ -136,7 +136,7 @@ def test_d8_max_size_over_fragments(role: Role, limit: int) -> None:
 @ROLES
 @pytest.mark.parametrize("limit", [0, 1, 1023, 1024, 1 << 20, 1 << 62])
 def test_g16_what_extensions_are_to_read_may_be_a_little_longer(role: Role, limit: int) -> None:
-    most = limit + limit // 1024 + 64
+    most = limit + limit // 16 + 64
     for length, error in ((most, 0), (most + 1, lib.WSPY_ERROR_MESSAGE_SIZE)):
         for first, claims in ((RSV1 | TEXT, {"rsv": RSV1}), (TEXT, {"opcodes": 0x07}), (3, {"opcodes": 1 << 3})):
             assert decides(role, [Wire(first, announced=length)], max_size=limit, **claims) == error

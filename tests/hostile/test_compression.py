@@ -297,6 +297,17 @@ def test_g15_a_bomb_leaves_nothing_for_the_garbage_collector(serve: Servers) -> 
         gc.enable()
 
 
+@pytest.mark.parametrize("memory_level", [1, 5, 9])
+def test_g15_what_can_not_be_compressed_may_be_as_long_as_the_limit(serve: Servers, memory_level: int) -> None:
+    """It is longer on the wire: by a twentieth where zlib has little memory."""
+    server = serve(max_size=MIB, extensions=[DeflateMessage], onmessage=echo)
+    noise = random.Random(1).randbytes(MIB)
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15, memory_level)
+    peer = Deflating(server.connect())
+    peer.peer.send(frame(BINARY, (stream.compress(noise) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=RSV1))
+    assert peer.receive()[0] == noise
+
+
 # ---- what is sent ----
 
 

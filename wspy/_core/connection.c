@@ -644,6 +644,8 @@ void wspy_connection_send_replies(wspy_loop *loop, connection *conn)
         wspy_connection_report_drained(loop, conn, size_before); /* it may take the place of a longer one */
     } else {
         wspy_connection_send_control(loop, conn, replies->data, replies->length);
+        if (conn->queue) /* none of it may have been written: a later Pong must not overtake these */
+            wspy_queue_keep_first(conn->queue);
     }
     replies->length = 0;
     if (replies->capacity > 65536)

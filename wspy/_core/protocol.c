@@ -392,14 +392,14 @@ static int check_start(const wspy_protocol *protocol, const uint8_t *data)
     return check_place(protocol->state, data[0], data[1] & 0x7f);
 }
 
-/* What can't be compressed grows: by 5 bytes for each block, and a few more. Whether that is why a message is over its
- * limit; a size never is by more, so that nothing wraps. */
+/* What can't be compressed grows: by 5 bytes for each block and a few more, and a zlib with little memory makes blocks
+ * of 100 bytes. Whether that is why a message is over its limit; a size never is by more, so that nothing wraps. */
 static int is_just_opaque(const wspy_protocol *protocol, int first, uint64_t size, uint64_t length)
 {
     int is_first = (first & 0x0f) != WSPY_EVENT_CONTINUATION;
     int rsv = (first & 0x70) | (is_first ? 0 : protocol->rsv);
     uint64_t max_size = protocol->limits->max_size;
-    uint64_t more = max_size / 1024 + 64;
+    uint64_t more = max_size / 16 + 64;
     uint64_t most = max_size > UINT64_MAX - more ? UINT64_MAX : max_size + more;
     return is_opaque(protocol, is_first ? first & 0x0f : protocol->opcode, rsv) && length <= most - size;
 }

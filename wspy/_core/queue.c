@@ -187,6 +187,12 @@ void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length)
     memcpy(queue->pong, frame, length);
 }
 
+void wspy_queue_keep_first(wspy_queue *queue)
+{
+    if (queue->head)
+        queue->head->is_touched = 1;
+}
+
 int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length)
 {
     const struct iovec parts[2] = {{.iov_base = queue->pong, .iov_len = queue->pong_length},

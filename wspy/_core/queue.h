@@ -32,6 +32,8 @@ int wspy_queue_push_shared(wspy_queue *queue, wspy_shared *shared, size_t skip);
 int wspy_queue_mark(wspy_queue *queue, size_t behind);
 /* The one Pong that waits; a newer one replaces it (RFC 6455 §5.5.2). length: at most 139. */
 void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length);
+/* Lets the waiting Pong go behind the first chunk, even if nothing of that was written. */
+void wspy_queue_keep_first(wspy_queue *queue);
 /* Queues a Close frame behind everything else, a waiting Pong included: nothing may follow it (RFC 6455 §5.5.1). */
 int wspy_queue_close(wspy_queue *queue, const uint8_t *frame, size_t length);
 /* Writes, 256 KiB at a time however fast the peer is. Returns 1 if bytes are left, 0 if none are, -1 and errno if the connection failed. Adds the marks that were
