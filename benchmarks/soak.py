@@ -52,8 +52,11 @@ TOLD = 20
 CHURN_PAUSE = 0.5
 """Seconds between two connections of the same troublemaker: most of the work is to be that of the others."""
 
+AFTERMATH_SECONDS = 1.0
+
 MEMORY_FACTOR = 1.25
 MEMORY_SPARE = 16 * MIB
+"""Bytes: malloc has up to eight arenas for each CPU, of which it can't give back what lies between two blocks."""
 
 FRONT_ENDS = {"epoll": ("epoll", "epoll"), "threads": ("threads", "threads"), "both": ("epoll", "threads")}
 
@@ -76,6 +79,7 @@ class Soak:
         self.tally = Tally(Samples(random.Random(arguments.seed)))
         self._churn = Churn(self._payloads, self.tally, deadline(arguments))
         self.faults: list[str] = []
+        self._faulty = asyncio.Event()
         self.restarts = 0
 
     async def run(self) -> None:
@@ -84,7 +88,7 @@ class Soak:
             await self._fleet.start()
             rounds = round_count(self._arguments.seconds)
             for number in range(rounds):
-                await self._round(number, self._arguments.seconds / rounds)
+                await self._round(number, self._arguments.seconds / rounds, last=number == rounds - 1)
                 if self.faults:
                     break
             else:
@@ -95,15 +99,28 @@ class Soak:
         finally:
             await self._fleet.kill()
 
-    async def _round(self, number: int, seconds: float) -> None:
+    async def _round(self, number: int, seconds: float, *, last: bool) -> None:
         """Put all clients on the servers; in the end nobody is left, and the servers are looked at."""
         until = time.monotonic() + seconds
         connections = self._arguments.connections
         work = [self._verify(place, until) for place in range(connections)]
         work += [self._disturb(place, until) for place in range(churners(connections))]
-        await asyncio.gather(*work, self._restart(number, seconds))
+        await self._until_fault(asyncio.gather(*work, self._restart(number, seconds)))
+        if self.faults:
+            return
         for server in self._fleet.servers.values():
-            await server.idles()
+            await server.idles(last=last)
+
+    async def _until_fault(self, work: asyncio.Future[Any]) -> None:
+        """Wait until all is done; or for a moment after the first fault, in which others may show."""
+        faulty: asyncio.Future[Any] = asyncio.ensure_future(self._faulty.wait())
+        await asyncio.wait([work, faulty], return_when=asyncio.FIRST_COMPLETED)
+        if self.faults:
+            await asyncio.wait([work], timeout=AFTERMATH_SECONDS)
+        faulty.cancel()
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
 
     async def _verify(self, place: int, until: float) -> None:
         """Make one connection after the other that does nothing wrong."""
@@ -135,6 +152,7 @@ class Soak:
         try:
             await work
         except (Fault, OSError) as fault:
+            self._faulty.set()
             if len(self.faults) < TOLD:
                 self.faults.append(f"{who}: {fault if isinstance(fault, Fault) else repr(fault)}")
 
@@ -165,7 +183,7 @@ def deadline(arguments: argparse.Namespace) -> float:
 
 def memory_faults(server: Server) -> Iterator[str]:
     """Tell if a server has more resident memory than when it was idle for the first time, and more than the bound."""
-    sizes = [state["rss"] for state in server.idle]
+    sizes = server.trimmed
     if sizes and sizes[-1] > (bound := MEMORY_FACTOR * sizes[0] + MEMORY_SPARE):
         yield (
             f"server {server.name} had {sizes[0] / MIB:.1f} MiB when it was idle for the first time, "
@@ -201,6 +219,7 @@ def report(soak: Soak, fleet: Fleet, arguments: argparse.Namespace, took: float)
                 "start": server.start.get("rss"),
                 "idle": [state["rss"] for state in server.idle],
                 "descriptors": [server.start.get("descriptors"), *(state["descriptors"] for state in server.idle)],
+                "trimmed": server.trimmed,
                 "threads": [state["threads"] for state in server.idle],
                 "calls": (server.end or {}).get("calls"),
             }
@@ -215,7 +234,8 @@ def print_summary(found: dict[str, Any]) -> None:
     counts = found["counts"]
     for name, server in found["servers"].items():
         sizes = " ".join(f"{size / MIB:.1f}" for size in server["idle"])
-        print(f"  {name} {server['front_end']}: MiB when idle: {sizes or '-'}; descriptors: {server['descriptors']}")
+        trimmed = " ".join(f"{size / MIB:.1f}" for size in server["trimmed"])
+        print(f"  {name} {server['front_end']}: MiB when idle: {sizes or '-'}; trimmed: {trimmed or '-'}")
     for key in ("connections", "ended_by_restarts"):
         print(f"  {key}: " + ", ".join(f"{name} {number:,}" for name, number in found[key].items()))
     latency = found["latency_ms"]

@@ -89,9 +89,7 @@ class Churn:
         except (Fault, OSError) as error:
             if wire.may_be_lost():
                 raise RestartedError from error
-            if isinstance(error, Fault):
-                raise
-            raise Fault(f"lost by {error!r}") from error
+            raise wire.told(error if isinstance(error, Fault) else repr(error)) from error
         finally:
             wire.drop()
 

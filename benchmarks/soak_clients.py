@@ -60,6 +60,8 @@ class Client:
         self._tally = tally
         self.exchange = Exchange(number, wire.chance, payloads)
         self._pings: deque[bytes] = deque()
+        self._past_pings: list[bytes] = []
+        """Those that were answered, or passed over."""
         self._changed = asyncio.Event()
         self._fragments: list[Frame] = []
         self._closing = False
@@ -78,7 +80,8 @@ class Client:
                 group.create_task(self._receive())
                 group.create_task(self._send(messages, until, depth))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the one that has cancelled the other
+            error = errors.exceptions[0]  # the one that has cancelled the other
+            raise self._wire.told(error) if isinstance(error, Fault) else error from None
         finally:
             self._wire.drop()
 
@@ -195,9 +198,14 @@ class Client:
     def _take_pong(self, payload: bytes) -> None:
         """Take it for the first ping that it answers: those before it may have been passed over, RFC 6455 §5.5.3."""
         if payload not in self._pings:
-            raise Fault(f"a Pong with {len(payload)} bytes that answers nothing")
-        while self._pings.popleft() != payload:
-            pass
+            when = f"ping {self._past_pings.index(payload)}" if payload in self._past_pings else "none"
+            past = len(self._past_pings)
+            raise Fault(
+                f"a Pong with {len(payload)} bytes answers {when}, but {past} of {past + len(self._pings)} are over"
+            )
+        while (ping := self._pings.popleft()) != payload:
+            self._past_pings.append(ping)
+        self._past_pings.append(ping)
         self._tally.counts["pongs"] += 1
 
     def _take_close(self, payload: bytes) -> None:

@@ -55,6 +55,8 @@ class Server:
     start: State = field(default_factory=dict)
     idle: list[State] = field(default_factory=list)
     """What it told whenever nobody was connected."""
+    trimmed: list[int] = field(default_factory=list)
+    """Its resident memory, in bytes, when nobody was connected and all was given back: the first time and the last."""
     end: State = field(default_factory=dict)
 
     @classmethod
@@ -78,11 +80,11 @@ class Server:
             raise Fault(f"server {self.name} has not answered: {error!r}\n{self.said()}") from None
         return state
 
-    async def ask(self) -> State:
+    async def ask(self, line: bytes = b"\n") -> State:
         """Return what the process has now."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # _line tells of it
-            self.process.stdin.write(b"\n")
+            self.process.stdin.write(line)
             await self.process.stdin.drain()
         return await self._line()
 
@@ -91,8 +93,8 @@ class Server:
         self.log.seek(0)
         return self.log.read().decode(errors="replace").strip()
 
-    async def idles(self) -> State:
-        """Return what the process has once all connections are gone; raise Fault if some stay, or anything of them."""
+    async def idles(self, *, last: bool) -> None:
+        """Wait until all connections are gone, and note what the process has; raise Fault if anything of them stays."""
         end = time.monotonic() + self.recipe.deadline + PATIENCE
         state = await self.ask()
         while not is_idle(state):
@@ -104,7 +106,8 @@ class Server:
         if state["descriptors"] != self.start["descriptors"]:
             was = self.start["descriptors"]
             raise Fault(f"server {self.name} has {state['descriptors']} descriptors open, and {was} at its start")
-        return state
+        if last or not self.trimmed:
+            self.trimmed.append((await self.ask(b"trim\n"))["rss"])
 
     async def stop(self) -> None:
         """Stop it in order, by SIGTERM; raise Fault if that, or anything that it has written before, is amiss."""

@@ -64,6 +64,10 @@ class Wire:
         self._restarts = target.restarts
         self._kept = b""
 
+    def told(self, what: object) -> Fault:
+        """Return a fault on this connection, as a text that names the process."""
+        return Fault(f"server {self.process or 'unknown'}: {what}")
+
     @classmethod
     async def connect(
         cls, target: Target, chance: random.Random, *, receive_buffer: int = 0, raw: bool = False

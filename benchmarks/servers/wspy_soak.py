@@ -1,15 +1,17 @@
-"""wspy for soak.py: what comes in goes out; each line on stdin is answered with what the process has and has counted.
+"""wspy for soak.py: what comes in goes out; each line on stdin is answered with what there is in the process.
 
 python wspy_soak.py --port PORT [--front-end epoll|threads] [--pem PEM] [--name NAME] [--deadline SECONDS]
 
-SIGTERM stops it in order. Each line on stdout is a JSON object: one when it listens, one for each line on stdin, and
-one at the end. ``main`` takes another function that answers messages.
+The line "trim" gives memory back to the system before. SIGTERM stops it in order. Each line on stdout is a JSON object:
+one when it listens, one for each line on stdin, and one at the end. ``main`` takes another function that answers
+messages.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -77,7 +79,6 @@ def state(server: EpollEcho | ThreadsEcho) -> dict[str, Any]:
     """Return what there is in this process now, and what was counted."""
     with server.lock:
         calls = dict(server.calls)
-    gc.collect()  # what waits for it is not lost
     return {
         "calls": calls,
         "stats": server.stats() if not server.loop.closed else None,
@@ -87,13 +88,22 @@ def state(server: EpollEcho | ThreadsEcho) -> dict[str, Any]:
     }
 
 
+def trim() -> None:
+    """Give back what is only kept for later: Python's unreachable objects, and what malloc has in its arenas."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def tell(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 
 def answer_lines(server: EpollEcho | ThreadsEcho) -> None:
     """Answer each line with the state; not by sys.stdin, whose lock a thread would take along to the end."""
-    while os.read(0, 1):
+    while line := os.read(0, 100):  # whoever writes one waits for its answer
+        if line == b"trim\n":
+            trim()
         tell(state(server))
 
 
