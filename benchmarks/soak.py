@@ -186,7 +186,7 @@ def memory_faults(server: Server) -> Iterator[str]:
     sizes = server.trimmed
     if sizes and sizes[-1] > (bound := MEMORY_FACTOR * sizes[0] + MEMORY_SPARE):
         yield (
-            f"server {server.name} had {sizes[0] / MIB:.1f} MiB when it was idle for the first time, "
+            f"server {server.name} had {sizes[0] / MIB:.1f} MiB after its first whole round, "
             f"and has {sizes[-1] / MIB:.1f} MiB at the end: more than {bound / MIB:.1f}"
         )
 

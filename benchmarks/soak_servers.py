@@ -50,13 +50,14 @@ class Server:
 
     recipe: Recipe
     name: str
+    generation: int
     process: asyncio.subprocess.Process
     log: IO[bytes]
     start: State = field(default_factory=dict)
     idle: list[State] = field(default_factory=list)
     """What it told whenever nobody was connected."""
     trimmed: list[int] = field(default_factory=list)
-    """Its resident memory, in bytes, when nobody was connected and all was given back: the first time and the last."""
+    """Its resident memory, in bytes, like this and with all given back: after its first whole round, and last."""
     end: State = field(default_factory=dict)
 
     @classmethod
@@ -66,7 +67,7 @@ class Server:
         log = tempfile.TemporaryFile()  # noqa: SIM115 -- it is closed with the process
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*recipe.command(name), stdin=pipe, stdout=pipe, stderr=log)
-        server = cls(recipe, name, process, log)
+        server = cls(recipe, name, generation, process, log)
         server.start = await server._line()
         return server
 
@@ -106,7 +107,8 @@ class Server:
         if state["descriptors"] != self.start["descriptors"]:
             was = self.start["descriptors"]
             raise Fault(f"server {self.name} has {state['descriptors']} descriptors open, and {was} at its start")
-        if last or not self.trimmed:
+        is_warm = len(self.idle) > (self.generation > 0)  # of a restarted one the first round was only a part
+        if is_warm and (last or not self.trimmed):
             self.trimmed.append((await self.ask(b"trim\n"))["rss"])
 
     async def stop(self) -> None:
@@ -168,8 +170,7 @@ class Fleet:
         finally:
             target.restarts += 1
         self.ended.append(server)
-        generation = int(server.name.partition("#")[2]) + 1
-        self.servers[name] = await Server.launch(server.recipe, generation)
+        self.servers[name] = await Server.launch(server.recipe, server.generation + 1)
 
     async def stop(self) -> None:
         """Stop all of them in order."""
