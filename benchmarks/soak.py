@@ -54,9 +54,9 @@ CHURN_PAUSE = 0.5
 
 AFTERMATH_SECONDS = 1.0
 
-MEMORY_FACTOR = 1.25
-MEMORY_SPARE = 16 * MIB
-"""Bytes: malloc has up to eight arenas for each CPU, of which it can't give back what lies between two blocks."""
+MEMORY_FACTOR = 1.1
+MEMORY_SPARE = 8 * MIB
+"""Bytes: malloc and Python can't give back what lies between two blocks in use, and threads are kept for others."""
 
 FRONT_ENDS = {"epoll": ("epoll", "epoll"), "threads": ("threads", "threads"), "both": ("epoll", "threads")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import sys
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 POLL_SECONDS = 0.05
+
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""With an arena of malloc for each thread, what these keep of many threads would hide what is lost."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class Server:
         name = f"{recipe.name}#{generation}"
         log = tempfile.TemporaryFile()  # noqa: SIM115 -- it is closed with the process
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*recipe.command(name), stdin=pipe, stdout=pipe, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            *recipe.command(name), stdin=pipe, stdout=pipe, stderr=log, env={**ONE_ARENA, **os.environ}
+        )
         server = cls(recipe, name, generation, process, log)
         server.start = await server._line()
         return server
