@@ -230,7 +230,7 @@ def a_run(attack: ModuleType, **changed: Any) -> tuple[dict[str, Any], Any]:
     """Return figures of a load that was well, but for what is changed, and settings for them."""
     untimed = changed.pop("untimed", False)
     silent = {"connections": 1000, "per_second": 1000.0, "answered": 0, "answered_otherwise": 0, "ended": 0}
-    run = {
+    run: dict[str, Any] = {
         "quiet": {"latency_ms": {"p99": 1.0}},
         "attacked": {"latency_ms": {"p99": changed.pop("p99", 1.0)}},
         "attack": {"seconds": 1.0, "loads": {"silent": silent | changed.pop("silent", {})}},
