@@ -998,7 +998,9 @@ def test_ten_thousand_connections_that_come_and_go_leave_nothing() -> None:
         cycles(1000)
         open_before, memory_before = descriptors(), resident()
         cycles(9000)
-        assert len(own_threads()) < 10
+        assert len(own_threads()) < 50, (
+            "as many as were at work at a time, which is a few more where others keep CPUs busy"
+        )
         assert descriptors() == open_before
         assert resident() - memory_before < 4 << 20
         assert not server.clients

@@ -440,7 +440,8 @@ PROGRAM = """
             client.send("end")
         print(counts["ticks"], counts["/handler"], counts["/signal"], flush=True)
 
-    server.onclose = lambda client, code, reason: finish() if code == 4000 else None
+    # in the thread whose bytecodes signal handlers run between: none of them is half way then
+    server.onclose = lambda client, code, reason: server.call_soon(finish) if code == 4000 else None
     server.run()
 """
 
