@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from wspy._core import ffi, lib
 
@@ -64,6 +64,9 @@ DEADLINE_S: Final = 10.0
 
 _EVENT: Final = struct.Struct("=IIII")
 
+Pair: TypeAlias = tuple[socket.socket, socket.socket]
+"""What the loop gets, and its peer."""
+
 
 class Event(NamedTuple):
     """One event; ``start`` and ``length`` are what core.h says about the kinds without a payload."""
@@ -116,6 +119,11 @@ def settings(**changes: Any) -> Any:
     limits = [values.pop(name) for name in ("max_size", "max_fragment_size", "max_fragments")]
     head = [values.pop(name) for name in ("max_line", "max_field", "max_head", "max_fields")]
     return ffi.new("wspy_settings *", {**values, "limits": limits, "head": head})
+
+
+def kinds(events: list[Event]) -> list[int]:
+    """Return what kinds of events these are."""
+    return [event.kind for event in events]
 
 
 def accept(

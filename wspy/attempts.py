@@ -61,12 +61,7 @@ class Attempts:
         Raises:
             ResponseError: it doesn't.
         """
-        if answer.status == 401 and self._auth is None:
-            raise _like(
-                answer,
-                "the server asks for credentials, and there are none for it: auth is a (user name, password) pair",
-            )
-        if answer.status == 401 and self._auth is not None:
+        if answer.status == 401:
             self._authorization = _authorization(self._auth, answer, self.uri.resource)
             return
         target = _redirected(self.uri, answer)
@@ -83,7 +78,10 @@ class Attempts:
         return f"<Attempts {self.uri!r}>"
 
 
-def _authorization(auth: ClientAuth, answer: ResponseError, resource: str) -> str:
+def _authorization(auth: ClientAuth | None, answer: ResponseError, resource: str) -> str:
+    if auth is None:
+        message = "the server asks for credentials, and there are none for it: auth is a (user name, password) pair"
+        raise _like(answer, message)
     try:
         value = auth.answer(answer.headers.get_all("www-authenticate"), "GET", resource)
     except ValueError as reason:

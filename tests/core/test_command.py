@@ -8,7 +8,6 @@ import socket
 import struct
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from turns import (
@@ -31,13 +30,14 @@ from turns import (
     SENT,
     SHIFT,
     TEXT,
-    Event,
+    Pair,
     Turns,
     accept,
     exactly,
     far,
     faults,
     frame,
+    kinds,
     received,
     server_frames,
     tcp_pair,
@@ -47,25 +47,8 @@ from turns import (
 
 from wspy._core import lib
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-Pair: TypeAlias = tuple[socket.socket, socket.socket]
-
 NORMAL = b"\x03\xe8"
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, peer = socket.socketpair()
-    yield ours, peer
-    ours.close()
-    peer.close()
-
-
-def kinds(events: list[Event]) -> list[int]:
-    return [event.kind for event in events]
 
 
 def number_frame(number: int) -> bytes:

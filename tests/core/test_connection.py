@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final
 
 import pytest
 from measures import measures_memory, resident
@@ -43,12 +43,14 @@ from turns import (
     SENT,
     TEXT,
     Event,
+    Pair,
     Sealed,
     Turns,
     accept,
     exactly,
     faults,
     frame,
+    kinds,
     received,
     reset,
     server_frames,
@@ -58,11 +60,6 @@ from turns import (
 )
 
 from wspy._core import lib
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
 CLOSE_FRAME = 8
 PING_FRAME = 9
@@ -86,18 +83,6 @@ def plain_only(because: str) -> pytest.MarkDecorator:
     """Make a test once."""
     assert because
     return pytest.mark.parametrize("transport", ["plain"], indirect=True)
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, peer = socket.socketpair()
-    yield ours, peer
-    ours.close()
-    peer.close()
-
-
-def kinds(events: list[Event]) -> list[int]:
-    return [event.kind for event in events]
 
 
 def fill(turns: Turns, handle: int, size: int = 1 << 20) -> bytes:

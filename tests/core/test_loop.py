@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 from measures import measures_memory, resident
@@ -37,12 +37,14 @@ from turns import (
     SHIFT,
     TEXT,
     Event,
+    Pair,
     Sealed,
     Turns,
     accept,
     exactly,
     faults,
     frame,
+    kinds,
     packed_memory,
     received,
     reset,
@@ -57,7 +59,6 @@ from wspy._core import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
 NORMAL = b"\x03\xe8"
 TURN_EVENTS = 4096
@@ -66,21 +67,9 @@ READ_BYTES = 256 << 10
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, peer = socket.socketpair()
-    yield ours, peer
-    ours.close()
-    peer.close()
-
-
-@pytest.fixture
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=200) as sock:
         yield sock
-
-
-def kinds(events: list[Event]) -> list[int]:
-    return [event.kind for event in events]
 
 
 def descriptors() -> int:

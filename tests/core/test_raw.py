@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final
 
 import pytest
 from turns import (
@@ -40,12 +40,14 @@ from turns import (
     SENT,
     TEXT,
     Event,
+    Pair,
     Sealed,
     Turns,
     accept,
     exactly,
     faults,
     frame,
+    kinds,
     received,
     reset,
     tcp_pair,
@@ -54,11 +56,6 @@ from turns import (
 )
 
 from wspy._core import lib
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-Pair: TypeAlias = tuple[socket.socket, socket.socket]
 
 ANSWERS: Final = lib.WSPY_RAW_OUT
 LAST: Final = lib.WSPY_RAW_LAST
@@ -70,21 +67,9 @@ NORMAL: Final = b"\x03\xe8"
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, peer = socket.socketpair()
-    yield ours, peer
-    ours.close()
-    peer.close()
-
-
 def sealed(plaintext: bytes) -> bytes:
     """Return ciphertext, which can't be taken for plaintext; the same back."""
     return bytes(plaintext.translate(bytes(byte ^ 0xFF for byte in range(256))))
-
-
-def kinds(events: list[Event]) -> list[int]:
-    return [event.kind for event in events]
 
 
 def only(events: list[Event], kind: int) -> Event:

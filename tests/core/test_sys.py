@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +15,9 @@ from turns import SEND, TEXT, Turns, faults, frame, received, server_frames
 from wspy._core import lib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from turns import Pair
 
 CORE = Path(__file__).resolve().parents[2] / "wspy" / "_core"
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, peer = socket.socketpair()
-    yield ours, peer
-    ours.close()
-    peer.close()
 
 
 def calls(kind: int) -> int:
@@ -35,7 +26,7 @@ def calls(kind: int) -> int:
     return made
 
 
-def test_calls_are_counted(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_calls_are_counted(pair: Pair) -> None:
     with Turns() as turns:
         handle = turns.opened(pair)
         calls(lib.WSPY_SYS_SEND)
@@ -47,9 +38,7 @@ def test_calls_are_counted(pair: tuple[socket.socket, socket.socket]) -> None:
 
 
 @pytest.mark.parametrize(("nth", "times"), [(1, 1), (2, 1), (3, 2), (1, 5), (6, 1)])
-def test_the_nth_call_fails_and_so_many_after_it(
-    pair: tuple[socket.socket, socket.socket], nth: int, times: int
-) -> None:
+def test_the_nth_call_fails_and_so_many_after_it(pair: Pair, nth: int, times: int) -> None:
     with Turns() as turns, faults(lib.WSPY_SYS_EPOLL_WAIT, nth, times, errno.EBADF):
         failed = []
         for number in range(1, 8):
@@ -65,7 +54,7 @@ def test_a_kind_that_does_not_exist_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_io_is_short_if_asked(pair: tuple[socket.socket, socket.socket], size: int) -> None:
+def test_io_is_short_if_asked(pair: Pair, size: int) -> None:
     with Turns() as turns:
         handle = turns.opened(pair)
         with faults(lib.WSPY_SYS_SEND, short_io=size):
@@ -80,7 +69,7 @@ def test_io_is_short_if_asked(pair: tuple[socket.socket, socket.socket], size: i
 
 
 @pytest.mark.slow
-def test_i3_a_storm_of_signals_disturbs_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_i3_a_storm_of_signals_disturbs_nothing(pair: Pair) -> None:
     """EINTR ends a turn; every other call is made again."""
     hits = 0
 
@@ -113,7 +102,7 @@ def test_i3_a_storm_of_signals_disturbs_nothing(pair: tuple[socket.socket, socke
     assert hits > 10
 
 
-def test_i2_no_sigpipe_is_raised(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_i2_no_sigpipe_is_raised(pair: Pair) -> None:
     """Python ignores SIGPIPE, a program around it may not."""
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
