@@ -1,6 +1,8 @@
 /* attack.c: what clients do that mean no good, at a rate that is kept.
  *
- *     attack --port PORT [--seconds SECONDS] --name NAME [of a load, as options behind it say] --name NAME ...
+ *     attack --port PORT [--seconds SECONDS] [--patience SECONDS] --name NAME [of a load, as options behind it say] ...
+ *
+ * --seconds S      how long; with --patience up to so many more, until each load has done what it is for
  *
  * --rate N         begin so many connections per second, or
  * --connections N  keep so many open: one that has ended is replaced
@@ -65,7 +67,7 @@ typedef struct load {
 
 typedef struct {
     uint16_t port;
-    double seconds, began;
+    double seconds, patience, began;
     load loads[LOADS];
     size_t count;
     connection *unused, *newest;
@@ -338,11 +340,28 @@ static double keep_up(attack *a, load *l)
     return l->open < l->connections ? 0.001 : wait;
 }
 
+/* Whether a load has been answered and has sent what it has: a machine that is busy may leave no time for that. */
+static bool has_taken_place(const load *l)
+{
+    bool answerless = !l->answer || l->drip > 0;
+    return l->connected > 0 && (answerless || l->right + l->other + l->ended > 0) &&
+           (!l->then.length || l->sent > 0);
+}
+
+static bool goes_on(const attack *a)
+{
+    double passed = now() - a->began;
+    bool done = true;
+    for (size_t i = 0; i < a->count; i++)
+        done = done && has_taken_place(&a->loads[i]);
+    return passed < a->seconds + (done ? 0 : a->patience);
+}
+
 static void run(attack *a)
 {
     struct epoll_event events[EVENTS];
     a->began = now();
-    while (now() < a->began + a->seconds) {
+    while (goes_on(a)) {
         double wait = 0.1;
         for (size_t i = 0; i < a->count; i++) {
             double its = keep_up(a, &a->loads[i]);
@@ -424,19 +443,29 @@ static void check(const attack *a)
 static void parse_options(attack *a, int count, char **arguments)
 {
     static const struct option names[] = {
-        {"port", required_argument, NULL, 'p'},   {"seconds", required_argument, NULL, 's'},
-        {"name", required_argument, NULL, 'n'},   {"rate", required_argument, NULL, 'r'},
-        {"hold", required_argument, NULL, 'h'},   {"connections", required_argument, NULL, 'c'},
-        {"first", required_argument, NULL, 'f'},  {"drip", required_argument, NULL, 'd'},
-        {"then", required_argument, NULL, 't'},   {"again", required_argument, NULL, 'a'},
-        {"deaf", no_argument, NULL, 'D'},         {"reset", no_argument, NULL, 'R'},
-        {"answer", required_argument, NULL, 'w'}, {NULL, 0, NULL, 0},
+        {"port", required_argument, NULL, 'p'},
+        {"seconds", required_argument, NULL, 's'},
+        {"patience", required_argument, NULL, 'P'},
+        {"name", required_argument, NULL, 'n'},
+        {"rate", required_argument, NULL, 'r'},
+        {"hold", required_argument, NULL, 'h'},
+        {"connections", required_argument, NULL, 'c'},
+        {"first", required_argument, NULL, 'f'},
+        {"drip", required_argument, NULL, 'd'},
+        {"then", required_argument, NULL, 't'},
+        {"again", required_argument, NULL, 'a'},
+        {"deaf", no_argument, NULL, 'D'},
+        {"reset", no_argument, NULL, 'R'},
+        {"answer", required_argument, NULL, 'w'},
+        {NULL, 0, NULL, 0},
     };
     for (int name; (name = getopt_long(count, arguments, "", names, NULL)) != -1;)
         if (name == 'p')
             a->port = (uint16_t)number(optarg, 1, UINT16_MAX);
         else if (name == 's')
             a->seconds = number(optarg, 0.01, 86400);
+        else if (name == 'P')
+            a->patience = number(optarg, 0, 86400);
         else if (name == 'n' && a->count < LOADS)
             a->loads[a->count++] = (load){.name = optarg, .again = -1};
         else if (a->count > 0)

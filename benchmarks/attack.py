@@ -53,6 +53,8 @@ SETTLE_SECONDS = 1.5
 """From the begin of a load to that of measuring: by then connections that are held for a second end, too."""
 
 SPARE_SECONDS = 30.0
+PATIENCE_SECONDS = 20.0
+"""For a load to take place on a busy machine, where nothing is asked of rates."""
 
 
 # ---- what is sent ----
@@ -343,16 +345,22 @@ def measured(live: Live, pid: int, seconds: float) -> dict[str, Any]:
 
 
 def start_attack(name: str, port: int, seconds: float, settings: Settings) -> subprocess.Popen[str]:
-    """Start a load. The clients go first on their CPU: else they would wait for the load, and not for the server."""
+    """Start a load. The clients go first on their CPU: else they would wait for the load, and not for the server.
+
+    On a busy machine the CPU may never be idle, and so the load is a process like others where nothing is timed.
+    """
     options = [
         option
         for part, (load, scale) in parts_of(name).items()
         for option in load.arguments(part, scale * settings.scale, settings.programs)
     ]
+    if settings.untimed:
+        options.insert(0, f"--patience={PATIENCE_SECONDS}")
     command = [str(settings.programs / "attack"), f"--port={port}", f"--seconds={seconds}", *options]
     with compare.pinned(settings.load_cpu):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+    if not settings.untimed:
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     return process
 
 
