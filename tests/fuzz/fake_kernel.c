@@ -92,26 +92,38 @@ void fake_forget_faults(void)
 
 static int fails(int call)
 {
+    fake.allocations += call == WSPY_SYS_ALLOCATE;
     if (fake.is_exempt || !faults[call].times)
         return 0;
     if (faults[call].skip) {
         faults[call].skip--;
         return 0;
     }
-    faults[call].times--;
+    faults[call].times -= faults[call].times != UINT32_MAX;
     fake.progress++;
+    fake.failures++;
     fake.has_failed |= faults[call].error != EAGAIN && faults[call].error != EINTR;
     trace("  call %d fails with %d\n", call, faults[call].error);
     errno = faults[call].error;
     return 1;
 }
 
+/* xorshift64 */
+static uint64_t next_chance(void)
+{
+    fake.chance ^= fake.chance << 13;
+    fake.chance ^= fake.chance >> 7;
+    fake.chance ^= fake.chance << 17;
+    return fake.chance;
+}
+
 static size_t shortened(size_t length)
 {
     if (!fake.short_calls)
         return length;
-    fake.short_calls--;
-    return length > fake.short_size ? fake.short_size : length;
+    fake.short_calls -= fake.short_calls != UINT32_MAX;
+    size_t most = fake.chance ? 1 + (size_t)(next_chance() % fake.short_size) : fake.short_size;
+    return length > most ? most : length;
 }
 
 /* ---- memory ---- */
@@ -177,6 +189,12 @@ void wspy_sys_free(void *memory)
     gone->guard = 0;
     fake.allocated--;
     free(gone);
+}
+
+size_t wspy_sys_resident(const void *memory, size_t written)
+{
+    (void)written;
+    return memory ? ((const block *)memory - 1)->size : 0;
 }
 
 /* Reserved memory ends where a page that nobody may touch begins. It is kept for the next run: mapping is slow. */
@@ -288,6 +306,7 @@ ssize_t wspy_sys_recv(int fd, void *data, size_t length)
     count = count < available ? count : available;
     memcpy(data, peer->in + peer->in_read, count);
     peer->in_read += count;
+    peer->read_ns = fake.now_ns;
     fake.progress++;
     trace("  fd %d: %zu received of %zu\n", fd, count, available);
     return (ssize_t)count;
@@ -325,6 +344,7 @@ static void write_out(fake_peer *peer, const void *data, size_t length)
     memcpy(peer->out + peer->out_length, data, length);
     peer->out_length += length;
     peer->window -= length;
+    peer->taken_ns = fake.now_ns;
 }
 
 ssize_t wspy_sys_send(int fd, const struct iovec *parts, size_t count)
@@ -359,11 +379,47 @@ ssize_t wspy_sys_send(int fd, const struct iovec *parts, size_t count)
     return (ssize_t)length;
 }
 
+int fake_address(int peer, uint8_t *address)
+{
+    static const uint8_t hosts[2][4] = {{127, 0, 0, 1}, {127, 0, 0, 2}};
+    static const uint8_t networks[2][8] = {{0x20, 1, 0x0d, 0xb8, 0, 0, 0, 1},
+                                           {0x20, 1, 0x0d, 0xb8, 0, 0, 0, 2}};
+    int home = fake.peers[peer].home;
+    memset(address, 0, 16);
+    switch (home) {
+    case 0:
+    case 1:
+        memcpy(address, hosts[home], 4);
+        return 4;
+    case 2:
+    case 3:
+        memcpy(address, networks[home - 2], 8);
+        address[15] = (uint8_t)peer;
+        return 16;
+    case 4:
+        memcpy(address, (uint8_t[]){10, 0, 0, (uint8_t)peer}, 4);
+        return 4;
+    default:
+        memcpy(address, networks[0], 8);
+        address[6] = 1;
+        address[7] = (uint8_t)peer;
+        return 16;
+    }
+}
+
 static void fill_address(int peer, struct sockaddr_storage *address)
 {
-    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)(peer + 1))};
-    v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    memcpy(address, &v4, sizeof v4);
+    uint8_t bytes[16];
+    in_port_t port = htons((uint16_t)(peer + 1));
+    if (fake_address(peer, bytes) == 4) {
+        struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = port};
+        memcpy(&v4.sin_addr, bytes, 4);
+        memcpy(address, &v4, sizeof v4);
+        return;
+    }
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = port};
+    memcpy(&v6.sin6_addr, bytes, 16);
+    memcpy(address, &v6, sizeof v6);
 }
 
 static int socket_for(int peer)
@@ -387,6 +443,8 @@ int wspy_sys_accept(int listener, struct sockaddr_storage *address)
         return -1;
     }
     int peer = from->waiting[0];
+    if (fake.on_accept)
+        fake.on_accept(peer);
     int fd = socket_for(peer);
     if (fd < 0)
         return -1;

@@ -1,5 +1,5 @@
 // Does the whole loop keep its promises, whatever peers, callers and the kernel do to it?
-// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c raw.c protocol.c head.c frame.c mask.c utf8.c timers.c
+// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c raw.c protocol.c head.c frame.c mask.c utf8.c timers.c addresses.c
 // links: endpoint.c errors.c
 // options: -max_len=1024
 //
@@ -16,10 +16,13 @@
 #include "fake_kernel.h"
 #include "sys.h"
 
-enum { COMMANDS_MAX = 1500, COMMANDS_LAST = 4 * FAKE_PEERS, OPERATIONS_MAX = 500, BYTES_MAX = 4 << 20 };
+enum { COMMANDS_MAX = 1500, COMMANDS_LAST = 4 * FAKE_PEERS, OPERATIONS_MAX = 500, BYTES_MAX = 2 << 20 };
+enum { BURSTS_MAX = 6000 }; /* frames: more than a turn has room for */
 enum { SPIN_MAX = 500, NEVER = INT32_MAX };
 enum { MANY_SIZE = 6 }; /* of a short frame, so that a window can end where one does */
 enum { KEPT_MAX = 64 << 10, LISTEN_PAUSE_NS = 120000000 };
+#define MS UINT64_C(1000000)
+#define TICK_NS (16 * MS) /* deadlines are as exact as that */
 
 static void fail(const char *function, int line, const char *what)
 {
@@ -55,6 +58,7 @@ typedef struct {
     int is_bad, is_due; /* the head; its answer was not asked for yet */
     int opened;
     int awaits_finish, is_finished;                           /* ENDING was reported, FINISH was applied */
+    int owes_marks;                                           /* there was no memory for the rest of a run */
     int owes_drained;                                         /* it was full, so somebody may wait for room */
     int paused_from, aborted_from, refused_from, failed_from; /* turns */
     int fail_code;                                            /* of the first FAIL */
@@ -67,6 +71,24 @@ typedef struct {
     int got_close; /* a CLOSE event */
     int error;     /* of its CLOSED event */
     size_t out_length_at_end;
+    /* its times */
+    uint64_t opened_ns;
+    uint64_t empty_ns;  /* when last nothing waited for the kernel */
+    uint64_t active_ns; /* no later than what is known of its messages; for IDLE */
+    uint64_t late_ns;   /* no earlier than any sign of it, or of a message */
+    uint64_t taken_ns;  /* of the peer, when that was looked at last */
+    /* its control frames */
+    size_t walked;         /* in the peer's stream: the frames before are counted */
+    uint32_t controls;     /* in them, ... */
+    uint32_t counted;      /* until the last turn, ... */
+    uint32_t in_second;    /* and since the second began that the core counts in */
+    uint64_t second_tick;  /* when that was */
+    int is_exact, is_over; /* all is decoded in the turn in which it is read; and it was too much */
+    int was_ponged;        /* some keepalive ping was answered */
+    uint8_t ping[4];       /* the newest one */
+    int is_adopted;
+    int is_one_too_many; /* of its address */
+    int is_latecomer;    /* it had to wait until others were gone */
     /* the wire */
     item *items;
     uint32_t item_count, item_next;
@@ -102,9 +124,17 @@ static struct {
     int pipe;
     int turn;
     size_t bytes;    /* made up in this run */
+    int burst;       /* frames of bursts */
     uint32_t number; /* of the last payload */
     uint64_t messages;
     int is_ending; /* the script is over */
+    uint64_t began_ns, call_began_ns;
+    /* admission */
+    int last_accepted;          /* -1: it is accounted for */
+    uint64_t tokens, earned_ms; /* thousandths of an accept, and until when they were earned */
+    uint32_t most_handshakes;
+    uint64_t full_addresses; /* expected */
+    uint64_t passed_over;    /* broadcasts that others of the same connection came behind of, at least */
 } run;
 
 static uint8_t take(void)
@@ -201,7 +231,7 @@ static int may_be_skipped(const item *i)
 /* The wire goes on with an item: returns its size, 0 if not all of it is there yet, -1 if with none. */
 static ssize_t match_item(guest *g, const uint8_t *data, size_t length)
 {
-    int skips = 0;
+    uint32_t skips = 0;
     for (uint32_t i = g->item_next; i < g->item_count; i++) {
         const item *next = &g->items[i];
         int fits = !(next->kind == BROADCAST && g->broadcasts_end);
@@ -209,14 +239,19 @@ static ssize_t match_item(guest *g, const uint8_t *data, size_t length)
             if (length < next->length)
                 return 0;
             g->item_next = i + 1;
-            g->broadcasts_end |= skips;
+            run.passed_over += run.settings.broadcast_limit ? skips : 0;
+            g->broadcasts_end |= skips && !run.settings.broadcast_limit;
             g->wire_marks += next->is_marked ? 1 : 0;
-            g->wire_opened |= next->kind == OPENING;
+            if (next->kind == OPENING) {
+                g->wire_opened = 1;
+                g->opened_ns = g->active_ns = run.call_began_ns;
+                g->late_ns = fake.now_ns;
+            }
             return (ssize_t)next->length;
         }
         if (!may_be_skipped(next))
             return -1;
-        skips |= next->kind == BROADCAST; /* its end is decided: no other one follows */
+        skips += next->kind == BROADCAST; /* without a limit its end is decided, and no other one follows */
     }
     return -1;
 }
@@ -280,10 +315,45 @@ static int owes_pong(const guest *g)
     return g->pong_next == 0 || !reference_equals(g, &events[g->pong_next - 1], payload, length);
 }
 
+/* Counts the control frames in what we have read, by their headers alone. */
+static uint32_t count_controls(guest *g)
+{
+    const fake_peer *peer = peer_of(g);
+    while (g->walked + 2 <= peer->in_read) {
+        const uint8_t *at = peer->in + g->walked;
+        size_t left = peer->in_read - g->walked, size = 2 + (at[1] & 0x80 ? 4u : 0u);
+        uint64_t length = at[1] & 0x7f;
+        size_t extended = length == 126 ? 2 : length == 127 ? 8 : 0;
+        if (left < size + extended)
+            break;
+        length = extended ? 0 : length;
+        for (size_t i = 0; i < extended; i++)
+            length = length << 8 | at[2 + i];
+        int is_control = at[0] & 0x08;
+        if (is_control && (length > 125 || left < size + length))
+            break;
+        g->controls += is_control != 0;
+        if (length > SIZE_MAX / 2) /* the last there is */
+            length = SIZE_MAX / 2;
+        g->walked += size + extended + (size_t)length;
+    }
+    return g->controls;
+}
+
+/* Whether it may have sent more control frames in a second than it should. */
+static int may_be_over(guest *g)
+{
+    uint32_t count = count_controls(g);
+    int is_counted = g->is_exact && count == g->counted; /* else it is within the turn */
+    return run.settings.max_controls && count > run.settings.max_controls && (g->is_over || !is_counted);
+}
+
 /* Ours, the echo of the peer's, or what tells of its mistake. */
 static void check_close(guest *g, const uint8_t *payload, size_t length)
 {
     g->wire_closed = 1;
+    if (length == 2 && payload[0] << 8 == (1008 & 0xff00) && payload[1] == (1008 & 0xff) && may_be_over(g))
+        return;
     if (g->close_count && length == g->close_length && memcmp(payload, g->close_payload, length) == 0)
         return;
     if (g->fail_code && length == 2 && payload[0] << 8 == (g->fail_code & 0xff00) &&
@@ -317,6 +387,7 @@ static size_t check_control(guest *g, const uint8_t *frame)
     case 0x89:
         require(length == 4 && run.settings.ping_interval_ms != WSPY_FOREVER);
         g->wire_pings++;
+        memcpy(g->ping, frame + 2, 4);
         break;
     default:
         check_close(g, frame + 2, length);
@@ -359,6 +430,12 @@ static uint64_t handle_in(uint64_t key)
     return key & ((UINT64_C(1) << WSPY_COMMAND_SHIFT) - 1);
 }
 
+/* A message is sent now. */
+static void note_message(guest *g)
+{
+    g->active_ns = g->late_ns = fake.now_ns;
+}
+
 static void note_accept(guest *g, const command *c)
 {
     wspy_accept accept;
@@ -367,7 +444,8 @@ static void note_accept(guest *g, const command *c)
     memcpy(&accept, c->payload, sizeof accept);
     g->state = ACCEPTED;
     g->credit = accept.credit;
-    g->fed = g->position;
+    g->fed = g->walked = g->position;
+    g->is_exact = accept.credit == WSPY_FOREVER;
     fake.is_exempt = 1;
     g->reference =
         wspy_endpoint_new(WSPY_SERVER, accept.granularity, &run.settings.limits, accept.rsv, accept.opcodes);
@@ -417,8 +495,12 @@ static void note_grant(guest *g, const command *c)
 
 static void note_broadcast_to(guest *g, const uint8_t *frame, size_t length, int is_marked)
 {
-    if (g && g->state == ACCEPTED)
-        add_item(g, BROADCAST, frame, length, is_marked);
+    if (!g || g->state != ACCEPTED)
+        return;
+    add_item(g, BROADCAST, frame, length, is_marked);
+    if (!run.settings.broadcast_limit) /* else it may be passed over */
+        note_message(g);
+    g->late_ns = fake.now_ns;
 }
 
 static void note_broadcast(const command *c)
@@ -463,8 +545,10 @@ static void note(const command *c, int first_turn)
     switch (kind) {
     case WSPY_COMMAND_SEND:
     case WSPY_COMMAND_SEND | WSPY_COMMAND_MARK:
-        if (is_accepted)
+        if (is_accepted) {
             add_item(g, MESSAGE, c->payload, c->length, kind & WSPY_COMMAND_MARK);
+            note_message(g);
+        }
         return;
     case WSPY_COMMAND_ACCEPT:
         note_accept(g, c);
@@ -485,6 +569,8 @@ static void note(const command *c, int first_turn)
     case WSPY_COMMAND_PAUSE:
         if (g && g->paused_from == NEVER)
             g->paused_from = first_turn;
+        if (g)
+            g->is_exact = 0;
         return;
     case WSPY_COMMAND_RESUME:
         if (g)
@@ -603,8 +689,24 @@ static void note_full(void)
     }
 }
 
+/* Where nothing waits for the kernel now, no write deadline runs. */
+static void note_empty(void)
+{
+    for (int i = 0; i < fake.peer_count; i++) {
+        guest *g = &run.guests[i];
+        const fake_peer *peer = &fake.peers[i];
+        if (peer->taken_ns > g->taken_ns && g->empty_ns < peer->taken_ns)
+            g->late_ns = fake.now_ns; /* some of what waited was taken */
+        g->taken_ns = peer->taken_ns;
+        if (!backlog_of(g))
+            g->empty_ns = fake.now_ns;
+    }
+}
+
 static void submit(uint32_t most)
 {
+    run.call_began_ns = fake.now_ns;
+    note_empty();
     uint32_t left = run.command_count - run.applied;
     batch b = next_batch(run.applied + (most < left ? most : left), run.turn + 1);
     if (b.size > 8 && run.command_count & 1) /* without its last byte it has no last command */
@@ -613,6 +715,7 @@ static void submit(uint32_t most)
     free(b.memory);
     check_wires();
     note_full();
+    note_empty();
 }
 
 /* What other threads may do while the loop waits, and what they may not. */
@@ -661,17 +764,18 @@ static int is_finite(uint32_t timeout_ms)
 
 static guest *guest_at_address(uint64_t handle)
 {
-    uint8_t address[16];
+    uint8_t address[16], expected[16];
     uint32_t port, scope;
-    require(wspy_loop_peer(run.loop, handle, address, &port, &scope) == 4);
-    require(port >= 1 && port <= (uint32_t)fake.peer_count && memcmp(address, "\x7f\0\0\1", 4) == 0);
+    int size = wspy_loop_peer(run.loop, handle, address, &port, &scope);
+    require(port >= 1 && port <= (uint32_t)fake.peer_count);
+    require(size == fake_address((int)port - 1, expected) && memcmp(address, expected, (size_t)size) == 0);
     return &run.guests[port - 1];
 }
 
 static guest *take_surfaced(uint64_t handle)
 {
     guest *g = guest_at_address(handle);
-    require(g->state == WAITING && (g->handle == 0 || g->handle == handle));
+    require(g->state == WAITING && (g->handle == 0 || g->handle == handle) && !g->is_one_too_many);
     require(g->aborted_from > run.turn && g->refused_from > run.turn);
     g->refused_from = NEVER; /* its head came up before the refusal, which was for others then */
     g->handle = handle;
@@ -747,13 +851,65 @@ static void take_received(guest *g, uint32_t kind, const uint8_t *payload, size_
         return;
     require(g->credit > 0);
     g->credit -= g->credit != WSPY_FOREVER;
+    if ((kind & 0x0f) < 8)
+        g->active_ns = run.call_began_ns;
     run.messages += (kind & 0x0f) < 8;
 }
 
 /* Ends that no answer would change. */
 static int is_hard(int error)
 {
-    return error == WSPY_ERROR_NO_MEMORY || (error <= WSPY_ERROR_RESET && error >= WSPY_ERROR_ABORTED);
+    return error == WSPY_ERROR_NO_MEMORY || (error <= WSPY_ERROR_RESET && error >= WSPY_ERROR_WRITE_TIMEOUT);
+}
+
+/* Nothing was taken for so long, all of which something waited. */
+static void check_write_timeout(const guest *g)
+{
+    uint64_t since = peer_of(g)->taken_ns > g->empty_ns ? peer_of(g)->taken_ns : g->empty_ns;
+    require(is_finite(run.settings.write_timeout_ms));
+    require(fake.now_ns - since + TICK_NS > run.settings.write_timeout_ms * MS);
+}
+
+/* Messages whose end lies behind so many bytes. */
+static uint32_t messages_behind(const item *frames, size_t written)
+{
+    uint32_t count = 0;
+    for (size_t at = 0; at < frames->length;) {
+        wspy_frame_header header;
+        int size = wspy_frame_decode(frames->bytes + at, frames->length - at, &header);
+        require(size > 0);
+        at += (size_t)size + (size_t)header.length;
+        count += header.flags & WSPY_FIN && header.opcode < 8 && at > written;
+    }
+    return count;
+}
+
+/* What was lost is what did not come out: of what was sent behind its end nothing counts, and controls are no messages. */
+static void check_unsent(guest *g, int error)
+{
+    wspy_ending ending;
+    require(wspy_loop_ending(run.loop, g->handle, &ending) == WSPY_OK);
+    require(ending.unsent == backlog_of(g));
+    uint64_t bytes = 0;
+    uint32_t messages = 0;
+    size_t written = peer_of(g)->out_length - g->checked; /* of the one that is under way */
+    const uint8_t *begun = written ? peer_of(g)->out + g->checked : NULL;
+    for (uint32_t i = g->item_next; i < g->item_count; i++) {
+        const item *next = &g->items[i];
+        int is_begun = written && written < next->length && memcmp(next->bytes, begun, written) == 0;
+        size_t out = is_begun ? written : 0;
+        written -= out;
+        bytes += next->length - out;
+        if (next->kind == MESSAGE || next->kind == BROADCAST)
+            messages += messages_behind(next, out);
+    }
+    require(ending.unsent_messages <= messages);
+    require(ending.unsent || !ending.unsent_messages);
+    int has_controls = g->close_count || count_controls(g) || is_finite(run.settings.ping_interval_ms);
+    if (is_hard(error) && error != WSPY_ERROR_NO_MEMORY && !has_controls && ending.unsent == bytes)
+        require(ending.unsent_messages == messages);
+    if (g->opened)
+        require(ending.age_ms * MS <= fake.now_ns - g->opened_ns + TICK_NS);
 }
 
 /* There was time to answer all that came before, unless the caller put an end to that, or no answer could be sent. */
@@ -776,7 +932,11 @@ static void take_closed(guest *g, uint32_t code, uint32_t length)
     require(!is_failed || g->fail_code);
     int is_violation = error <= WSPY_ERROR_RSV && error >= WSPY_ERROR_CLOSE_UTF8;
     require(error == 0 || error == WSPY_ERROR_NO_MEMORY || is_violation || is_failed ||
-            (error <= WSPY_ERROR_EOF && error >= WSPY_ERROR_ABORTED));
+            (error <= WSPY_ERROR_EOF && error >= WSPY_ERROR_CONTROL_RATE));
+    require(error != WSPY_ERROR_CONTROL_RATE || (code == 1008 && may_be_over(g)));
+    if (error == WSPY_ERROR_WRITE_TIMEOUT)
+        check_write_timeout(g);
+    check_unsent(g, error);
     if (error == 0)
         require(g->got_close && g->wire_closed);
     feed_reference(g);
@@ -817,6 +977,11 @@ static void take_of_guest(guest *g, const wspy_event *event, uint32_t kind, cons
         require(g->opened && run.settings.wants & WSPY_WANT_DRAINED);
         g->owes_drained = 0;
         return;
+    case WSPY_EVENT_IDLE:
+        require(g->opened && is_finite(run.settings.idle_timeout_ms) && !g->close_count);
+        require(fake.now_ns - g->active_ns + TICK_NS > run.settings.idle_timeout_ms * MS);
+        g->active_ns = g->late_ns = fake.now_ns;
+        return;
     case WSPY_EVENT_CLOSED:
         take_closed(g, event->start, event->length);
         return;
@@ -847,7 +1012,7 @@ static void take_event(const wspy_event *event, size_t *packed)
     uint64_t length = 0;
     trace(" event %#x of %#llx, %u, %u\n", kind, (unsigned long long)handle, event->start, event->length);
     if (kind == WSPY_EVENT_ACCEPT_PAUSED) {
-        require(event->start > 0);
+        require(event->start > 0 && (fake.has_failed || run.settings.max_connections));
         return;
     }
     if (kind == WSPY_EVENT_BAD_HEAD) {
@@ -866,12 +1031,13 @@ static void take_event(const wspy_event *event, size_t *packed)
 static void check_guests(void)
 {
     for (int i = 0; i < fake.peer_count; i++) {
-        const guest *g = &run.guests[i];
+        guest *g = &run.guests[i];
         if (g->state != ACCEPTED && g->state != GONE)
             continue;
         require(g->opened == g->wire_opened && g->sent <= g->wire_marks);
         /* without memory to queue the rest of a run it ends, if it doesn't already, whatever was sent of the run */
-        require(g->sent == g->wire_marks || (g->state == GONE && fake.has_failed));
+        g->owes_marks = g->sent != g->wire_marks;
+        require(!g->owes_marks || fake.has_failed);
         require(g->state != GONE || g->out_length_at_end == fake.peers[i].out_length);
         if (run.settings.wants & WSPY_WANT_PINGED)
             require(g->wire_pings <= g->pinged);
@@ -883,17 +1049,146 @@ static void take_events(int count)
     size_t packed = 0;
     const wspy_event *events = wspy_loop_events(run.loop);
     require((size_t)count <= wspy_loop_event_capacity(run.loop));
-    check_wires();
     for (int i = 0; i < count; i++)
         take_event(&events[i], &packed);
     check_guests();
     note_full();
 }
 
+/* ---- admission ---- */
+
+static int is_here(int peer)
+{
+    return fake.peers[peer].fd >= 0 && !fake.peers[peer].is_closed;
+}
+
+/* From accept to the last byte of the 101. */
+static uint32_t handshakes(void)
+{
+    uint32_t count = 0;
+    for (int i = 0; i < fake.peer_count; i++)
+        count += is_here(i) && !run.guests[i].wire_opened;
+    return count;
+}
+
+static uint32_t connections(void)
+{
+    uint32_t count = 0;
+    for (int i = 0; i < fake.peer_count; i++)
+        count += is_here(i) != 0;
+    return count;
+}
+
+/* Of IPv6 a subscriber has a /64. */
+static int is_same_place(int a, int b)
+{
+    uint8_t one[16], other[16];
+    int size = fake_address(a, one);
+    return size == fake_address(b, other) && memcmp(one, other, size == 4 ? 4 : 8) == 0;
+}
+
+static uint32_t handshakes_at(int peer)
+{
+    uint32_t count = 0;
+    for (int i = 0; i < fake.peer_count; i++)
+        count += i != peer && is_here(i) && !run.guests[i].is_adopted && !run.guests[i].wire_opened &&
+                 is_same_place(i, peer);
+    return count;
+}
+
+static void note_handshakes(uint32_t count)
+{
+    run.most_handshakes = count > run.most_handshakes ? count : run.most_handshakes;
+}
+
+/* What became of the last one that was accepted. One that there was no memory for took nobody's place. */
+static void account_for_accept(void)
+{
+    if (run.last_accepted < 0)
+        return;
+    const fake_peer *peer = &fake.peers[run.last_accepted];
+    guest *g = &run.guests[run.last_accepted];
+    run.last_accepted = -1;
+    if (peer->is_closed && !peer->was_reset) {
+        require(fake.has_failed);
+        return;
+    }
+    run.tokens -= run.settings.max_accepts ? 1000 : 0;
+    require(peer->was_reset == g->is_one_too_many ||
+            fake.has_failed); /* of whom there is no memory to count, too */
+    require(peer->was_reset == peer->is_closed);
+    run.full_addresses += peer->was_reset != 0;
+}
+
+static void earn_tokens(void)
+{
+    uint64_t now_ms = (fake.now_ns - run.began_ns) / MS, rate = run.settings.max_accepts;
+    run.tokens += (now_ms - run.earned_ms) * rate;
+    run.tokens = run.tokens < 1000 * rate ? run.tokens : 1000 * rate;
+    run.earned_ms = now_ms;
+}
+
+/* Nobody is accepted who is one too many, but for one of an address: it is reset then. */
+static void on_accept(int peer)
+{
+    const wspy_settings *s = &run.settings;
+    check_wires();
+    account_for_accept();
+    require(!s->max_handshakes || handshakes() < s->max_handshakes);
+    note_handshakes(handshakes() + 1);
+    require(!s->max_connections || connections() < s->max_connections);
+    earn_tokens();
+    require(!s->max_accepts || run.tokens >= 1000);
+    run.guests[peer].is_one_too_many = s->max_per_address && handshakes_at(peer) >= s->max_per_address;
+    run.last_accepted = peer;
+}
+
+static void check_admission_stats(const wspy_stats *stats)
+{
+    const wspy_settings *s = &run.settings;
+    require(stats->full_addresses == run.full_addresses);
+    require(!stats->full_handshakes || (s->max_handshakes && run.most_handshakes >= s->max_handshakes));
+    require(!stats->fast_accepts || s->max_accepts);
+    require(stats->passed_over >= run.passed_over && (!stats->passed_over || s->broadcast_limit));
+}
+
+/* ---- control frames ---- */
+
+/* As the core counts: in seconds one behind the other, by its ticks. */
+static void count_second(guest *g, uint64_t tick)
+{
+    uint32_t count = count_controls(g) - g->counted;
+    if (!count)
+        return;
+    g->counted += count;
+    if ((tick - g->second_tick) * TICK_NS >= 1000 * MS) {
+        g->second_tick = tick;
+        g->in_second = 0;
+    }
+    g->in_second += count;
+    g->is_over |= g->in_second > run.settings.max_controls;
+}
+
+static void count_seconds(void)
+{
+    uint64_t tick = (fake.now_ns - run.began_ns) / TICK_NS;
+    int is_much = run.burst || run.bytes > 1 << 19; /* a turn may be full: some of it is decoded later */
+    for (int i = 0; i < fake.peer_count; i++) {
+        guest *g = &run.guests[i];
+        g->is_exact &= !is_much;
+        if (run.settings.max_controls && g->state == ACCEPTED && g->wire_opened)
+            count_second(g, tick);
+    }
+}
+
+/* ---- turns ---- */
+
 static int turn(int timeout_ms)
 {
     trace("turn %d, timeout %d\n", run.turn + 1, timeout_ms);
     run.turn++;
+    note_empty();
+    run.call_began_ns = fake.now_ns;
     uint32_t end = run.command_count - (run.for_wait < run.command_count - run.applied ? run.for_wait : 0);
     batch b = next_batch(end, run.turn);
     fake.on_wait = run.for_wait ? on_wait : NULL;
@@ -901,7 +1196,11 @@ static int turn(int timeout_ms)
     fake.on_wait = NULL;
     free(b.memory);
     require(count >= 0);
+    check_wires();
+    account_for_accept();
+    count_seconds();
     take_events(count);
+    note_empty();
     require(applied() == run.applied);
     return count;
 }
@@ -945,14 +1244,52 @@ static void check_undecided(const guest *g, const fake_peer *peer)
         require(!has_unread(peer));
 }
 
+/* Where the wire ends if it passes over the last broadcasts. */
+static uint32_t first_unskippable(const guest *g)
+{
+    uint32_t end = g->item_count;
+    while (run.settings.broadcast_limit && end > g->item_next && g->items[end - 1].kind == BROADCAST)
+        end--;
+    return end;
+}
+
+/* Whether the deadlines of an open connection are those that hold. */
+static int is_sendable(const guest *g, const fake_peer *peer)
+{
+    return !g->close_count && !g->fail_code && !g->awaits_finish && reference_runs(g) && !saw_end(peer) &&
+           !peer->reset && !fake.has_failed;
+}
+
+/* No deadline is forgotten. A pause is no excuse, and pings and pongs are no sign of life. */
+static void check_times(const guest *g, const fake_peer *peer, uint32_t backlog)
+{
+    const wspy_settings *s = &run.settings;
+    uint64_t slack = 4 * TICK_NS + 256 * MS; /* a turn may have waited so long */
+    if (!is_sendable(g, peer))
+        return;
+    uint64_t written = peer->taken_ns > g->empty_ns ? peer->taken_ns : g->empty_ns;
+    if (backlog && is_finite(s->write_timeout_ms))
+        require(fake.now_ns - written < s->write_timeout_ms * MS + slack);
+    uint64_t heard = peer->read_ns > g->late_ns ? peer->read_ns : g->late_ns;
+    if (is_finite(s->idle_timeout_ms))
+        require(fake.now_ns - heard < s->idle_timeout_ms * MS + slack);
+}
+
 static void check_open(guest *g, const fake_peer *peer, uint32_t backlog)
 {
     feed_reference(g);
     int runs = reference_runs(g);
     int is_quiet = runs && !backlog && !g->close_count;
+    require(g->was_ponged || wspy_loop_latency(run.loop, g->handle) < 0);
+    require(!g->owes_marks || g->awaits_finish); /* its end was decided */
     require(!g->owes_drained || backlog > run.settings.write_limit);
     if (is_quiet)
-        require(g->item_next == g->item_count);
+        require(g->item_next == first_unskippable(g));
+    if (may_be_over(g)) {
+        require(!g->is_exact || backlog || g->awaits_finish);
+        return;
+    }
+    check_times(g, peer, backlog);
     if (g->failed_from <= run.turn + 1) {
         require(backlog || g->awaits_finish);
         return;
@@ -998,6 +1335,7 @@ static void check_stats(void)
     require(wspy_loop_stats(run.loop, &stats) == WSPY_OK);
     require(stats.connections == open && stats.messages_received == run.messages);
     require(stats.accepted - stats.closed == open && stats.handshakes <= open);
+    check_admission_stats(&stats);
 }
 
 static void check_asleep(void)
@@ -1007,13 +1345,30 @@ static void check_asleep(void)
     check_stats();
 }
 
-/* A listener with peers that the loop does not watch comes back by itself. */
+/* A listener with peers that the loop does not watch comes back by itself, and not before it may accept again. */
 static void check_listeners(void)
 {
     uint64_t timer = fake_timer_at_ns();
+    uint64_t pause =
+        run.settings.max_accepts ? LISTEN_PAUSE_NS + 1000 * MS / run.settings.max_accepts : LISTEN_PAUSE_NS;
     for (int i = 0; i < FAKE_LISTENERS; i++)
         if (run.is_listening[i] && fake_listener_waits(run.listeners[i]))
-            require(timer && timer <= fake.now_ns + LISTEN_PAUSE_NS);
+            require(timer && timer <= fake.now_ns + pause);
+}
+
+static int is_full(void)
+{
+    const wspy_settings *s = &run.settings;
+    return (s->max_handshakes && handshakes() >= s->max_handshakes) ||
+           (s->max_connections && connections() >= s->max_connections);
+}
+
+static int somebody_waits(void)
+{
+    for (int i = 0; i < FAKE_LISTENERS; i++)
+        if (run.is_listening[i] && fake_listener_waits(run.listeners[i]))
+            return 1;
+    return 0;
 }
 
 /* Turns until the loop sleeps, by itself or, in a foreign loop, by having nothing more to report. */
@@ -1039,18 +1394,26 @@ static void settle(int is_foreign)
 static void connect_peer(int listener)
 {
     static const size_t windows[] = {1 << 30, 1 << 30, 0, 1, 96, 5000, 70000, 1 << 30};
-    size_t window = windows[take() % 8];
+    uint8_t choice = take();
+    size_t window = windows[choice % 8];
     if (listener >= 0 && !run.is_listening[listener])
         return;
     fake_peer *peer = fake_peer_new(listener < 0 ? -1 : run.listeners[listener], window);
     if (!peer)
         return;
+    peer->home = (choice >> 3) % FAKE_HOMES;
     guest *g = guest_of(peer);
-    *g = (guest){.paused_from = NEVER, .aborted_from = NEVER, .refused_from = NEVER, .failed_from = NEVER};
+    *g = (guest){.is_adopted = listener < 0,
+                 .paused_from = NEVER,
+                 .aborted_from = NEVER,
+                 .refused_from = NEVER,
+                 .failed_from = NEVER};
     if (listener >= 0)
         return;
-    if (wspy_loop_adopt(run.loop, peer->fd, &g->handle) == WSPY_OK)
+    if (wspy_loop_adopt(run.loop, peer->fd, &g->handle) == WSPY_OK) {
+        note_handshakes(handshakes());
         return;
+    }
     g->handle = 0;
     fake_peer_drop(peer);
 }
@@ -1133,10 +1496,22 @@ static void write_frame(fake_peer *peer)
     free(frame);
 }
 
+/* The answer to the newest keepalive ping, if there was one. */
+static void write_pong(fake_peer *peer)
+{
+    guest *g = guest_of(peer);
+    uint8_t frame[10] = {0x8a, 0x84};
+    memcpy(frame + 6, g->ping, 4);
+    g->was_ponged |= g->wire_pings > 0;
+    write_in(peer, frame, sizeof frame, 1);
+}
+
 static void write_raw(fake_peer *peer)
 {
     uint8_t bytes[64];
     size_t length = take() % sizeof bytes;
+    if (length == 0)
+        write_pong(peer);
     for (size_t i = 0; i < length; i++)
         bytes[i] = take();
     write_in(peer, bytes, length, 1);
@@ -1149,7 +1524,8 @@ static void write_burst(fake_peer *peer, uint8_t choice)
     uint8_t frame[4097 + 14] = {0};
     size_t size = put_header(frame, choice & 4 ? 0x89 : 0x82, choice & 4 ? 4 : length, 0x80);
     size += 4 + (choice & 4 ? 4 : length);
-    for (int i = 0; i < choice * 20 && run.bytes + size <= BYTES_MAX; i++) {
+    for (int i = 0; i < choice * 20 && run.bytes + size <= BYTES_MAX && run.burst < BURSTS_MAX;
+         i++, run.burst++) {
         run.bytes += size;
         write_in(peer, frame, size, 1);
     }
@@ -1568,7 +1944,7 @@ static void end_by_reset(void)
 static void check_deadlines(const guest *g, const fake_peer *peer)
 {
     const wspy_settings *s = &run.settings;
-    if (peer->fd < 0 || peer->is_closed)
+    if (peer->fd < 0 || peer->is_closed || g->is_latecomer)
         return;
     require(!peer->is_shut);
     int is_opening = g->state == DECIDING || (g->state == ACCEPTED && !g->opened);
@@ -1585,10 +1961,23 @@ static void check_deadlines(const guest *g, const fake_peer *peer)
     require(g->paused_from != NEVER || g->credit == 0 || reference_runs(g));
 }
 
+/* Once there is time and room, nobody waits for long. */
+static void let_in(void)
+{
+    for (int i = 0; i < 2 * FAKE_PEERS && somebody_waits() && !is_full(); i++) {
+        fake.now_ns += 11000 * MS;
+        fake.progress++;
+        settle(0);
+    }
+    require(!somebody_waits() || is_full());
+}
+
 static void end_by_time(void)
 {
     static const uint32_t steps_ms[] = {17, 60, 1100, 1100, 21000, 21000, 1100, 70000, 1100, 70000};
     settle(0);
+    for (int i = 0; i < fake.peer_count; i++)
+        run.guests[i].is_latecomer = !is_here(i);
     for (size_t i = 0; i < sizeof steps_ms / sizeof *steps_ms; i++) {
         fake.now_ns += steps_ms[i] * UINT64_C(1000000);
         fake.progress++;
@@ -1596,6 +1985,7 @@ static void end_by_time(void)
     }
     for (int i = 0; i < fake.peer_count; i++)
         check_deadlines(&run.guests[i], &fake.peers[i]);
+    let_in();
 }
 
 /* Every peer reads all, and answers our Close by ending TCP. */
@@ -1677,7 +2067,12 @@ static void read_settings(void)
     static const uint32_t opens[] = {10000, 10000, 50, WSPY_FOREVER}, closes[] = {10000, 30, 0, WSPY_FOREVER};
     static const uint32_t intervals[] = {WSPY_FOREVER, 20000, 40, 20000};
     static const uint32_t timeouts[] = {20000, WSPY_FOREVER, 30, 20000}, idles[] = {5000, 20, 0, WSPY_FOREVER};
-    uint8_t limits = take(), times = take(), pings = take();
+    static const uint32_t writes[] = {WSPY_FOREVER, 30000, 300, 20},
+                          silences[] = {WSPY_FOREVER, 60000, 500, 50};
+    static const uint32_t controls[] = {0, 100, 5, 1}, broadcasts[] = {0, 20000, 1000, 1};
+    static const uint32_t most_of_all[] = {0, 0, 30, 4}, most_shaking[] = {0, 40, 5, 1};
+    static const uint32_t most_at_once[] = {0, 10, 2, 1}, rates[] = {0, 50, 5, 1};
+    uint8_t limits = take(), times = take(), pings = take(), stays = take(), admits = take();
     run.settings = (wspy_settings){
         .limits = {.max_size = sizes[limits & 7],
                    .max_fragment_size = fragment_sizes[limits >> 3 & 3],
@@ -1690,6 +2085,14 @@ static void read_settings(void)
         .idle_request_ms = idles[times >> 6],
         .ping_interval_ms = intervals[pings & 3],
         .ping_timeout_ms = timeouts[pings >> 2 & 3],
+        .write_timeout_ms = writes[stays & 3],
+        .idle_timeout_ms = silences[stays >> 2 & 3],
+        .max_controls = controls[stays >> 4 & 3],
+        .broadcast_limit = broadcasts[stays >> 6],
+        .max_connections = most_of_all[admits & 3],
+        .max_handshakes = most_shaking[admits >> 2 & 3],
+        .max_per_address = most_at_once[admits >> 4 & 3],
+        .max_accepts = rates[admits >> 6],
         .wants = (pings >> 4 & 7) | (pings & 128 ? WSPY_WANT_DRAINED : 0) |
                  ((limits & 7) == 1 ? WSPY_WANT_ENDING : 0),
         .write_limit = 5000,
@@ -1705,6 +2108,10 @@ static void begin(void)
     run.command_count = run.applied = run.overlap = run.for_wait = run.number = 0;
     run.turn = run.is_ending = 0;
     run.bytes = run.messages = 0;
+    run.burst = 0;
+    run.last_accepted = -1;
+    run.earned_ms = run.most_handshakes = 0;
+    run.full_addresses = run.passed_over = 0;
     fake_reset();
     for (int i = 0; i < FAKE_LISTENERS; i++) {
         run.listeners[i] = fake_listener_new();
@@ -1721,7 +2128,7 @@ static void forget_guest(guest *g)
     wspy_endpoint_free(g->reference);
 }
 
-static void finish(uint8_t choice)
+static void finish(void)
 {
     for (int i = 0; i < fake.peer_count; i++)
         forget_guest(&run.guests[i]);
@@ -1745,6 +2152,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     fake.is_exempt = 1;
     run.packed = wspy_sys_reserve(wspy_loop_packed_size());
     fake.is_exempt = 0;
+    run.began_ns = fake.now_ns;
+    run.tokens = (uint64_t)run.settings.max_accepts * 1000;
+    fake.on_accept = on_accept;
     run.loop = wspy_loop_new(&run.settings, run.packed);
     if (run.loop) {
         toggle_listener(0);
@@ -1752,6 +2162,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
             operate(take());
         end(choice);
     }
-    finish(choice);
+    finish();
     return 0;
 }

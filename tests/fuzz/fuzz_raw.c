@@ -1,11 +1,12 @@
 // Does the loop keep its promises when something stands between its connections and the kernel, whatever that does?
-// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c raw.c protocol.c head.c frame.c mask.c utf8.c timers.c
+// links: fake_kernel.c loop.c connection.c input.c deadlines.c command.c queue.c raw.c protocol.c head.c frame.c mask.c utf8.c timers.c addresses.c
 // links: endpoint.c errors.c
 // options: -max_len=512
 //
 // An input is a script, as that of fuzz_loop.c, which has the checks of all that lies above. Here ciphertext is
 // plaintext with each bit the other way round; who seals it answers late, wrongly or not at all if the script says so.
-// What is checked: every byte arrives once and in order, each connection is gone once, nothing is left undone.
+// What is checked: every byte arrives once and in order, each connection is gone once, nothing is left undone; no deadline
+// ends or tells what moves, and what is lost is counted. Who may come in is not: that is decided before there is a layer.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,10 @@ static void fail(const char *function, int line, const char *what)
     abort();
 }
 
-enum { GUESTS = 24, OPERATIONS_MAX = 300, BATCH_MAX = 8 << 20, SPIN_MAX = 3000 };
+#define MS UINT64_C(1000000)
+#define TICK_NS (16 * MS) /* deadlines are as exact as that */
+
+enum { GUESTS = 24, HTTP_LENGTH_MIN = 17, OPERATIONS_MAX = 300, BATCH_MAX = 8 << 20, SPIN_MAX = 3000 };
 
 typedef struct {
     uint64_t handle; /* 0: not adopted */
@@ -32,6 +36,16 @@ typedef struct {
     size_t reported; /* of what its peer sent, by RAW */
     uint8_t *sealed; /* what was said to go to the peer */
     size_t sealed_length;
+    uint64_t empty_ns; /* when last nothing of it waited */
+    uint64_t
+        taken_ns; /* of its peer, before this turn: its end may be decided before what comes late is sent */
+    uint64_t active_ns; /* no later than its last message; for IDLE */
+    int is_sending;     /* in the batch */
+    uint32_t messages;  /* that were sent to it ... */
+    size_t passed;      /* of its wire, when last all ciphertext there was had come out */
+    size_t walked;      /* in that: the frames before are counted, ... */
+    uint32_t came_out;  /* and were so many of these */
+    uint32_t controls;  /* what its peer sent may have so many control frames */
 } guest;
 
 static struct {
@@ -47,6 +61,7 @@ static struct {
     size_t late_size;
     uint64_t late_count;
     int is_late, is_wrong;
+    uint64_t call_began_ns;
 } run;
 
 static uint8_t take(void)
@@ -159,6 +174,56 @@ static void take_out(guest *g, const uint8_t *data, size_t length, int is_last)
     answer(WSPY_COMMAND_RAW_SEND, g->handle, &bits, 1, added, length + end);
 }
 
+/* Messages on the wire, behind the HTTP there, as far as all ciphertext had come out: within it no place means anything. */
+static uint32_t messages_out(guest *g)
+{
+    const fake_peer *peer = peer_of(g);
+    while (g->walked < g->passed) {
+        uint8_t plain[WSPY_HEADER_MAX];
+        size_t left = g->passed - g->walked;
+        size_t length = left < sizeof plain ? left : sizeof plain;
+        wspy_frame_header header;
+        seal(plain, peer->out + g->walked, length);
+        if (plain[0] == 'H') {
+            if (left < HTTP_LENGTH_MIN)
+                break;
+            size_t end = HTTP_LENGTH_MIN;
+            while (end < left && peer->out[g->walked + end - 1] != (uint8_t) ~'\n')
+                end++;
+            g->walked += end;
+            continue;
+        }
+        int size = wspy_frame_decode(plain, length, &header);
+        if (size <= 0 || header.length > left - (size_t)size)
+            break;
+        g->walked += (size_t)size + (size_t)header.length;
+        g->came_out += header.opcode < 8;
+    }
+    return g->came_out;
+}
+
+/* What was lost did not come out. */
+static void check_unsent(guest *g)
+{
+    wspy_ending ending;
+    require(wspy_loop_ending(run.loop, g->handle, &ending) == WSPY_OK);
+    require(ending.unsent || !ending.unsent_messages);
+    if (!g->is_wronged)
+        require(ending.unsent_messages + messages_out(g) <= g->messages);
+}
+
+static void check_closed(guest *g, int error)
+{
+    uint64_t since = g->taken_ns > g->empty_ns ? g->taken_ns : g->empty_ns;
+    if (error == WSPY_ERROR_WRITE_TIMEOUT) {
+        require(run.settings.write_timeout_ms != WSPY_FOREVER);
+        require(fake.now_ns - since + TICK_NS > run.settings.write_timeout_ms * MS);
+    }
+    if (error == WSPY_ERROR_CONTROL_RATE && !g->is_wronged)
+        require(run.settings.max_controls && g->controls > run.settings.max_controls);
+    check_unsent(g);
+}
+
 static void take_event(const wspy_event *event)
 {
     uint32_t kind = event->kind & 0xff;
@@ -190,9 +255,20 @@ static void take_event(const wspy_event *event)
     case WSPY_EVENT_CLOSED:
         require(g->is_surfaced && !g->is_closed);
         g->is_closed = 1;
+        check_closed(g, -(int)(event->length & 0xff));
+        return;
+    case WSPY_EVENT_OPENED:
+        g->active_ns = run.call_began_ns;
+        return;
+    case WSPY_EVENT_IDLE:
+        require(g->is_surfaced && !g->is_closed && run.settings.idle_timeout_ms != WSPY_FOREVER);
+        require(fake.now_ns - g->active_ns + TICK_NS > run.settings.idle_timeout_ms * MS);
+        g->active_ns = fake.now_ns;
         return;
     default:
         require(g->is_surfaced && !g->is_closed);
+        if ((kind & 0x7f) < 8)
+            g->active_ns = run.call_began_ns;
     }
 }
 
@@ -211,8 +287,30 @@ static void check_wires(void)
     }
 }
 
+static void note_empty(void)
+{
+    for (int i = 0; i < fake.peer_count; i++) {
+        guest *g = &run.guests[i];
+        if (!g->handle || !wspy_loop_backlogs(run.loop)[g->handle & WSPY_SLOT_MASK])
+            g->empty_ns = fake.now_ns;
+        g->taken_ns = fake.peers[i].taken_ns;
+        if (g->is_sending)
+            g->active_ns = fake.now_ns;
+        g->is_sending = 0;
+    }
+}
+
+static void note_passed(void)
+{
+    for (int i = 0; i < fake.peer_count; i++)
+        if (fake.peers[i].out_length == run.guests[i].sealed_length)
+            run.guests[i].passed = fake.peers[i].out_length;
+}
+
 static int turn(int timeout_ms)
 {
+    run.call_began_ns = fake.now_ns;
+    note_empty();
     if (!run.is_late)
         send_answers();
     memcpy(run.batch, &run.applied, 8);
@@ -222,10 +320,12 @@ static int turn(int timeout_ms)
     run.applied = next;
     run.count = 0;
     run.batch_size = 8;
+    note_passed();
     const wspy_event *events = wspy_loop_events(run.loop);
     for (int i = 0; i < count; i++)
         take_event(&events[i]);
     check_wires();
+    note_empty();
     return count;
 }
 
@@ -328,6 +428,7 @@ static void act_as_peer(uint8_t choice)
     }
     if (peer->has_ended || peer->reset)
         return;
+    g->controls += (uint32_t)(choice & 7 ? 2 : 0); /* a frame, or parts of two */
     seal(sealed, plain, length);
     fake_peer_write(peer, sealed, length);
     peer->in_visible = peer->in_length;
@@ -352,10 +453,13 @@ static void command_guest(uint8_t choice)
     case 3:
         push(choice & 64 ? WSPY_COMMAND_MARK : WSPY_COMMAND_SEND, g->handle, payload,
              frame(payload, 0x82, choice & 32 ? 60000 : choice, 0));
+        g->messages += g->is_sending = 1;
         return;
     case 4:
         for (int i = 0; i < 12; i++)
             push(WSPY_COMMAND_SEND, g->handle, payload, frame(payload, 0x82, 50000, 0));
+        g->messages += 12;
+        g->is_sending = 1;
         return;
     case 5:
         push(WSPY_COMMAND_RESPOND, g->handle,
@@ -385,6 +489,7 @@ static void command_guest(uint8_t choice)
         push(choice & 64 ? WSPY_COMMAND_RAW_SEND : WSPY_COMMAND_FEED_END, g->handle, payload, choice & 3);
         return;
     default:
+        g->controls++;
         push(WSPY_COMMAND_FEED, g->handle, payload, frame(payload, 0x89, 4, 1));
     }
 }
@@ -456,7 +561,10 @@ static void end(void)
 
 static void read_settings(void)
 {
-    uint8_t choice = take();
+    static const uint32_t writes[] = {WSPY_FOREVER, 30000, 300, 20},
+                          silences[] = {WSPY_FOREVER, 60000, 500, 50};
+    static const uint32_t controls[] = {0, 100, 5, 1};
+    uint8_t choice = take(), stays = take();
     run.settings = (wspy_settings){
         .limits = {.max_size = 1 << 20, .max_fragment_size = UINT64_MAX, .max_fragments = 1000},
         .head = {.max_line = 8192, .max_field = 8192, .max_size = 65536, .max_fields = 128},
@@ -466,6 +574,9 @@ static void read_settings(void)
         .idle_request_ms = 5000,
         .ping_interval_ms = choice & 8 ? 20000 : WSPY_FOREVER,
         .ping_timeout_ms = 20000,
+        .write_timeout_ms = writes[stays & 3],
+        .idle_timeout_ms = silences[stays >> 2 & 3],
+        .max_controls = controls[stays >> 4 & 3],
         .wants = choice >> 4 & 15,
         .write_limit = 5000,
         .raw = 1,
