@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE))
 import compare  # noqa: E402 -- found only by the line above
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 RATIO = 1.2
@@ -180,6 +180,8 @@ LOADS = {
         then=_pings,
         again=0,
         unit=6,
+        answer=1008,
+        answers_late=True,
     ),
     "ping-flood-deaf": Load(
         "20 connections with empty pings that read nothing",
@@ -255,12 +257,12 @@ class Settings:
     programs: Path = field(default=Path())
 
 
-def compile_programs(directory: Path) -> None:
-    """Compile live.c and attack.c with the C compiler there is."""
+def compile_programs(directory: Path, names: Iterable[str] = ("live", "attack")) -> None:
+    """Compile live.c and attack.c, or one of them, with the C compiler there is."""
     compiler = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
     if compiler is None:
         sys.exit("attack.py: needs a C compiler")
-    for name in ("live", "attack"):
+    for name in names:
         command = [compiler, *compare.COMPILE, str(HERE / f"{name}.c"), "-o", str(directory / name)]
         subprocess.run(command, check=True)
 
@@ -365,11 +367,13 @@ def start_attack(name: str, port: int, seconds: float, settings: Settings) -> su
 
 
 def measure_both(live: Live, pid: int, name: str, port: int, settings: Settings) -> compare.Run:
-    """Measure a server in quiet, and then under a load."""
+    """Measure a server in quiet, and then under a load if clients are left."""
     settle = min(SETTLE_SECONDS, settings.seconds)
     time.sleep(settle / 3)
     memory = memory_kb(pid, "VmRSS")
     quiet = measured(live, pid, settings.seconds)
+    if not quiet.get("open"):
+        return {"quiet": quiet}  # clients and servers don't survive their faults, and loads wait for servers
     attack = start_attack(name, port, settle + settings.seconds, settings)
     time.sleep(settle)
     attacked = measured(live, pid, settings.seconds)

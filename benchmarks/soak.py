@@ -21,6 +21,7 @@ import os
 import platform
 import random
 import shlex
+import signal
 import ssl
 import sys
 import tempfile
@@ -84,6 +85,9 @@ class Soak:
 
     async def run(self) -> None:
         """Start the servers, let rounds follow each other, and stop the servers in order."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # or servers would stay behind
         try:
             await self._fleet.start()
             rounds = round_count(self._arguments.seconds)

@@ -919,7 +919,8 @@ def test_some_of_all_servers_can_be_chosen(compare: ModuleType) -> None:
 def test_every_scenario_has_servers_and_is_described(compare: ModuleType) -> None:
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     used = {command.split()[0] for line_up in compare.LINE_UPS.values() for command in line_up.values()}
-    assert used | {"wspy_soak.py"} == {path.name for path in SERVERS.glob("*.py")}
+    others = {f"wspy_{name}.py" for name in ("descriptors", "faults", "shutdown", "slow_readers", "soak")}
+    assert used | others == {path.name for path in SERVERS.glob("*.py")}
     assert set(compare.LINE_UPS) == set(compare.SCENARIOS)
     assert all(f"`{name}`" in readme for name in compare.SCENARIOS)
     assert all(next(iter(line_up)) == "wspy" for line_up in compare.LINE_UPS.values())
