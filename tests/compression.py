@@ -44,6 +44,29 @@ def compressed(opcode: int, data: bytes, **options: Any) -> bytes:
     return frame(opcode, deflated(data, **options), rsv=RSV1)
 
 
+TEXT_OF_1000: Final = "compress this " * 72
+SAMPLES: Final = {  # RFC 7692 §7.2.3.1 to §7.2.3.5, each in its frames
+    "7.2.3.1": [b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"],
+    "7.2.3.1 in fragments": [b"\x41\x03\xf2\x48\xcd", b"\x80\x04\xc9\xc9\x07\x00"],
+    "7.2.3.2": [b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00", b"\xc1\x05\xf2\x00\x11\x00\x00"],
+    "7.2.3.3": [b"\xc1\x0b\x00\x05\x00\xfa\xff\x48\x65\x6c\x6c\x6f\x00"],
+    "7.2.3.4": [b"\xc1\x08\xf3\x48\xcd\xc9\xc9\x07\x00\x00"],
+    "7.2.3.5": [b"\xc1\x0d\xf2\x48\x05\x00\x00\x00\xff\xff\xca\xc9\xc9\x07\x00"],
+}
+CORRUPT: Final = {
+    "G12 a reserved block": b"\x07",
+    "G12 a distance too far": deflated(b"abc" * 100)[:-5] + b"\xff" * 9,
+    "G12 lengths that differ": b"\x00\x05\x00\x00\x00hello\x00",
+    "G12 random": random.Random(12).randbytes(500),
+    "G13 half a message": deflated(TEXT_OF_1000.encode())[:-6],
+    "G13 without its end": deflated(TEXT_OF_1000.encode())[:-1],
+    "G13 one byte": deflated(TEXT_OF_1000.encode())[:1],
+    "G13 half a stored block": b"\x00\x09\x00\xf6\xffhell",
+    "G14 behind a last block": deflated(b"last", flush=zlib.Z_FINISH) + b"\x07garbage",
+}
+"""Payloads of compressed messages that can't be inflated, RFC 7692 §7.2.2, by their row."""
+
+
 class Deflating:
     """A raw client that has agreed on permessage-deflate.
 

@@ -68,10 +68,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(left_out)]
 
 
-def pytest_collection_finish() -> None:
-    """Spare each garbage collection from here on a walk through twenty thousand tests."""
+def collect_garbage() -> None:
+    """Collect it, and spare later collections a walk through what is left: twenty thousand tests and their reports."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Begin without garbage."""
+    collect_garbage()
 
 
 def pytest_report_header() -> str:
@@ -97,10 +102,9 @@ def open_descriptors() -> set[tuple[int, str]]:
 @pytest.fixture(scope="module", autouse=True)
 def no_leaked_descriptors() -> Iterator[None]:
     """Fail a module whose tests leave descriptors open."""
-    gc.collect()
-    before = open_descriptors()
+    before = open_descriptors()  # those before it have left no garbage
     yield
-    gc.collect()
+    collect_garbage()
     leaked = sorted(open_descriptors() - before)
     assert not leaked, f"descriptors left open: {leaked}"
 

@@ -508,6 +508,8 @@ class Server(ABC):
     """
 
     kind: type[Any]
+    logger = "wspy.server"
+    """Where it tells of connections that have ended."""
     secure = False
     queueing: Mapping[str, Any] = {}
     """Arguments with which a send queues whatever the peer does; where it does so anyway, none."""
@@ -710,6 +712,10 @@ class Epoll(Server):
         self.server.call_soon(call)
         return result.result(DEADLINE_S)
 
+    def change_tls(self, context: Any) -> None:
+        """Serve who comes from now on with another context."""
+        self.server.reload_tls(context)
+
     def cpu_seconds(self) -> float:
         """Return the CPU time that the server's thread has used."""
         return float(self.call(time.thread_time))
@@ -807,12 +813,12 @@ class WatchedSocket(socket.socket):
 class Conversation(wspy.Connection):
     """A ``Connection`` that tells its front end, with the names that clients of a server have."""
 
-    def __init__(self, sock: wspy.websocket, front_end: Connections, close_timeout: float | None) -> None:
+    def __init__(self, sock: wspy.websocket, front_end: Connections, **policies: Any) -> None:
         self.front_end = front_end
         self.data: Any = None
         self.request, self.path, self.subprotocol = sock.request, sock.location, sock.protocol
         self.remote_address = sock.request.remote_address if sock.request else None
-        super().__init__(sock, close_timeout=close_timeout)
+        super().__init__(sock, **policies)
 
     def close(self, code: int | None = 1000, reason: str = "") -> None:
         """Close, without waiting for a peer that the calling thread may be, too."""
@@ -854,6 +860,7 @@ class Conversation(wspy.Connection):
 class Connections(Server):
     """A ``websocket`` that listens, and a thread with a ``Connection`` for each client."""
 
+    logger = "wspy.connection"
     lacks: ClassVar = {
         "abort": "a Connection ends by a closing handshake",
         "BaseException": "receive_forever raises what is no Exception",
@@ -861,7 +868,7 @@ class Connections(Server):
         "calls": "no thread of its own calls anything later",
         "clients": "a Connection knows no others, and no server",
         "http": "a websocket takes opening handshakes and nothing else, and its user is asked about none",
-        "keepalive": "it sends no pings of its own",
+        "keepalive": "it sends no pings of its own, and nobody counts while nobody receives",
         "kind": "a Connection is no server, and what is about the class of one isn't about it",
         "log": "it writes other lines",
         "onframe": "websocket has frames",
@@ -878,7 +885,8 @@ class Connections(Server):
     def __init__(self, address: Any, handlers: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
         super().__init__(address, handlers, options)
         policies = {"ssl": server_context(), **options} if self.secure else dict(options)
-        self._close_timeout = policies.pop("close_timeout", 10.0)
+        of_connection = policies.keys() & {"close_timeout", "write_timeout", "max_controls"}
+        self._of_connection = {name: policies.pop(name) for name in of_connection}
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         listener = WatchedSocket(family, socket.SOCK_STREAM)
         self._traffic = listener.traffic = Traffic()
@@ -890,6 +898,7 @@ class Connections(Server):
             listener.close()
             raise
         self.address = self._listener.getsockname()
+        wspy.connection._journal.flush()  # of the whole process: lines about this address don't count yet
         self.threads: dict[int, threading.Thread] = {}
         self._running = threading.Lock()  # these threads, whose CPU time can be asked for
         self._used_seconds = 0.0
@@ -945,7 +954,7 @@ class Connections(Server):
     def _converse(self, sock: wspy.websocket) -> None:
         try:
             with sock:
-                Conversation(sock, self, self._close_timeout).receive_forever()
+                Conversation(sock, self, **self._of_connection).receive_forever()
         except BaseException as error:  # noqa: BLE001 -- finish() raises an assertion about it
             self.errors.append(error)
 
@@ -992,6 +1001,10 @@ class Connections(Server):
             with contextlib.suppress(OSError):  # nobody is left who could be told
                 peer.half_close()
         return super().outcome(peer)
+
+    def change_tls(self, context: Any) -> None:
+        """Serve who comes from now on with another context."""
+        self._listener.ssl = context
 
     def handshakes(self) -> int:
         return len(self._traffic.open) - sum(story.closed is None for story in self.stories)

@@ -13,7 +13,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wspy import AsyncServer, DeflateMessage, ProtocolError
+import wspy
+from wspy import DeflateMessage, ProtocolError
 from wspy.deflate import Deflater, Inflater
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def deflating() -> None:
     say(*sorted(set(found)))
 
 
-class Starving(AsyncServer):
-    """Does what it is told to without memory."""
+class Starving:
+    """Makes a server do what it is told to without memory."""
 
     def onmessage(self, client: Any, message: Message) -> None:
         if message.payload == "send":
@@ -115,8 +116,9 @@ class Starving(AsyncServer):
 
 
 def serving() -> None:
-    """Serve, with an address on the first line."""
-    server = Starving(("127.0.0.1", 0), extensions=[DeflateMessage(threshold=1000)])
+    """Serve by the class that is named, with an address on the first line."""
+    kind = type("Server", (Starving, getattr(wspy, sys.argv[2])), {})
+    server: Any = kind(("127.0.0.1", 0), extensions=[DeflateMessage(threshold=1000)])
     say(*server.address)
     server.run()
 

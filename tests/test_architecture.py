@@ -40,6 +40,7 @@ LAYERS = (
         "signals",
         "threads",
         "held",
+        "journal",
         "lenient",
         "nonces",
         "outbox",
@@ -47,10 +48,10 @@ LAYERS = (
         "tls",
         "contexts",
     },
-    {"connecting", "exclusive", "extending", "reception", "secured"},
+    {"closure", "connecting", "exclusive", "extending", "reception", "secured"},
     {"transport"},
     {"websocket"},
-    {"connection", "async_client", "extended", "async_server", "serving", "asyncio", "sync"},
+    {"connection", "async_client", "extended", "async_server", "memory", "serving", "asyncio", "sync"},
     {"server", "server_client"},
     {"exceptions", "conformance"},
     {"__init__"},
@@ -164,6 +165,33 @@ def test_only_the_faces_of_the_core_touch_it(path: Path) -> None:
         assert not {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)} & {"ffi", "lib"}
     if name != "_core":
         assert not {imported.split(".")[0] for imported in imports(path)} & {"cffi", "_cffi_backend", "ctypes"}
+
+
+def file_of(name: str) -> Path:
+    """Return where an imported module is: of the package, or one of the tests' own."""
+    package, _, inside = name.partition(".")
+    if package == "wspy":
+        return PACKAGE / (inside.split(".")[0] or "__init__")
+    return ROOT / "tests" / package
+
+
+def reached(path: Path) -> set[Path]:
+    """Return what a file imports when it runs, and what that imports, without suffixes."""
+    found: set[Path] = set()
+    ahead = [path]
+    while ahead:
+        new = {file_of(name) for name in imports(ahead.pop(), types=False)} - found
+        found |= new
+        ahead += [file for file in (name.with_suffix(".py") for name in new) if file.exists()]
+    return found
+
+
+def test_what_sanitizers_pass_over_reaches_nothing_of_the_core() -> None:
+    listed = re.search(r"^PURE=\((.*?)\)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert listed
+    for name in listed[1].split():
+        assert PACKAGE / "_core" not in reached(ROOT / name), name
+    assert PACKAGE / "_core" in reached(ROOT / "tests" / "test_exclusive.py")  # by way of drivers.py
 
 
 def namesake(path: Path) -> str:

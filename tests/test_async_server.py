@@ -48,17 +48,25 @@ DEFAULTS: Final = {
     "server_header": f"wspy/{__version__}",
     "max_size": 1024 * 1024,
     "max_fragments": 128 * 1024,
+    "max_controls": 100_000,
     "max_line": 8 * 1024,
     "max_header_line": 8 * 1024,
     "max_head": 64 * 1024,
     "max_headers": 100,
     "max_connections": None,
+    "max_handshakes": None,
+    "max_handshakes_per_address": None,
+    "max_accept_rate": None,
     "max_backlog": 16 * 1024 * 1024,
+    "write_limit": None,
+    "write_policy": "raise",
     "notsent_lowat": 128 * 1024,
     "open_timeout": 10.0,
     "close_timeout": 10.0,
     "ping_interval": 20.0,
     "ping_timeout": 20.0,
+    "write_timeout": 30.0,
+    "idle_timeout": None,
     "idle_request_timeout": 30.0,
     "shutdown_timeout": 10.0,
     "keep_request": True,
@@ -66,7 +74,15 @@ DEFAULTS: Final = {
     "reuse_port": False,
     "ssl": None,
 }
-TIMES: Final = ("open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_request_timeout")
+TIMES: Final = (
+    "open_timeout",
+    "close_timeout",
+    "ping_interval",
+    "ping_timeout",
+    "write_timeout",
+    "idle_timeout",
+    "idle_request_timeout",
+)
 SIZES: Final = ("max_size", "max_fragments", "max_line", "max_header_line", "max_head", "max_headers", "max_backlog")
 
 HEAD_SIZES: Final = ("max_line", "max_header_line", "max_head")
@@ -620,9 +636,15 @@ def test_stats_are_counters(server: AsyncServer) -> None:
         "timeouts",
         "accept_errors",
         "turns",
+        "full_addresses",
+        "full_handshakes",
+        "fast_accepts",
         "connections",
         "handshakes",
         "backlog",
+        *("max_size", "max_fragments", "max_controls", "max_line", "max_header_line", "max_head", "max_headers"),
+        *("max_connections", "max_backlog", "write_limit", "open_timeout", "close_timeout", "ping_timeout"),
+        *("write_timeout", "idle_timeout"),
     ]
     assert set(stats.values()) == {0}
     server.handle_events()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import pickle
 import socket
@@ -978,7 +979,7 @@ def timed(call: Callable[[], object]) -> float:
 
 @pytest.mark.slow
 def test_a_peer_that_always_sends_something_prolongs_no_call(patience: float) -> None:
-    with served() as (peer, own):
+    with served(max_controls=None) as (peer, own):
         over = threading.Event()
 
         def flood() -> None:
@@ -1464,3 +1465,195 @@ def test_i19_the_interpreter_ends_while_a_thread_receives(patience: float, end: 
         assert status == ("ValueError" in end), errors
         assert "Fatal" not in errors
         assert ("reason" in errors) == ("ValueError" in end)
+
+
+# ---- how it ended, and limits of its own ----
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_each_end_tells_of_the_same_closing_handshake(role: str) -> None:
+    with both() as (client, server):
+        first, second = (server, client) if role == "server" else (client, server)
+        answering = Running(second.receive_forever)
+        first.close(4000, "enough")
+        answering.result()
+        assert first.closure is not None
+        assert second.closure is not None
+        assert (first.closure.by, second.closure.by) == ("this side", "peer")
+        assert (first.closure.sent, first.closure.received) == ((4000, "enough"), (4000, ""))
+        assert (second.closure.sent, second.closure.received) == ((4000, ""), (4000, "enough"))
+        assert first.closure.is_clean
+        assert second.closure.is_clean
+        assert first.sock.closure == first.closure
+
+
+def test_onclose_finds_the_closure() -> None:
+    found: list[Any] = []
+    with served({"onclose": lambda own, *_: found.append(own.closure)}) as (peer, own):
+        assert own.closure is None
+        peer.send(close_frame(1001, "gone"))
+        own.receive_forever()
+        assert found == [own.closure]
+        assert own.closure is not None
+        assert (own.closure.code, own.closure.reason) == own.ends[0]
+
+
+def test_a_lost_connection_has_an_errno() -> None:
+    with served() as (peer, own):
+        peer.abort()
+        own.receive_forever()
+        assert own.closure is not None
+        assert (own.closure.by, own.closure.errno, own.closure.limit) == ("network", errno.ECONNRESET, None)
+
+
+def test_what_a_send_has_left_is_counted() -> None:
+    """Also what nobody tried to send any more when the connection was lost."""
+    with served() as (peer, own):
+        own.sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            own.send(bytes(20_000_000))
+        own.sock.queue_send(Frame(BINARY, b"x"))
+        own.sock.queue_send(Frame(PING, b"x"))
+        peer.abort()
+        own.receive_forever()
+        assert own.closure is not None
+        assert own.closure.unsent_messages == 2
+        assert 1_000_000 < own.closure.unsent_bytes < 20_000_020
+
+
+def test_who_only_receives_notices_a_peer_that_takes_nothing(patience: float) -> None:
+    """What waits are answers to Pings, or what a send has left; each call may be shorter than the deadline."""
+    with served(write_timeout=0.3 * patience) as (_, own):
+        own.sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            own.send(bytes(20_000_000))
+        with pytest.raises(SocketClosed, match="write_timeout"):
+            for _ in range(1000):
+                with contextlib.suppress(TimeoutError):
+                    own.recv()
+        assert own.closure is not None
+        assert (own.closure.by, own.closure.limit, own.closure.unsent_messages) == ("this side", "write_timeout", 1)
+
+
+def test_a_send_that_waits_for_a_peer_wakes_who_receives(patience: float) -> None:
+    with served(write_timeout=0.2 * patience) as (_, own):
+        receiving = Running(own.receive_forever)
+        with pytest.raises(SocketClosed, match="write_timeout"):
+            own.send(bytes(20_000_000))
+        receiving.result()
+        assert own.ends == [(1006, "the peer has taken nothing for write_timeout")]
+
+
+def test_each_byte_that_is_taken_begins_the_write_timeout_anew(patience: float) -> None:
+    size = 40_000_000
+    with served(write_timeout=0.3 * patience) as (peer, own):
+        sending = Running(lambda: own.send(bytes(size)))
+        pause = threading.Event()
+        left = size + 10
+        began = time.monotonic()
+        while time.monotonic() - began < 0.9 * patience:
+            left -= len(peer.exactly(min(left, 1_000_000)))
+            pause.wait(0.05 * patience)
+        peer.exactly(left)
+        sending.result()
+        assert own.closure is None
+
+
+def test_whoever_was_away_drops_nobody_who_has_read_meanwhile(patience: float) -> None:
+    """The deadline has passed, and nobody looked: what the kernel takes now counts."""
+    with served(write_timeout=0.2 * patience) as (peer, own):
+        own.sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            own.send(bytes(20_000_000))
+        reading = Running(lambda: peer.exactly(20_000_010 + 3))
+        threading.Event().wait(0.4 * patience)
+        own.sock.settimeout(FOREVER)
+        own.send(b"x")
+        assert reading.result()[-3:] == b"\x82\x01x"
+
+
+def test_a_peer_that_reads_nothing_is_dropped_with_a_reset(patience: float) -> None:
+    with served(write_timeout=0.1 * patience) as (peer, own):
+        with pytest.raises(SocketClosed):
+            own.send(bytes(20_000_000))
+        own.close()
+        peer.reset()
+
+
+@pytest.mark.parametrize("count", [50, 51])
+def test_control_frames_in_a_second_are_limited(count: int) -> None:
+    with served(max_controls=50) as (peer, own):
+        peer.send(frame(PING) * (count - 1) + close_frame(4000))
+        own.receive_forever()
+        assert own.ends[0][0] == (4000 if count == 50 else 1008)
+        assert [one for one in own.told if one[0] == "onpingreceived"] == [("onpingreceived", b"")] * (
+            49 if count == 50 else 50
+        )
+
+
+def test_what_came_before_too_many_control_frames_is_delivered() -> None:
+    with served(max_controls=3) as (peer, own):
+        peer.send(frame(TEXT, b"before") + frame(PONG) * 4 + frame(TEXT, b"behind"))
+        own.receive_forever()
+        assert own.messages == ["before"]
+        assert own.closure is not None
+        assert (own.closure.limit, own.closure.sent) == ("max_controls", (1008, ""))
+        peer.closes(1008)
+
+
+def test_each_second_has_as_many_control_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("wspy.connection.monotonic", lambda: next(clock))
+    with served(max_controls=2) as (peer, own):
+        peer.send(frame(PONG) * 50 + frame(TEXT, b"all of them"))
+        assert own.recv() == TextMessage("all of them")
+
+
+def test_latency_is_that_of_the_last_ping_that_was_answered() -> None:
+    with served() as (peer, own):
+        assert own.latency is None
+        own.send_ping(b"first")
+        own.send_ping(b"second")
+        peer.send(frame(PONG, b"first") + frame(PONG, b"never sent") + frame(TEXT, b"x"))
+        own.recv()
+        assert own.latency is None
+        peer.send(frame(PONG, b"second") + frame(TEXT, b"x"))
+        own.recv()
+        assert own.latency is not None
+        assert 0 < own.latency < FOREVER
+        latency = own.latency
+        peer.send(frame(PONG, b"second") + frame(TEXT, b"x"))
+        own.recv()
+        assert own.latency == latency
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("write_timeout", -1, ValueError),
+        ("write_timeout", "1", TypeError),
+        ("max_controls", 0, ValueError),
+        ("max_controls", 1.5, TypeError),
+    ],
+)
+def test_limits_that_are_none(name: str, value: Any, error: type[Exception]) -> None:
+    with connected() as (client, _), pytest.raises(error, match=name):
+        Connection(client, **{name: value})
+
+
+def test_the_end_of_a_connection_over_an_abstract_unix_socket_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wspy.connection")
+    with websocket(sfamily=socket.AF_UNIX) as listener, websocket(sfamily=socket.AF_UNIX) as sock:
+        name = f"\0wspy test {os.getpid()}"
+        listener.settimeout(DEADLINE_S)
+        listener.bind(name)
+        listener.listen()
+        accepting = Running(lambda: listener.accept()[0])
+        sock.settimeout(DEADLINE_S)
+        sock.connect(name)
+        with accepting.result():
+            own = Recorder(sock, close_timeout=0)
+            own.close()
+    assert len(own.ends) == 1
+    assert len(caplog.messages) == 1
+    assert "closed by" in caplog.messages[0]

@@ -20,6 +20,7 @@ from wspy.errors import (
     SocketClosed,
     SSLError,
     WebSocketError,
+    WriteLimitError,
 )
 from wspy.headers import Headers
 
@@ -35,6 +36,7 @@ ERRORS = [
     ProtocolError(1002, "a sentence"),
     PingError("a sentence"),
     SSLError("a sentence"),
+    WriteLimitError("a sentence"),
 ]
 
 

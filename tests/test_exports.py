@@ -50,6 +50,7 @@ PUBLIC = {
         "ProtocolError",
         "ResponseError",
         "SSLError",
+        "WriteLimitError",
         "SocketClosed",
         "WebSocketError",
     ],
@@ -68,12 +69,14 @@ PUBLIC = {
     ],
     "headers": ["Headers"],
     "http11": ["Request", "Response"],
+    "memory": ["Memory"],
     "messages": ["BinaryMessage", "Message", "TextMessage"],
     "protocol": ["Protocol"],
     "server": ["Server"],
     "server_client": ["Client"],
     "version": ["__version__"],
     "auth": ["Challenge"],
+    "closure": ["Closure"],
     "server_auth": ["Auth", "BasicAuth", "DigestAuth", "StaleError"],
     "websocket": ["websocket"],
 }
@@ -104,15 +107,15 @@ def test_a_star_import_brings_the_public_names_alone() -> None:
 # What users may rely on; all else that instances have begins with an underscore.
 ATTRIBUTES = {
     wspy.AsyncServer: "address broadcast call_later call_soon clients close fileno finished handle_events handshake "
-    "join loop onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent reload_tls run "
-    "secure start stats stop",
-    wspy.AsyncClient: "abort buffered_amount close closed data extensions path pause_reading remote_address request "
-    "resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
-    wspy.Server: "address broadcast call_later call_soon client_threads clients close handshake join loop onclose "
-    "onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent quit_gracefully reload_tls "
+    "join loop memory onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent "
+    "reload_tls run secure start stats stop",
+    wspy.AsyncClient: "abort buffered_amount close closed closure data extensions latency path pause_reading "
+    "remote_address request resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
+    wspy.Server: "address broadcast call_later call_soon client_threads clients close handshake join loop memory "
+    "onclose onerror onframe onmessage onopen onping onpingreceived onpong onrequest onsent quit_gracefully reload_tls "
     "remove_client run secure start stats stop",
-    wspy.Client: "abort buffered_amount close closed data extensions path pause_reading recv remote_address request "
-    "resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
+    wspy.Client: "abort buffered_amount close closed closure data extensions latency path pause_reading recv "
+    "remote_address request resume_reading secure send send_frame send_ping server ssl_object subprotocol username",
 }
 
 

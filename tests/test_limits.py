@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wspy.limits import checked_count, checked_limit, checked_seconds, milliseconds
+from wspy.limits import both_sizes, checked_count, checked_limit, checked_seconds, milliseconds
 
 
 class Number:
@@ -94,3 +94,16 @@ def test_milliseconds_of_something_else() -> None:
         TypeError, match=r"^open_timeout must be a number of seconds, or None for never, not of type str$"
     ):
         milliseconds("open_timeout", "1", 7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("max_size", "sizes"), [(5, (5, None)), (None, (None, None)), ((5, 3), (5, 3)), ((None, 3), (None, 3))]
+)
+def test_both_sizes(max_size: Any, sizes: tuple[int | None, int | None]) -> None:
+    assert both_sizes(max_size) == sizes
+
+
+@pytest.mark.parametrize("max_size", [(), (1,), (1, 2, 3)])
+def test_other_tuples_are_no_sizes(max_size: Any) -> None:
+    with pytest.raises(TypeError, match="pair"):
+        both_sizes(max_size)

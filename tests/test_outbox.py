@@ -489,3 +489,22 @@ def test_answers_are_kept_if_a_signal_handler(ends: tuple[socket.socket, socket.
     arrived += taken(outbox, one, other, peer)
     assert (arrived.count(b"<signal>"), arrived.count(b"<answer>"), arrived[-4:]) == (handled, calls, b"last")
     assert len(arrived) == 8 * (handled + calls) + 4
+
+
+def test_what_the_kernel_takes_counts_whatever_is_added_meanwhile(ends: tuple[socket.socket, socket.socket]) -> None:
+    """So who waits for a peer knows whether it takes anything: what is left may grow all the time."""
+    one, other = ends
+    outbox, received = Outbox(), 0
+    outbox.add(Unsent(bytes(50_000)))
+    for _ in range(20):
+        outbox.add(Unsent(bytes(10_000)))
+        before, left = outbox.taken, outbox.left()
+        outbox.write(one)
+        assert outbox.taken > before, "there was room"
+        assert outbox.left() < left
+        before = outbox.taken
+        outbox.write(one)
+        assert outbox.taken == before, "there was none"
+        while outbox.taken > received:
+            received += len(other.recv(1 << 16))
+    assert outbox.taken == received

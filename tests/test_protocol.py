@@ -1746,7 +1746,7 @@ os.write(1, os.read(reading, 800))
 """
 
 
-def test_section_5_3_the_child_of_a_fork_has_keys_of_its_own() -> None:
+def test_n7_section_5_3_the_child_of_a_fork_has_keys_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, check=True, timeout=50)
     assert done.stderr == b""
     keys = [done.stdout[at : at + 4] for at in range(0, len(done.stdout), 4)]
@@ -1920,3 +1920,16 @@ def test_threads_that_do_not_take_turns_say_all_or_nothing(count: int) -> None:
     assert Protocol(SERVER).feed(b"".join(said)) == [message(TEXT, "é".encode() * 3000)] * len(said)
     keys = [key for _, _, key in decode_frames(b"".join(said))]
     assert len(set(keys)) > len(keys) - 3
+
+
+def test_section_7_1_7_a_close_behind_what_an_extension_refuses_does_not_count() -> None:
+    """However both arrive: the Close may have been looked at before the extension has read what came before it."""
+    protocol = Protocol(SERVER)
+    fed(protocol, SERVER, text("refused"), Wire(FIN | CLOSE, b"\x03\xe8"))
+    assert protocol.rcvd == (1000, "")
+    protocol.fail(ProtocolError(1007, "refused"))
+    assert protocol.rcvd is None
+    assert protocol.began_closing
+    assert protocol.sent is None
+    assert decode_frames(protocol.owed_close())[0][1] == (1007).to_bytes(2)
+    assert protocol.sent == (1007, "")

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from steps import at_each_step
 
 from wspy import loop as core
+from wspy.journal import Journal
 from wspy.secured import Secured
 from wspy.tls import TLS
 
@@ -77,7 +78,7 @@ class Conversation:
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.queue = Queue()
-        self.secured = Secured(context or server_context(), self.queue, lambda _: "somebody")  # type: ignore[arg-type]
+        self.secured = Secured(context or server_context(), self.queue, Journal(logging.getLogger("wspy.server")))  # type: ignore[arg-type]
         self.client = TLS(client_context(), server_side=False, server_hostname="localhost")
 
     def event(self, kind: int, payload: bytes = b"") -> None:
@@ -165,7 +166,7 @@ def test_j2_plain_http_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert f"Content-Length: {len(body)}".encode() in head
     assert [record.getMessage() for record in caplog.records] == [
-        "TLS with somebody has failed: it speaks HTTP without TLS"
+        "TLS with unknown has failed: it speaks HTTP without TLS"
     ]
     assert caplog.records[0].exc_info is None
 
@@ -229,7 +230,7 @@ def test_a_connection_that_can_not_begin_ends_alone(
     monkeypatch.setattr(TLS, "__init__", fail)
     new = Conversation.__new__(Conversation)
     new.queue = Queue()
-    new.secured = Secured(server_context(), new.queue, lambda _: "somebody")  # type: ignore[arg-type]
+    new.secured = Secured(server_context(), new.queue, Journal(logging.getLogger("wspy.server")))  # type: ignore[arg-type]
     with pytest.raises(kind) if kind is InterruptionError else contextlib.nullcontext():
         if what == "received":
             new.receive(b"x")

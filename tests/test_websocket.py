@@ -1737,3 +1737,85 @@ def test_an_address_is_a_pair_or_a_uri(address: Any) -> None:
 def test_a_location_that_can_not_be_asked_for(location: str) -> None:
     with websocket(location=location) as sock, pytest.raises(ValueError, match="begins with /"):
         sock.connect(("127.0.0.1", 9))
+
+
+# ---- how it ended ----
+
+
+def test_closure_is_known_once_the_socket_is_closed() -> None:
+    with connected() as (client, server):
+        assert client.closure is None
+        client.send(wspy.create_close_frame(4000, "enough"))
+        server.send(wspy.create_close_frame(int.from_bytes(server.recv().payload[:2])))
+        client.recv()
+        assert client.closure is server.closure is None
+        client.close()
+        server.close()
+        assert client.closure is not None
+        assert server.closure is not None
+        assert (client.closure.by, client.closure.sent, client.closure.is_clean) == (
+            "this side",
+            (4000, "enough"),
+            True,
+        )
+        assert (server.closure.by, server.closure.sent, server.closure.is_clean) == ("peer", (4000, ""), True)
+        assert server.closure.received == (4000, "enough")
+        assert (server.closure.code, server.closure.reason) == (4000, "enough")
+        noted = client.closure
+        client.close()
+        assert client.closure is noted
+
+
+def test_closure_without_a_closing_handshake() -> None:
+    with connected() as (client, server):
+        client.close()
+        with pytest.raises(SocketClosed):
+            server.recv()
+        server.close()
+        assert client.closure is not None
+        assert server.closure is not None
+        assert (client.closure.by, client.closure.code, client.closure.sent) == ("this side", 1006, None)
+        assert (server.closure.by, server.closure.code, server.closure.received) == ("peer", 1006, None)
+        assert not client.closure.is_clean
+        assert not server.closure.is_clean
+
+
+def test_closure_of_who_does_not_answer_a_close() -> None:
+    with connected() as (client, server):
+        client.send(wspy.create_close_frame(4000))
+        server.recv()
+        server.close()
+        assert server.closure is not None
+        assert (server.closure.by, server.closure.received, server.closure.sent) == ("peer", (4000, ""), None)
+        assert not server.closure.is_clean
+
+
+def test_closure_says_which_limit_it_was() -> None:
+    with connected({}, max_size=10) as (client, server):
+        client.send(Frame(OPCODE_BINARY, bytes(11)))
+        with pytest.raises(ProtocolError) as raised:
+            server.recv()
+        assert raised.value.limit == "max_size"
+        server.close()
+        assert server.closure is not None
+        assert (server.closure.by, server.closure.limit, server.closure.sent) == ("this side", "max_size", (1009, ""))
+
+
+def test_no_closure_without_an_opening_handshake() -> None:
+    with listening() as listener:
+        listener.close()
+        assert listener.closure is None
+
+
+def test_closure_counts_what_was_queued() -> None:
+    with connected() as (client, server):
+        server.queue_send(Frame(OPCODE_TEXT, "a", final=False))
+        server.queue_send(Frame(OPCODE_PING))
+        server.queue_send(Frame(0, b"b"))
+        server.queue_send(Frame(OPCODE_TEXT, "c"))
+        server._say_goodbye()  # by TLS that sends all of it
+        left = server.can_send()
+        server.close()
+        assert server.closure is not None
+        assert (server.closure.unsent_bytes, server.closure.unsent_messages) == ((11, 2) if left else (0, 0))
+        assert client.closure is None

@@ -54,6 +54,7 @@ RAW: Final = lib.WSPY_EVENT_RAW
 OUT: Final = lib.WSPY_EVENT_OUT
 OUT_LAST: Final = lib.WSPY_EVENT_OUT_LAST
 GONE: Final = lib.WSPY_EVENT_GONE
+IDLE: Final = lib.WSPY_EVENT_IDLE
 
 FOREVER: Final = lib.WSPY_FOREVER
 SHIFT: Final = lib.WSPY_COMMAND_SHIFT
@@ -103,13 +104,20 @@ def settings(**changes: Any) -> Any:
         "max_fields": 100,
         "max_backlog": 16 << 20,
         "write_limit": 0,
+        "broadcast_limit": 0,
         "max_connections": 0,
+        "max_handshakes": 0,
+        "max_per_address": 0,
+        "max_accepts": 0,
         "notsent_lowat": 0,
         "open_timeout_ms": FOREVER,
         "close_timeout_ms": FOREVER,
         "ping_interval_ms": FOREVER,
         "ping_timeout_ms": FOREVER,
+        "write_timeout_ms": FOREVER,
+        "idle_timeout_ms": FOREVER,
         "idle_request_ms": FOREVER,
+        "max_controls": 0,
         "wants": 0,
         "raw": 0,
     }
@@ -331,7 +339,7 @@ class Turns:
         assert lib.wspy_loop_stats(self.loop, stats) == lib.WSPY_OK
         names = ("accepted", "opened", "closed", "refused", "messages_received", "bytes_received", "bytes_sent",
                  "broadcasts", "protocol_errors", "timeouts", "accept_errors", "turns", "connections", "handshakes",
-                 "backlog")  # fmt: skip
+                 "backlog", "silent_handshakes")  # fmt: skip
         return {name: int(getattr(stats, name)) for name in names}
 
     def backlog(self, handle: int) -> int:

@@ -38,6 +38,7 @@ from __future__ import annotations
 from .async_client import AsyncClient, Clients
 from .async_server import AsyncServer
 from .auth import Challenge
+from .closure import Closure
 from .codes import (
     CLOSE_ABNORMAL,
     CLOSE_BAD_GATEWAY,
@@ -75,6 +76,7 @@ from .errors import (
     SocketClosed,
     SSLError,
     WebSocketError,
+    WriteLimitError,
 )
 from .extensions import Extension
 from .frames import (
@@ -89,6 +91,7 @@ from .frames import (
 )
 from .headers import Headers
 from .http11 import Request, Response
+from .memory import Memory
 from .messages import BinaryMessage, Message, TextMessage
 from .protocol import Protocol
 from .server import Server
@@ -128,6 +131,7 @@ __all__ = [
     "Client",
     "Clients",
     "CloseCode",
+    "Closure",
     "Connection",
     "ControlFrame",
     "CoreError",
@@ -138,6 +142,7 @@ __all__ = [
     "Frame",
     "HandshakeError",
     "Headers",
+    "Memory",
     "Message",
     "Opcode",
     "PingError",
@@ -153,6 +158,7 @@ __all__ = [
     "StaleError",
     "TextMessage",
     "WebSocketError",
+    "WriteLimitError",
     "__version__",
     "contains_frame",
     "create_close_frame",

@@ -12,9 +12,11 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from . import loop as core
+from .closure import closure
 from .codes import CloseCode, Opcode
 from .errors import PingError, ProtocolError, SocketClosed
 from .frames import FIN, MAX_CONTROL, Frame, close_payload, fragments, received_frame
+from .journal import peer_name
 from .loop import BINARY_PREFIXES, SHORT, TEXT_PREFIXES
 from .messages import (
     BinaryMessage,
@@ -29,11 +31,12 @@ from .messages import (
 if TYPE_CHECKING:
     from ssl import SSLObject
 
+    from .closure import Closure
     from .extensions import Extension
     from .http11 import Request
     from .serving import BaseServer
 
-__all__ = ["AnyClient", "AsyncClient", "Clients", "MarkingClient", "checked_control", "peer_name"]
+__all__ = ["AnyClient", "AsyncClient", "Clients", "MarkingClient", "checked_control", "least_size", "limited"]
 
 AnyClient = TypeVar("AnyClient", bound="AsyncClient")
 
@@ -53,10 +56,13 @@ class Rare:
     __slots__ = (
         "close_code",
         "close_reason",
+        "ending",
         "failure",
         "fragments",
         "held",
         "is_aborted",
+        "is_over",
+        "limit",
         "peer",
         "resumes",
         "sent",
@@ -74,6 +80,9 @@ class Rare:
         self.failure: ProtocolError | None = None  # of what the peer sent, as an extension has found
         self.close_code: int | None = None
         self.close_reason = ""
+        self.ending: core.Ending | None = None
+        self.is_over = False  # onclose is next
+        self.limit: str | None = None  # because of which this side has begun to close
         self.peer: core.Address | None = None
         self.ssl_object: SSLObject | None = None
 
@@ -281,6 +290,22 @@ class AsyncClient:
         """Whether nothing can be sent any more, because either side has closed."""
         return self._state is not None
 
+    @property
+    def closure(self) -> Closure | None:
+        """How the connection ended; None before ``onclose``. Thread-safe."""
+        state, rare = self._state, self._rare
+        if state is None or rare is None or rare.ending is None or not rare.is_over:
+            return None
+        return closure(rare.ending, state, rare.limit)
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last keepalive ping that was answered and its pong; None before the first. Thread-safe.
+
+        It includes how long this side took to come to the pong.
+        """
+        return self.server.loop.latency(self._handle)
+
     # ---- flow control ----
 
     def pause_reading(self) -> None:
@@ -393,6 +418,14 @@ class AsyncClient:
         """What the loop calls this connection; it never gives this name again."""
         return core.handle(self._key)
 
+    # of those with a thread of their own, and where events wait for that
+    _thread: Any = None
+    _inbox: Any = None
+
+    def _own(self) -> tuple[object, ...]:
+        """Return the objects that each client of this kind has for itself alone, and whose size doesn't change."""
+        return self, self._key
+
     def _its_rare(self) -> Rare:
         """Return the part that few connections need; for the server's thread."""
         if self._rare is None:
@@ -432,16 +465,6 @@ def checked_control(frame: Frame, opcodes: int) -> bytes:
     return frame.payload
 
 
-def peer_name(address: core.Address | None) -> str:
-    """Return what people call a peer: its host and port."""
-    if not address:
-        return "unknown" if address is None else "unix"
-    if isinstance(address, str):
-        return address
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 class MarkingClient(AsyncClient):
     """A client of a server that overrides ``onsent``: every message leaves a note of itself in the queue."""
 
@@ -463,6 +486,39 @@ class MarkingClient(AsyncClient):
     def _marked(self, commands: Commands, message: Message) -> Commands:
         commands[-3] = core.key(self._handle | core.MARK)
         return [*core.note(self._handle, message), *commands]
+
+
+class LimitedClient(AsyncClient):
+    """What is put before the class of clients whose sends depend on what is unsent."""
+
+    __slots__ = ()
+
+    def send(
+        self,
+        message: Sendable,
+        fragment_size: int | None = None,
+        compress: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """See ``AsyncClient.send``; or raise ``WriteLimitError``, or do nothing, as ``write_policy`` says."""
+        if self.server._may_send(self, message):
+            super().send(message, fragment_size, compress, **options)
+
+
+def least_size(message: Sendable) -> int:
+    """Return how many bytes a message has, or, of a text that is not ASCII, fewer."""
+    payload = message.payload if isinstance(message, Message) else message
+    return len(payload) if isinstance(payload, str) else memoryview(payload).nbytes
+
+
+_limited: dict[type, type] = {}
+
+
+def limited(kind: type[AnyClient]) -> type[AnyClient]:
+    """Return the class of clients like these whose ``send`` minds ``write_limit``."""
+    if kind not in _limited:
+        _limited[kind] = type(kind.__name__, (LimitedClient, kind), {"__slots__": (), "__module__": kind.__module__})
+    return _limited[kind]
 
 
 class Clients(Collection[AnyClient]):
@@ -489,7 +545,8 @@ class Clients(Collection[AnyClient]):
 
     def _add(self, slot: int, client: AnyClient) -> None:
         if slot >= len(self._slots):
-            self._slots += [None] * (slot + 1 - len(self._slots))
+            # to twice its length: each growth by a little leaves a hole behind, which nothing else fits into
+            self._slots += [None] * max(slot + 1 - len(self._slots), len(self._slots))
         self._slots[slot] = client
         self._count += 1
 

@@ -60,15 +60,27 @@ class AsyncServer(BaseServer[AsyncClient]):
         extensions: what the server speaks, such as ``DeflateMessage``: ``Extension`` objects or classes.
         extra_headers: header fields for the 101 response, or a function that returns them for a request.
         server_header: the value of ``Server`` in responses; None to leave it out.
-        max_size: of a message, after reassembly and decompression; over it the connection is closed with 1009.
+        max_size: of a message, after reassembly and decompression; over it the connection is closed with 1009. Or a
+            pair: of a message, and of each of its frames as they arrive.
         max_fragments: frames of a message; over it 1008.
+        max_controls: pings, pongs and other control frames of a client in a second; over it 1008.
         max_line: of the request line, up to 256 KiB; over it status 414.
         max_header_line: of one header line, up to 256 KiB; over it 431.
         max_head: of the request head, up to 256 KiB; over it 431.
         max_headers: header lines, up to 65,535; over it 431.
         max_connections: WebSockets at a time; over it 503. None: as many as there are descriptors, but 64 or half of
             them. Beyond those nobody is accepted, whatever is asked for here: the kernel keeps them waiting.
+        max_handshakes: connections before their 101; with so many, the others wait in the kernel. Who sends nothing
+            takes such a place, too, for ``open_timeout``: this is for servers that nobody can reach who means ill.
+        max_handshakes_per_address: connections of one address, or one /64 of IPv6, before their 101; one more is
+            reset. Not behind a proxy, which has one address for all.
+        max_accept_rate: connections that are accepted in a second; more wait in the kernel.
         max_backlog: unsent bytes of a client, looked at before each send; over it the connection is aborted, 1008.
+        write_limit: unsent bytes of a client, looked at before each send; beyond it ``write_policy`` says what is done.
+            None for no such limit.
+        write_policy: ``"raise"``: ``client.send`` raises ``WriteLimitError``; ``"drop"``: it does nothing, and
+            ``broadcast`` passes over the client in both cases; ``"close"``: the connection is aborted, 1008.
+            ``stats()["write_limit"]`` tells how often.
         notsent_lowat: bytes that the kernel may hold back unsent of each connection (TCP_NOTSENT_LOWAT); 0 for as
             many as it likes.
         open_timeout: from the TCP connection to the 101 response; over it status 408 if the request isn't complete, and
@@ -76,6 +88,9 @@ class AsyncServer(BaseServer[AsyncClient]):
         close_timeout: for the closing handshake.
         ping_interval: without a byte from the client after which it is pinged.
         ping_timeout: without a byte after a ping, after which the client is dropped.
+        write_timeout: without the client taking a byte of what waits for it, after which it is dropped.
+        idle_timeout: without a message from or to the client, or a part of one, after which it is closed with 1001.
+            Pings and pongs don't count.
         idle_request_timeout: between two plain HTTP requests of a connection.
         shutdown_timeout: for ``stop`` to deliver what is queued and close all connections.
         keep_request: keep request heads after ``onopen``, for ``client.request`` and ``client.path``.

@@ -11,13 +11,15 @@ import socket
 from collections import deque
 from copy import copy
 from threading import Condition, RLock, get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from .codes import CloseCode, Opcode, Role
 from .deadline import Deadline
 from .errors import PingError, ProtocolError, SocketClosed
-from .frames import MAX_CONTROL, Frame, create_close_frame, received_frame
-from .limits import checked_seconds
+from .frames import MAX_CONTROL, Frame, create_close_frame, received_frame, too_many_controls
+from .journal import Journal, peer_name
+from .limits import NO_COUNT_LIMIT, checked_limit, checked_seconds
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message, received_message
 from .protocol import Event
 from .reception import LINGER_SECONDS
@@ -26,11 +28,14 @@ from .websocket import websocket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .closure import Closure
     from .extending import Extending
+    from .loop import Address
 
 __all__ = ["Connection"]
 
 log = logging.getLogger("wspy.connection")
+_journal = Journal(log)
 
 _CONTROL = int(Opcode.CLOSE)
 _BINARY = int(Opcode.BINARY)
@@ -58,30 +63,50 @@ class Connection:
     Args:
         sock: the ``websocket``, which belongs to the connection from now on.
         close_timeout: seconds for ``close`` to do the closing handshake; None for ever.
+        write_timeout: seconds in which the peer takes nothing of what waits for it, while somebody sends or receives,
+            after which it is dropped; None for ever.
+        max_controls: pings, pongs and other control frames of the peer in a second; None for no limit. Over it 1008.
 
     Attributes:
         sock: the ``websocket``.
         closed: whether the connection has ended.
         close_code: what ``onclose`` was told, None before.
         close_reason: the same of the reason.
+        closure: how the connection ended, as a ``Closure``; None before ``onclose``.
+        latency: seconds between the last ``send_ping`` that was answered and its Pong; None before the first. It
+            includes how long this side took to receive it.
 
     Raises:
         SocketClosed: the websocket had no opening handshake.
-        TypeError: this is no ``websocket``.
-        ValueError: ``close_timeout`` is below 0, or the websocket is not ``strict``.
+        TypeError: this is no ``websocket``, or an argument no number.
+        ValueError: an argument is out of range, or the websocket is not ``strict``.
         Exception: of ``onopen``; the connection was closed with 1011.
     """
 
-    def __init__(self, sock: websocket, *, close_timeout: float | None = 10.0) -> None:
+    def __init__(
+        self,
+        sock: websocket,
+        *,
+        close_timeout: float | None = 10.0,
+        write_timeout: float | None = 30.0,
+        max_controls: int | None = 100_000,
+    ) -> None:
         if not isinstance(sock, websocket):
             raise TypeError(f"a Connection is made of a websocket, not of type {type(sock).__name__}")
         if not sock.strict:
             raise ValueError("a Connection relies on the rules: its websocket must be strict")
         self.sock = sock
         self.close_timeout = checked_seconds("close_timeout", close_timeout)
+        sock._write_timeout = checked_seconds("write_timeout", write_timeout)
+        self._max_controls = checked_limit("max_controls", max_controls, 1, NO_COUNT_LIMIT)
+        self._controls, self._second = 0, 0.0  # how many have arrived in the second that ends then
+        self.latency: float | None = None
+        self._pinged: tuple[bytes, float] | None = None  # the last Ping, until its Pong arrives
         self.close_code: int | None = None
         self.close_reason = ""
+        self.closure: Closure | None = None
         self._role = sock._opened().role
+        self._remote_address = self._address()
         self._fragments: list[Event] = []
         self._joined = 0  # how many of them, at the beginning, are of several that were joined
         self._receiving = sock._receiving
@@ -105,12 +130,22 @@ class Connection:
         raise TypeError(f"a {type(self).__name__} can't be copied or pickled")
 
     @classmethod
-    def connect(cls, address: tuple[str, int] | str, *, close_timeout: float | None = 10.0, **options: Any) -> Self:
+    def connect(
+        cls,
+        address: tuple[str, int] | str,
+        *,
+        close_timeout: float | None = 10.0,
+        write_timeout: float | None = 30.0,
+        max_controls: int | None = 100_000,
+        **options: Any,
+    ) -> Self:
         """Return a connection to a server.
 
         Args:
             address: a ``ws://`` or ``wss://`` URI, or what else ``websocket.connect`` takes.
             close_timeout: see ``Connection``.
+            write_timeout: see ``Connection``.
+            max_controls: see ``Connection``.
             options: of ``websocket``, such as ``protocols``, ``auth`` and ``ssl``.
 
         Raises:
@@ -123,7 +158,7 @@ class Connection:
         sock = websocket(**options)
         try:
             sock.connect(address)
-            return cls(sock, close_timeout=close_timeout)
+            return cls(sock, close_timeout=close_timeout, write_timeout=write_timeout, max_controls=max_controls)
         except BaseException:
             sock.close()
             raise
@@ -148,7 +183,8 @@ class Connection:
     def onclose(self, code: int, reason: str) -> None:
         """Do something when the connection has ended: once, and last.
 
-        Both arguments are what the peer's Close frame says, whoever began. Without one they say what happened: 1006 if
+        ``closure`` tells the rest: who ended it, by which limit, and what was left unsent. Both arguments are what the
+        peer's Close frame says, whoever began. Without one they say what happened: 1006 if
         the connection was lost or timed out, and 1002, 1007, 1008 or 1009 if the peer broke a rule.
 
         Args:
@@ -237,6 +273,7 @@ class Connection:
         data = payload.encode() if isinstance(payload, str) else bytes(memoryview(payload))
         if len(data) > MAX_CONTROL:
             raise PingError(f"the payload of a Ping has at most {MAX_CONTROL} bytes, this one has {len(data)}")
+        self._pinged = data, monotonic()
         self._send(received_frame(Opcode.PING, data))
         self.onping(data)
 
@@ -324,7 +361,7 @@ class Connection:
                 opcode, payload, final, _ = self._event(deadline)
                 if opcode >= _CONTROL:
                     self._received.popleft()
-                    self.handle_control_frame(received_frame(opcode, payload))
+                    self._handle_control(received_frame(opcode, payload))
                 elif final and not self._fragments and not self._joins and opcode <= _BINARY:
                     self._received.popleft()
                     return received_message(opcode, payload)
@@ -347,7 +384,7 @@ class Connection:
             frame: Frame | None = None
             try:
                 if opcode >= _CONTROL:
-                    self.handle_control_frame(self.sock._frame(self._received.popleft()))
+                    self._handle_control(self.sock._frame(self._received.popleft()))
                 elif extending.has_frames or (rsv and opcode == Opcode.CONTINUATION):
                     self.sock._read_by(self._keep_read, extending)
                 else:
@@ -443,6 +480,17 @@ class Connection:
             reason=self.close_reason,
         )
 
+    def _handle_control(self, frame: Frame) -> None:
+        """Handle a control frame, unless it is one too many, which ends the connection (RFC 6455 §10.4)."""
+        now = monotonic()
+        if now >= self._second:
+            self._controls, self._second = 0, now + 1
+        self._controls += 1
+        if self._controls <= self._max_controls:
+            self.handle_control_frame(frame)
+        else:
+            self.sock._break_off(too_many_controls())
+
     def handle_control_frame(self, frame: Frame) -> None:
         """Answer a control frame that arrived; for subclasses, which may claim more of them."""
         if frame.opcode == Opcode.PING:
@@ -450,7 +498,13 @@ class Connection:
                 self.sock._reply(received_frame(Opcode.PONG, frame.payload))
             self.onpingreceived(frame.payload)
         elif frame.opcode == Opcode.PONG:
+            self._note_latency(frame.payload)
             self.onpong(frame.payload)
+
+    def _note_latency(self, payload: bytes) -> None:
+        pinged = self._pinged
+        if pinged is not None and pinged[0] == payload:
+            self.latency, self._pinged = monotonic() - pinged[1], None
 
     def __iter__(self) -> Iterator[Message]:
         """Yield messages until the connection ends.
@@ -570,7 +624,8 @@ class Connection:
     def _give_up(self) -> None:
         """End the connection now, if it hasn't ended; if the peer's last word was heard, with that."""
         if self._last is None:
-            self._end(CloseCode.ABNORMAL, "the closing handshake took longer than close_timeout")
+            message = "the closing handshake took longer than close_timeout"
+            self._end(CloseCode.ABNORMAL, message, limit="close_timeout")
         else:
             self._end(*self._told(self._last))
         self.sock.close()
@@ -607,7 +662,7 @@ class Connection:
 
     def _handle_while_closing(self, frame: Frame) -> None:
         try:
-            self.handle_control_frame(frame)
+            self._handle_control(frame)
         except Exception as error:  # noqa: BLE001 -- onerror decides what it means
             self._tell_of(error)
 
@@ -673,11 +728,14 @@ class Connection:
         """End the sending direction of TCP."""
         self.sock.shutdown(socket.SHUT_WR)
 
-    def _end(self, code: int, reason: str) -> None:
+    def _end(self, code: int, reason: str, *, limit: str | None = None) -> None:
         with self._ending:
             if self.closed:
                 return
+            self.closure = self.sock._explain(self.sock._opened(), (code, reason), limit)
             self.close_code, self.close_reason = code, reason
+            if _journal.is_open:
+                _journal.tell(self._remote_address, "%s %s", peer_name(self._remote_address), self.closure)
             self.closed = True
             if self._lingering is None:
                 self.sock.close()
@@ -688,6 +746,17 @@ class Connection:
         except BaseException:
             self.sock.close()
             raise
+
+    def _address(self) -> Address | bytes | None:
+        """Return that of the peer, as far as it is still known."""
+        request = self.sock.request
+        if request is not None:
+            return request.remote_address
+        try:
+            address: Address | bytes = self.sock.getpeername()
+        except OSError:
+            return None
+        return address
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ from .frames import received_frame
 from .limits import checked_count
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     from .extensions import Value
     from .frames import Frame
@@ -41,6 +41,8 @@ _NO_MEMORY: Final = "Error -4 "
 _NO_LIMIT: Final = 1 << 62
 # Of one message. What begins behind each takes 2 µs, and the peer two bytes that say nothing.
 _MAX_LAST_BLOCKS: Final = 1000
+# More than any window has.
+_FULL: Final = 1 << 20
 # So much is given to zlib, and taken from it, at once.
 _PIECE: Final = 16_384
 _STEP: Final = 65_536
@@ -53,6 +55,37 @@ _SPARE: Final = 4 * (os.cpu_count() or 1)
 _idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
 
 
+# What zlib 1.2.13 and CPython take for a stream, beside what depends on its settings.
+_DEFLATE_STATE: Final = 6_400
+_INFLATE_STATE: Final = 8_192
+
+
+def _resident(size: int, used: int) -> int:
+    """Return how much the system gives for a block whose first ``used`` bytes were written: by pages, once they are."""
+    return min(size, used + 4096)
+
+
+def _compressor_memory(settings: tuple[int, int, int], passed: int, largest: int, used_before: int = 0) -> int:
+    """Return about how many bytes a compressor takes, by what zlib's zconf.h says of its blocks.
+
+    Args:
+        settings: level, memory level and bits of the window.
+        passed: bytes that were compressed: so far windows have been written.
+        largest: of the messages, in bytes: so far are symbols gathered, and output, before they leave.
+        used_before: bytes of its window that something else has had before, and given back.
+    """
+    _, memory_level, bits = settings
+    hashes = gathered = 1 << (memory_level + 8)
+    window = links = 2 << bits
+    return (
+        _DEFLATE_STATE
+        + hashes
+        + _resident(gathered, largest + 4096)
+        + _resident(window, passed + used_before)
+        + _resident(links, 2 * passed)
+    )
+
+
 class Deflater:
     """One direction of a connection that is compressed: a stream with one window, or messages of their own.
 
@@ -63,13 +96,16 @@ class Deflater:
         memory_level: 1 to 9.
     """
 
-    __slots__ = ("_compressor", "_idle", "_settings", "_takeover")
+    __slots__ = ("_compressor", "_idle", "_largest", "_noted", "_room", "_settings", "_takeover")
 
     def __init__(self, bits: int, *, takeover: bool, level: int, memory_level: int) -> None:
         self._settings = (level, memory_level, max(bits, _LEAST_ZLIB_BITS))
         self._takeover = takeover
         self._compressor: Any = None
         self._idle = _idle[self._settings]
+        # of the window that was not written yet, and the longest message: for memory_used
+        self._room = self._largest = 0
+        self._noted = 0  # a message that is no longer than this changes neither
 
     @property
     def takeover(self) -> bool:
@@ -91,8 +127,32 @@ class Deflater:
         """Compress a message that may refer to those before it."""
         if self._compressor is None:
             self._compressor = self._new_compressor()
+            self._room = 2 << self._settings[2]
+            self._largest = self._noted = 0
+        if len(data) > self._noted:
+            self._note(len(data))
         output: bytes = self._compressor.compress(data) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
         return output.removesuffix(_TAIL)
+
+    def _note(self, size: int) -> None:
+        """Note how much of the compressor's memory is written by a message."""
+        self._room = max(self._room - size, 0)
+        self._largest = max(self._largest, size)
+        if not self._room:
+            self._noted = self._largest
+
+    def memory_used(self, used_before: int) -> int:
+        """Return about how many bytes the window takes that this connection has, and what belongs to it; thread-safe.
+
+        An estimate by how much was compressed: the system gives pages when they are first written.
+
+        Args:
+            used_before: bytes that the connection has needed for a moment, and that malloc is likely to use again here.
+        """
+        if self._compressor is None:
+            return 0
+        passed = (2 << self._settings[2]) - self._room
+        return _compressor_memory(self._settings, passed, self._largest, used_before)
 
     def _deflate_alone(self, data: bytes) -> bytes:
         """Compress a message without context takeover, by a compressor of all such connections."""
@@ -124,12 +184,13 @@ class Inflater:
         takeover: whether a message may refer to those before it.
     """
 
-    __slots__ = ("_bits", "_stream", "_takeover")
+    __slots__ = ("_bits", "_room", "_stream", "_takeover")
 
     def __init__(self, bits: int, *, takeover: bool) -> None:
         self._bits = max(bits, _LEAST_ZLIB_BITS)
         self._takeover = takeover
         self._stream: Any = None
+        self._room = 0  # of the window that was not written yet, below 0 once all was: for memory_used
 
     def inflate(self, data: bytes, limit: int) -> bytes:
         """Return what a compressed message says, RFC 7692 §7.2.2.
@@ -143,12 +204,13 @@ class Inflater:
             return b""
         stream = self._stream
         if stream is None:
-            stream = self._stream = zlib.decompressobj(-self._bits)
+            stream = self._new_stream()
         try:
             if len(data) <= _PIECE:  # most messages are done in one step
                 part: bytes = stream.decompress(data, _STEP)
                 if len(part) < _STEP and not stream.eof:
                     self._end()
+                    self._room -= len(part)
                     if len(part) > limit:
                         raise too_big()
                     return part
@@ -170,6 +232,26 @@ class Inflater:
                 self._stream = None
         return output.whole()
 
+    def _new_stream(self) -> Any:
+        self._room = 1 << self._bits
+        self._stream = zlib.decompressobj(-self._bits)
+        return self._stream
+
+    def memory_used(self) -> int:
+        """Return about how many bytes the peer's window takes, and what belongs to it; thread-safe.
+
+        An estimate, as that of a ``Deflater``.
+        """
+        if self._stream is None:
+            return 0
+        window = 1 << self._bits
+        return _INFLATE_STATE + _resident(window, window - self._room)
+
+    @property
+    def copied(self) -> int:
+        """How many bytes of a window ``_end`` copies, whatever was written of it, and throws away."""
+        return 0 if self._stream is None else 1 << self._bits
+
     def _left(self) -> bytes:
         """Return what was not inflated yet of what was given; a last block may be followed by another stream."""
         stream = self._stream
@@ -184,9 +266,10 @@ class Inflater:
         while data or is_full:
             if self._stream is None:
                 output.count_stream()
-                self._stream = zlib.decompressobj(-self._bits)
+                self._new_stream()
             step = output.step
             part = self._stream.decompress(data, step)
+            self._room -= len(part)
             output.add(part)
             data = self._left()
             is_full = len(part) == step and self._stream is not None
@@ -241,6 +324,11 @@ class _Output:
 
     def whole(self) -> bytes:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+def _memory_used(deflater: Deflater, inflater: Inflater) -> int:
+    """Return about how many bytes the two directions of a connection take."""
+    return deflater.memory_used(inflater.copied) + inflater.memory_used()
 
 
 class DeflateMessage(Extension):
@@ -398,6 +486,10 @@ class DeflateMessage(Extension):
             """Give the window back."""
             self.deflater.release()
 
+        def memory_used(self) -> int:
+            """Return about how many bytes the two windows take."""
+            return _memory_used(self.deflater, self.inflater)
+
         def deflate(self, payload: bytes, compress: bool | None) -> bytes | None:
             """Return the compressed form of a message, None for one that is sent as it is."""
             if compress is None:
@@ -535,6 +627,10 @@ class DeflateFrame(Extension):
             """Give the window back."""
             self.deflater.release()
 
+        def memory_used(self) -> int:
+            """Return about how many bytes the two windows take."""
+            return _memory_used(self.deflater, self.inflater)
+
         def onsend(self, frame: Frame) -> Frame:
             """Compress a data frame, if that was asked for, or nothing was and it isn't short."""
             wanted = len(frame.payload) >= self.threshold if frame.compress is None else frame.compress
@@ -557,3 +653,10 @@ class DeflateFrame(Extension):
             if self._size > limit:
                 raise too_big()
             return received_frame(frame.opcode, payload, final=frame.final)
+
+
+def spare_memory(extensions: Iterable[Extension]) -> int:
+    """Return about how many bytes compressors take that nobody uses now, if any of these shares them. Thread-safe."""
+    if not any(isinstance(extension, DeflateMessage | DeflateFrame) for extension in extensions):
+        return 0
+    return sum(len(idle) * _compressor_memory(settings, _FULL, _FULL) for settings, idle in list(_idle.items()))

@@ -26,6 +26,7 @@ __all__ = [
     "SSLError",
     "SocketClosed",
     "WebSocketError",
+    "WriteLimitError",
 ]
 
 
@@ -148,12 +149,14 @@ class ProtocolError(WebSocketError):
     Args:
         code: the close code that answers it, such as 1002.
         message: which rule, with its section.
+        limit: the argument that says so, if it is a limit: such as ``"max_size"``.
     """
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, *, limit: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.limit = limit
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.code, self.message), self.__dict__
@@ -161,6 +164,10 @@ class ProtocolError(WebSocketError):
 
 class PingError(WebSocketError):
     """A ping can't be sent: its payload is longer than 125 bytes (RFC 6455 §5.5)."""
+
+
+class WriteLimitError(WebSocketError, BlockingIOError):
+    """More than ``write_limit`` waits for this client, and the message was not queued: send again when it has read."""
 
 
 class SSLError(WebSocketError):

@@ -52,7 +52,8 @@ _DATA: Final = 0x07
 
 def too_big() -> ProtocolError:
     """Return the exception for a message that is longer than its limit."""
-    return ProtocolError(CloseCode.MESSAGE_TOO_BIG, "the message is larger than max_size (RFC 6455 §10.4)")
+    message = "the message is larger than max_size (RFC 6455 §10.4)"
+    return ProtocolError(CloseCode.MESSAGE_TOO_BIG, message, limit="max_size")
 
 
 class Extension:
@@ -141,6 +142,13 @@ class Extension:
 
         def onidle(self) -> None:
             """Give back what the next ``onsend`` can make anew: nothing was sent for a while."""
+
+        def memory_used(self) -> int:
+            """Return the bytes that it holds for what follows, as windows are: see ``server.memory``.
+
+            It is asked by any thread, while others may be in every other method.
+            """
+            return 0
 
         def onrecv(self, frame: Frame) -> Frame:
             """Return what has arrived in a frame, a whole message as one frame, or a control frame; see ``onsend``.

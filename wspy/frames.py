@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIN",
     "HOW_TO_BREAK_RULES",
+    "LIMITS",
     "MAX_CONTROL",
     "ControlFrame",
     "Frame",
@@ -39,6 +40,7 @@ __all__ = [
     "receive_frame",
     "received_frame",
     "split_close",
+    "too_many_controls",
 ]
 
 FIN: Final = 0x80
@@ -50,6 +52,13 @@ _MAX_REASON: Final = 123  # the code takes two of them
 HOW_TO_BREAK_RULES: Final = (
     "a frame that is made with unchecked=True may break rules, for tests of other implementations"
 )
+LIMITS: Final = {
+    lib.WSPY_ERROR_MESSAGE_SIZE: "max_size",
+    lib.WSPY_ERROR_FRAGMENT_SIZE: "max_size",
+    lib.WSPY_ERROR_FRAGMENT_COUNT: "max_fragments",
+    lib.WSPY_ERROR_CONTROL_RATE: "max_controls",
+}
+"""The arguments that the peer's frames are held against, by the error of the core."""
 _BINARY: Final = int(Opcode.BINARY)
 _FINAL_BINARY: Final = FIN | _BINARY
 _CONTROL: Final = 0x08  # §5.5: the bit of an opcode that says so
@@ -400,7 +409,13 @@ def core_error(number: int) -> ProtocolError:
     """Return the exception for an error of the core, a negative number."""
     text = ffi.string(lib.wspy_error_text(number)).decode()
     section = ffi.string(lib.wspy_error_section(number)).decode()
-    return ProtocolError(lib.wspy_error_close_code(number), f"{text} ({section})" if section else text)
+    message = f"{text} ({section})" if section else text
+    return ProtocolError(lib.wspy_error_close_code(number), message, limit=LIMITS.get(number))
+
+
+def too_many_controls() -> ProtocolError:
+    """Return the exception for more control frames in a second than ``max_controls``, RFC 6455 §10.4."""
+    return core_error(lib.WSPY_ERROR_CONTROL_RATE)
 
 
 def split_close(payload: bytes) -> tuple[int, str]:

@@ -53,10 +53,11 @@ class HeldSocket:
     @property
     def may_be_shared(self) -> bool:
         """Whether a parent or a child may go on with the connection: there was a fork since it was made."""
-        return self._is_inherited or self._forks != _Forks.count
+        return self.is_inherited or self._forks != _Forks.count
 
     @property
-    def _is_inherited(self) -> bool:
+    def is_inherited(self) -> bool:
+        """Whether this process is a child of the one that has made it."""
         return self._process != os.getpid()
 
     def __enter__(self) -> socket.socket:
@@ -96,7 +97,7 @@ class HeldSocket:
         """Close the socket, or have it closed by who uses it, as soon as it was woken. Thread-safe; twice is fine."""
         self.closed = True
         # in a forked child they are threads of the parent, whose connection it is
-        if self._is_inherited:
+        if self.is_inherited:
             self.sock.close()
         elif self._users:
             self._users.append(None)

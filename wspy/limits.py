@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Final
+from typing import Final, TypeAlias
 
-__all__ = ["NO_COUNT_LIMIT", "NO_SIZE_LIMIT", "checked_count", "checked_limit", "checked_seconds", "milliseconds"]
+__all__ = [
+    "NO_COUNT_LIMIT",
+    "NO_SIZE_LIMIT",
+    "Sizes",
+    "both_sizes",
+    "checked_count",
+    "checked_limit",
+    "checked_seconds",
+    "milliseconds",
+]
+
+Sizes: TypeAlias = int | tuple[int | None, int | None] | None
+"""The most bytes of a message; or of that, and of each of its frames. None for no limit."""
 
 NO_SIZE_LIMIT: Final = (1 << 64) - 1
 NO_COUNT_LIMIT: Final = (1 << 32) - 1
@@ -46,6 +58,19 @@ def checked_limit(name: str, value: int | None, low: int, unlimited: int) -> int
     if not low <= number < unlimited:
         raise ValueError(f"{name} must be from {low} to {unlimited - 1}, or None for no limit, not {number}")
     return number
+
+
+def both_sizes(max_size: Sizes) -> tuple[int | None, int | None]:
+    """Return the limit of a message, and that of each of its frames.
+
+    Raises:
+        TypeError: it is a tuple of another length. The limits themselves aren't looked at.
+    """
+    if not isinstance(max_size, tuple):
+        return max_size, None
+    if len(max_size) != 2:
+        raise TypeError("max_size is an int, None, or a pair: that of a message, and that of each of its frames")
+    return max_size
 
 
 def checked_seconds(name: str, value: float | None, *, at_least: float = 0.0) -> float | None:

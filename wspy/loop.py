@@ -17,6 +17,7 @@ import socket
 import struct
 import weakref
 from array import array
+from sys import getsizeof
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -24,6 +25,7 @@ from ._core import ffi, lib
 from .codes import Opcode
 from .errors import CoreError
 from .frames import FIN, frame_header
+from .frames import LIMITS as FRAME_LIMITS
 from .http11 import HEAD_LIMIT, HEADERS_LIMIT
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_count, checked_limit, milliseconds
 
@@ -102,6 +104,7 @@ EVENT_RAW: Final = lib.WSPY_EVENT_RAW
 EVENT_OUT: Final = lib.WSPY_EVENT_OUT
 EVENT_OUT_LAST: Final = lib.WSPY_EVENT_OUT_LAST
 EVENT_GONE: Final = lib.WSPY_EVENT_GONE
+EVENT_IDLE: Final = lib.WSPY_EVENT_IDLE
 
 # What RAW_SEND begins with if it answers OUT, or OUT_LAST.
 OUT: Final = bytes([lib.WSPY_RAW_OUT])
@@ -109,7 +112,26 @@ OUT_AND_LAST: Final = bytes([lib.WSPY_RAW_OUT | lib.WSPY_RAW_LAST])
 
 # As a positive number, as CLOSED has it.
 EXTENSION_ERROR: Final = -lib.WSPY_ERROR_EXTENSION
+CUT: Final = -lib.WSPY_ERROR_EOF
+LOST: Final = -lib.WSPY_ERROR_RESET
+CLOSE_TIMEOUT: Final = -lib.WSPY_ERROR_CLOSE_TIMEOUT
+ABORTED: Final = -lib.WSPY_ERROR_ABORTED
+BACKLOG: Final = -lib.WSPY_ERROR_BACKLOG
 OPEN_TIMEOUT_ERROR: Final = -lib.WSPY_ERROR_OPEN_TIMEOUT
+# The settings that end connections.
+LIMITS: Final = {
+    **{-error: limit for error, limit in FRAME_LIMITS.items()},
+    CLOSE_TIMEOUT: "close_timeout",
+    -lib.WSPY_ERROR_PING_TIMEOUT: "ping_timeout",
+    -lib.WSPY_ERROR_WRITE_TIMEOUT: "write_timeout",
+    BACKLOG: "max_backlog",
+    -lib.WSPY_ERROR_HEAD_LINE: "max_line",
+    -lib.WSPY_ERROR_HEAD_FIELD: "max_header_line",
+    -lib.WSPY_ERROR_HEAD_FIELD_COUNT: "max_headers",
+    -lib.WSPY_ERROR_HEAD_SIZE: "max_head",
+    -lib.WSPY_ERROR_HEAD_TIMEOUT: "open_timeout",
+    -lib.WSPY_ERROR_OPEN_TIMEOUT: "open_timeout",
+}
 
 MESSAGES: Final = lib.WSPY_MESSAGES
 FRAMES: Final = lib.WSPY_FRAMES
@@ -137,23 +159,41 @@ Event: TypeAlias = tuple[int, int, int, int]
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 
+class Ending(NamedTuple):
+    """How a connection ended."""
+
+    error: int  # of the core, as a positive number; 0 after a closing handshake
+    errno: int
+    age: float  # seconds
+    unsent_bytes: int
+    unsent_messages: int
+
+
 class Settings(NamedTuple):
     """What a loop needs to know; sizes in bytes, times in seconds, None for no limit or no deadline."""
 
     max_size: int | None = 1 << 20
+    max_fragment_size: int | None = None
     max_fragments: int | None = 131_072
     max_line: int = 8192
     max_header_line: int = 8192
     max_head: int = 65_536
     max_headers: int = 100
     max_backlog: int | None = 16 << 20
+    broadcast_limit: int = 0  # unsent bytes of a connection, above which broadcasts pass over it; 0: never
     write_limit: int = 0  # unsent bytes of a connection, down to which is reported as DRAINED; 0: never
     max_sockets: int = 0  # connections in every phase; 0: no limit
+    max_handshakes: int | None = None
+    max_handshakes_per_address: int | None = None
+    max_accept_rate: int | None = None  # connections in a second
     notsent_lowat: int = 131_072
     open_timeout: float | None = 10.0
     close_timeout: float | None = 10.0
     ping_interval: float | None = 20.0
     ping_timeout: float | None = 20.0
+    write_timeout: float | None = 30.0
+    idle_timeout: float | None = None
+    max_controls: int | None = 100_000  # control frames of a connection in a second
     idle_request_timeout: float | None = 30.0
     wants_pings: bool = False
     wants_pongs: bool = False
@@ -164,6 +204,12 @@ class Settings(NamedTuple):
 
 def _deadline(settings: Settings, name: str) -> int:
     return milliseconds(name, getattr(settings, name), lib.WSPY_FOREVER)
+
+
+def _count_or_none(name: str, settings: Settings) -> int:
+    """Return a limit as the core has it: 0 for none."""
+    limit = checked_limit(name, getattr(settings, name), 1, NO_COUNT_LIMIT)
+    return 0 if limit == NO_COUNT_LIMIT else limit
 
 
 def _head_limits(settings: Settings) -> tuple[int, int, int, int]:
@@ -188,18 +234,25 @@ def _c_settings(settings: Settings) -> Any:
         {
             "limits": (
                 checked_limit("max_size", settings.max_size, 1, NO_SIZE_LIMIT),
-                NO_SIZE_LIMIT,
+                checked_limit("max_size", settings.max_fragment_size, 1, NO_SIZE_LIMIT),
                 checked_limit("max_fragments", settings.max_fragments, 1, NO_COUNT_LIMIT),
             ),
             "head": _head_limits(settings),
             "max_connections": settings.max_sockets,
+            "max_handshakes": _count_or_none("max_handshakes", settings),
+            "max_per_address": _count_or_none("max_handshakes_per_address", settings),
+            "max_accepts": _count_or_none("max_accept_rate", settings),
             "max_backlog": checked_limit("max_backlog", settings.max_backlog, 1, NO_SIZE_LIMIT),
             "write_limit": settings.write_limit,
+            "broadcast_limit": settings.broadcast_limit,
             "notsent_lowat": checked_count("notsent_lowat", settings.notsent_lowat, 0, (1 << 31) - 1),
             "open_timeout_ms": _deadline(settings, "open_timeout"),
             "close_timeout_ms": _deadline(settings, "close_timeout"),
             "ping_interval_ms": _deadline(settings, "ping_interval"),
             "ping_timeout_ms": _deadline(settings, "ping_timeout"),
+            "write_timeout_ms": _deadline(settings, "write_timeout"),
+            "idle_timeout_ms": _deadline(settings, "idle_timeout"),
+            "max_controls": _count_or_none("max_controls", settings),
             "idle_request_ms": _deadline(settings, "idle_request_timeout"),
             "wants": wants,
             "raw": settings.raw,
@@ -471,11 +524,35 @@ class Loop:
             return socket.inet_ntop(socket.AF_INET, bytes(ffi.buffer(address, 4))), int(port[0])
         return socket.inet_ntop(socket.AF_INET6, bytes(ffi.buffer(address, 16))), int(port[0]), 0, int(scope[0])
 
+    def ending(self, handle: int, error: int) -> Ending:
+        """Return how a connection ended, for the turn that its CLOSED event comes up in.
+
+        Args:
+            handle: of the connection.
+            error: the last number of that event.
+        """
+        ending = ffi.new("wspy_ending *")
+        _check(lib.wspy_loop_ending(self._loop, handle, ending))
+        return Ending(error & 0xFF, error >> 8, ending.age_ms / 1000, ending.unsent, ending.unsent_messages)
+
+    def latency(self, handle: int) -> float | None:
+        """Return seconds from a connection's last keepalive ping that was answered to its pong. Thread-safe."""
+        latency = lib.wspy_loop_latency(self._loop, handle)
+        return None if latency < 0 else latency / 1e6
+
     def stats(self) -> dict[str, int]:
         """Return the counters of core.h's ``wspy_stats``. Thread-safe."""
         stats = ffi.new("wspy_stats *")
         _check(lib.wspy_loop_stats(self._loop, stats))
         return {name: int(getattr(stats, name)) for name in _STATS}
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes of core.h's ``wspy_memory``, and of commands that wait to be applied. Thread-safe."""
+        memory = ffi.new("wspy_memory *")
+        _check(lib.wspy_loop_memory(self._loop, memory))
+        sizes = {name: int(getattr(memory, name)) for name in _MEMORY}
+        sizes["queues"] += sum(map(getsizeof, self._queue[1:]))
+        return sizes
 
     # ---- ending ----
 
@@ -500,6 +577,8 @@ class Loop:
         self._trimmer = 0
 
 
+_MEMORY: Final = ("records", "heads", "remainders", "queues", "raw")
+
 _STATS: Final = (
     "accepted",
     "opened",
@@ -513,6 +592,11 @@ _STATS: Final = (
     "timeouts",
     "accept_errors",
     "turns",
+    "full_addresses",
+    "full_handshakes",
+    "fast_accepts",
+    "silent_handshakes",
+    "passed_over",
     "connections",
     "handshakes",
     "backlog",

@@ -28,13 +28,15 @@ class Unsent:
     Args:
         data: the bytes.
         callback: called when the kernel has all of them.
+        messages: how many messages end in them.
     """
 
-    __slots__ = ("callback", "data", "rest", "sizes")
+    __slots__ = ("callback", "data", "messages", "rest", "sizes")
 
-    def __init__(self, data: bytes, callback: Callable[[], object] | None = None) -> None:
+    def __init__(self, data: bytes, callback: Callable[[], object] | None = None, messages: int = 0) -> None:
         self.data = data
         self.callback = callback
+        self.messages = messages
         self.sizes: list[int] = []  # of what the kernel has taken
         self.rest: bytes | memoryview = b""  # what comes behind ``data``, and has to be made records of
 
@@ -78,10 +80,12 @@ class Outbox:
             bytes whose order counts makes and adds them under it; so does who reads by ``tls``.
         unsent: what the kernel doesn't have yet; not to be changed.
         tls: what makes records of all that leaves, or None.
+        taken: how many bytes the kernel has taken so far, at least: it changes whenever it takes some.
     """
 
     __slots__ = (
         "_due",
+        "_forgotten",
         "_is_sealing",
         "_is_writing",
         "_pong",
@@ -89,6 +93,7 @@ class Outbox:
         "_state",
         "_teller",
         "lock",
+        "taken",
         "tls",
         "unsent",
     )
@@ -104,6 +109,8 @@ class Outbox:
         self.tls: TLS | None = None
         self._sealed: Unsent | None = None  # what consists of records: the first of unsent, unless it is sent
         self._is_sealing = False
+        self._forgotten = (0, 0)
+        self.taken = 0
 
     def secure(self, tls: TLS | None) -> None:
         """Begin anew, and make records of all that leaves from now on, or not."""
@@ -112,6 +119,7 @@ class Outbox:
             self.tls = tls
             self._sealed = None
             self._is_sealing = False
+            self._forgotten = (0, 0)
 
     def add_answers(self) -> None:
         """See to it that what TLS has to say by itself leaves, before all of which no records were made yet.
@@ -200,8 +208,7 @@ class Outbox:
         with self.lock:
             return self._is_writing
 
-    @staticmethod
-    def _send(sock: socket.socket, unsent: Unsent) -> bool:
+    def _send(self, sock: socket.socket, unsent: Unsent) -> bool:
         """Send what the kernel takes now of this; tell whether that was all."""
         left = unsent.left() if unsent.sizes else unsent.data
         if not left:
@@ -214,6 +221,7 @@ class Outbox:
             if error.errno is None and sock.gettimeout():  # somebody has set one of the socket itself
                 return False
             raise
+        self.taken += unsent.sizes[-1]
         return unsent.sizes[-1] == len(left)
 
     def tell(self) -> None:
@@ -246,4 +254,18 @@ class Outbox:
     def clear(self) -> None:
         """Forget what was not sent; its callbacks are never called."""
         with self.lock:
+            self._forgotten = self.left()
             self.unsent.clear()
+
+    def left(self) -> tuple[int, int]:
+        """Return how many bytes the kernel never took, with what was forgotten, and of how many messages they are.
+
+        With TLS, bytes of records count for what became records.
+        """
+        with self.lock:
+            size, messages = self._forgotten
+            for unsent in self.unsent:
+                left = len(unsent.data) - sum(unsent.sizes) + len(unsent.rest)
+                size += left
+                messages += unsent.messages if left else 0
+        return size, messages

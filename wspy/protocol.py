@@ -295,6 +295,21 @@ class Protocol:
         return self._error
 
     @property
+    def rcvd(self) -> tuple[int, str] | None:
+        """Code and reason of the peer's Close, None if there was none yet; 1005 stands for no code."""
+        return self._rcvd
+
+    @property
+    def sent(self) -> tuple[int, str] | None:
+        """The same of this side's."""
+        return None if self._closed is None else self._closed[1]
+
+    @property
+    def began_closing(self) -> bool:
+        """Whether this side's Close comes before the peer's, if there is any yet (RFC 6455 §7.1.2)."""
+        return self._rcvd is None if self._closed is None else self._closed[0]
+
+    @property
     def close_received(self) -> bool:
         """Whether the peer's Close has arrived. Nothing that follows it is looked at (RFC 6455 §1.4)."""
         return bool(lib.wspy_endpoint_close_state(self._endpoint) & 2)
@@ -515,6 +530,7 @@ class Protocol:
         try:
             lib.wspy_endpoint_fail(endpoint, error.code)
             self._error = self._error or error
+            self._rcvd = None  # it came behind what broke the rule, if it came at all
         finally:
             self._idle.append(endpoint)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from .deadline import NEVER, Deadline
 from .errors import HandshakeError, ProtocolError, SocketClosed
+from .journal import Journal
 from .server_auth import WrongCredentialsError
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ _GuestT = TypeVar("_GuestT", bound=Guest)
 class _Opening(Generic[_GuestT]):
     """A client in its opening handshake."""
 
-    def __init__(self, client: _GuestT, address: Any, deadline: Deadline) -> None:
+    def __init__(self, client: _GuestT, address: Any, deadline: Deadline, journal: Journal) -> None:
         self.client = client
+        self._journal = journal
         self.address = address
         self.deadline = deadline
         self.is_refused = False
@@ -137,7 +139,7 @@ class _Opening(Generic[_GuestT]):
 
     def refused(self, reason: object) -> None:
         """Give the client a moment to read why it isn't let in."""
-        log.info("refused a client at %r: %s", self.address, reason)
+        self._journal.tell(self.address, "refused a client at %r: %s", self.address, reason)
         self.is_refused = True
         self.deadline = Deadline(LINGER_SECONDS)
 
@@ -175,6 +177,7 @@ class Reception(Generic[_GuestT]):
 
     def __init__(self, refuse_late: Callable[[_GuestT], None]) -> None:
         self._refuse_late = refuse_late
+        self._journal = Journal(log)
         self._opening: dict[int, _Opening[_GuestT]] = {}
         self._ready: deque[Accepted[_GuestT]] = deque()
         self._poll = select.poll()  # of all in _opening, and of the listener while there is room
@@ -247,7 +250,7 @@ class Reception(Generic[_GuestT]):
             sock.close()
             raise
         fd = sock.fileno()
-        self._opening[fd] = _Opening(client, address, Deadline(seconds))
+        self._opening[fd] = _Opening(client, address, Deadline(seconds), self._journal)
         self._poll.register(fd, select.POLLIN)
         self._go_on(fd)
 
@@ -259,7 +262,7 @@ class Reception(Generic[_GuestT]):
             pass
         except OSError as error:
             if not opening.is_refused:
-                log.info("lost a client at %r: %s", opening.address, error)
+                self._journal.tell(opening.address, "lost a client at %r: %s", opening.address, error)
             self._dismiss(fd)
             return
         if opening.is_open:
@@ -301,6 +304,7 @@ class Reception(Generic[_GuestT]):
             self._dismiss(fd)
         while self._ready:
             self._ready.popleft().client.close()
+        self._journal.flush()
 
     def __bool__(self) -> bool:
         """Whether there are any."""

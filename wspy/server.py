@@ -7,12 +7,13 @@ import threading
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from . import loop as core
 from .async_client import DELIVER, DROP, HOLD
 from .codes import CloseCode
-from .errors import HandshakeError, SocketClosed
+from .errors import HandshakeError
+from .journal import peer_name
 from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
 from .server_client import (
     CALL,
@@ -22,7 +23,7 @@ from .server_client import (
     ExtendedThreadClient,
     MarkingThreadClient,
 )
-from .serving import BaseServer, Options
+from .serving import BaseServer, Options, WritePolicy
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Server(BaseServer[Client]):
     reading and writing go on in the thread of the server, which ``run`` turns.
 
     An exception in a handler goes to ``onerror``, and closes that client with 1011; ``KeyboardInterrupt`` and
-    ``SystemExit`` stop the server, in order, and ``SocketClosed`` in a handler of a client that is closed is no error.
+    ``SystemExit`` stop the server, in order.
 
     Args:
         address: as for ``AsyncServer``, with all of its other arguments.
@@ -71,8 +72,9 @@ class Server(BaseServer[Client]):
             any number.
         write_limit: unsent bytes of a client above which ``client.send`` waits, or ``max_backlog`` if that is less;
             None to queue as ``AsyncServer`` does.
+        write_policy: ``"wait"``, or what is done instead, see ``AsyncServer``.
         send_timeout: seconds that ``client.send`` waits; None for as long as the connection lasts, which
-            ``ping_interval`` and ``ping_timeout`` bound when the peer takes nothing at all.
+            ``write_timeout`` bounds when the peer takes nothing at all.
         options: the other arguments of ``AsyncServer``. ``shutdown_timeout`` is also for handlers to return: who does
             not, a second later, is told of in the log and left alone.
 
@@ -94,15 +96,24 @@ class Server(BaseServer[Client]):
         *,
         max_queue: int | None = 16,
         write_limit: int | None = 65_536,
+        write_policy: WritePolicy | Literal["wait"] = "wait",
         send_timeout: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         self._credit = checked_limit("max_queue", max_queue, 1, NO_COUNT_LIMIT)
         self._grants = max(self._credit // 2, 1)
         self._write_limit = checked_limit("write_limit", write_limit, 1, NO_SIZE_LIMIT)
+        waits = write_policy == "wait"
+        if not waits:
+            self._write_limit = NO_SIZE_LIMIT
         self._send_timeout = checked_seconds("send_timeout", send_timeout)
         self._asks_extra_headers = callable(options.get("extra_headers"))
-        super().__init__(address, **options)
+        super().__init__(
+            address,
+            write_limit=None if waits else write_limit,
+            write_policy="raise" if write_policy == "wait" else write_policy,
+            **options,
+        )
 
     def _begin(self, settings: Settings) -> None:
         limit = 0
@@ -244,12 +255,6 @@ class Server(BaseServer[Client]):
         self._push(core.command(client._handle | core.RESUME))
         self._flush()
 
-    def _handler_failed(self, client: Client | None, error: BaseException) -> None:
-        if client is not None and isinstance(error, SocketClosed) and client.closed:
-            log.debug("a handler of %s has ended with its connection", client)
-            return
-        super()._handler_failed(client, error)
-
     def _read_to_the_end(self, client: Client) -> None:
         super()._read_to_the_end(client)
         self._push(core.grant(client._handle, core.UNLIMITED))
@@ -264,7 +269,7 @@ class Server(BaseServer[Client]):
             return
         self._deciding[handle] = head
         try:
-            self._threads.run(f"wspy request of {self._name(handle)}", self._ask, handle, head, request)
+            self._threads.run(f"wspy request of {peer_name(self.loop.peer(handle))}", self._ask, handle, head, request)
         except RuntimeError as error:
             del self._deciding[handle]
             self._warn_of(error)

@@ -314,6 +314,10 @@ class Client(AsyncClient):
         super().abort()
         self._wake_senders()
 
+    def _own(self) -> tuple[object, ...]:
+        queues = self._inbox, self._calls, self._takers, self._waiting
+        return *super()._own(), *queues, self._put
+
     def _leave_to_the_parent(self) -> None:
         """In the child of a fork: be closed, without a handler being called."""
         self._its_rare().held.clear()

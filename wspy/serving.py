@@ -19,21 +19,23 @@ from copy import copy
 from functools import lru_cache, partial
 from math import ceil, inf
 from time import gmtime, monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar
 
 from . import loop as core
-from .async_client import DELIVER, DROP, HOLD, AnyClient, AsyncClient, Clients, Rare, peer_name
+from .async_client import DELIVER, DROP, HOLD, AnyClient, AsyncClient, Clients, Rare, least_size, limited
 from .calls import Call, Calls, is_async
 from .codes import CloseCode, Opcode
-from .errors import CoreError, HandshakeError, ProtocolError, SocketClosed
+from .errors import CoreError, HandshakeError, ProtocolError, SocketClosed, WriteLimitError
 from .extended import Exchange, Extends
 from .extensions import claimed_opcodes
 from .frames import FIN, Frame, frame_header, is_close_code, received_frame
 from .handshake import HEAD_STATUSES, Acceptance, ServerHandshake
 from .http11 import Request, Response
-from .limits import NO_COUNT_LIMIT, checked_count, checked_limit, checked_seconds
+from .journal import Journal, peer_name
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, Sizes, both_sizes, checked_count, checked_limit, checked_seconds
 from .listening import Address, close_listener, open_listener
 from .loop import Loop, Settings, acceptance, broadcast_payload, error_text, failure
+from .memory import Memory, memory_of
 from .messages import BinaryMessage, Message, Sendable, TextMessage, create_message
 from .server_auth import WrongCredentialsError, authenticate, checked_policies
 from .signals import StopSignals
@@ -91,19 +93,25 @@ class Options(TypedDict, total=False):
         | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]]
     )
     server_header: str | None
-    max_size: int | None
+    max_size: Sizes
     max_fragments: int | None
+    max_controls: int | None
     max_line: int
     max_header_line: int
     max_head: int
     max_headers: int
     max_connections: int | None
+    max_handshakes: int | None
+    max_handshakes_per_address: int | None
+    max_accept_rate: int | None
     max_backlog: int | None
     notsent_lowat: int
     open_timeout: float | None
     close_timeout: float | None
     ping_interval: float | None
     ping_timeout: float | None
+    write_timeout: float | None
+    idle_timeout: float | None
     idle_request_timeout: float | None
     shutdown_timeout: float | None
     keep_request: bool
@@ -131,19 +139,27 @@ class BaseServer(Generic[AnyClient]):
         | Iterable[tuple[str, str]]
         | Callable[[Request], Mapping[str, str] | Iterable[tuple[str, str]]] = (),
         server_header: str | None = f"wspy/{__version__}",
-        max_size: int | None = 1 << 20,
+        max_size: Sizes = 1 << 20,
         max_fragments: int | None = 131_072,
+        max_controls: int | None = 100_000,
         max_line: int = 8192,
         max_header_line: int = 8192,
         max_head: int = 65_536,
         max_headers: int = 100,
         max_connections: int | None = None,
+        max_handshakes: int | None = None,
+        max_handshakes_per_address: int | None = None,
+        max_accept_rate: int | None = None,
         max_backlog: int | None = 16 << 20,
+        write_limit: int | None = None,
+        write_policy: WritePolicy = "raise",
         notsent_lowat: int = 131_072,
         open_timeout: float | None = 10.0,
         close_timeout: float | None = 10.0,
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
+        write_timeout: float | None = 30.0,
+        idle_timeout: float | None = None,
         idle_request_timeout: float | None = 30.0,
         shutdown_timeout: float | None = 10.0,
         keep_request: bool = True,
@@ -170,9 +186,18 @@ class BaseServer(Generic[AnyClient]):
             max_headers=max_headers,
         )
         self._policies = checked_policies(auth)
+        self._most_unsent = checked_limit("write_limit", write_limit, 1, NO_SIZE_LIMIT)
+        self._unwritten = 0
+        """Bytes that handlers have sent, since the core was last given what is queued because of ``write_limit``."""
+        self._write_policy = _checked_policy(write_policy, write_limit)
+        self._minds_unsent = write_limit is not None and write_policy != "close"
+        self._backlog_limit = "max_backlog"
+        most = checked_limit("max_backlog", max_backlog, 1, NO_SIZE_LIMIT)
+        if write_policy == "close" and write_limit is not None and self._most_unsent <= most:
+            max_backlog, self._backlog_limit = self._most_unsent, "write_limit"
         self._shutdown_timeout = checked_seconds("shutdown_timeout", shutdown_timeout)
         self._keep_request = keep_request
-        self._max_size = max_size
+        self._max_size, max_fragment_size = both_sizes(max_size)
         self._server_header = server_header
         self._max_connections = checked_limit("max_connections", max_connections, 0, NO_COUNT_LIMIT)
         if max_connections is None:
@@ -180,19 +205,27 @@ class BaseServer(Generic[AnyClient]):
         checked_count("backlog", backlog, 0, (1 << 31) - 1)
         self._begin(
             Settings(
-                max_size=max_size,
+                max_size=self._max_size,
+                max_fragment_size=max_fragment_size,
                 max_fragments=max_fragments,
+                max_controls=max_controls,
                 max_line=max_line,
                 max_header_line=max_header_line,
                 max_head=max_head,
                 max_headers=max_headers,
                 max_backlog=max_backlog,
                 max_sockets=_descriptor_limit(),
+                max_handshakes=max_handshakes,
+                max_handshakes_per_address=max_handshakes_per_address,
+                max_accept_rate=max_accept_rate,
+                broadcast_limit=self._most_unsent if self._minds_unsent else 0,
                 notsent_lowat=notsent_lowat,
                 open_timeout=open_timeout,
                 close_timeout=close_timeout,
                 ping_interval=ping_interval,
                 ping_timeout=ping_timeout,
+                write_timeout=write_timeout,
+                idle_timeout=idle_timeout,
                 idle_request_timeout=idle_request_timeout,
                 wants_pings=self._overrides("onpingreceived", "onframe"),
                 wants_pongs=self._overrides("onpong", "onframe"),
@@ -200,7 +233,7 @@ class BaseServer(Generic[AnyClient]):
                 raw=secure is not None,
             )
         )
-        self._secured: Secured | None = None if secure is None else secure(self.loop, peer_name)
+        self._secured: Secured | None = None if secure is None else secure(self.loop, self._journal)
         self._owns_listener = not isinstance(address, socket.socket)
         try:
             self._listener = open_listener(address, backlog=backlog, reuse_port=reuse_port)
@@ -219,6 +252,8 @@ class BaseServer(Generic[AnyClient]):
         self._opening: dict[int, AnyClient] = {}
         self._held_back: dict[int, Call] = {}
         """By their handles, those whose answer is to come later, and what sends it."""
+        self._journal = Journal(log)
+        self._hits = dict.fromkeys(_LIMITS, 0)
         self._calls = Calls()
         self._call_at: float | None = None  # when the earliest call of later is due
         self._frames = self._overrides("onframe")
@@ -236,6 +271,8 @@ class BaseServer(Generic[AnyClient]):
         self._marks = self._overrides("onsent")
         self._make_client = self._marking_class if self._marks else self._client_class
         self._make_extended = self._extended_marking_class if self._marks else self._extended_class
+        if self._minds_unsent:
+            self._make_client, self._make_extended = limited(self._make_client), limited(self._make_extended)
         self._thread = 0
         self.loop = Loop(settings)
         # for clients: as few steps as possible on the way of a message
@@ -302,6 +339,8 @@ class BaseServer(Generic[AnyClient]):
             client: the connection.
             code: the close code; 1005 if the peer's Close frame had none.
             reason: of the peer's Close frame, often ""; without one a sentence that says what happened.
+
+        ``client.closure`` tells the rest: who ended it, by which limit, and what was left unsent.
         """
 
     def onerror(self, client: AnyClient | None, error: BaseException) -> None:
@@ -310,7 +349,8 @@ class BaseServer(Generic[AnyClient]):
         Args:
             client: the connection, which is closed with 1011; None for ``onrequest`` (answered with 500) and for a
                 function of ``call_soon`` or ``call_later``.
-            error: the exception: any but ``KeyboardInterrupt`` and ``SystemExit``, which stop the server.
+            error: the exception: any but ``KeyboardInterrupt`` and ``SystemExit``, which stop the server, and
+                ``SocketClosed`` in a handler of a client that is closed: it just came too late.
         """
         log.error("exception in a handler%s", f" of {client}" if client else "", exc_info=error)
 
@@ -459,6 +499,7 @@ class BaseServer(Generic[AnyClient]):
         self._release_listener()
         self._held_back.clear()
         self.loop.close()
+        self._journal.flush()
         self._thread = 0
         self._ended.set()
 
@@ -626,6 +667,33 @@ class BaseServer(Generic[AnyClient]):
         self._push(core.command(core.BROADCAST, broadcast_payload(frame, keys)))
         self._flush()
 
+    def _has_room(self, client: AsyncClient, message: Sendable) -> bool:
+        """Whether so little is unsent of a client that a message may be queued."""
+        backlogs, slot = self.loop.backlogs, client._handle & core.SLOT
+        if backlogs[slot] + self._unwritten > self._most_unsent:
+            self._unwritten = 0
+            self._submit()
+        if backlogs[slot] <= self._most_unsent:
+            if threading.get_ident() == self._busy:  # else it is written at once
+                self._unwritten += least_size(message)
+            return True
+        self._hits["write_limit"] += 1
+        return False
+
+    def _may_send(self, client: AnyClient, message: Sendable) -> bool:
+        """Whether a send is to be queued.
+
+        Raises:
+            WriteLimitError: it isn't, and whoever sends shall know.
+        """
+        if client._state is not None or self._has_room(client, message):
+            return True
+        if self._write_policy == "drop":
+            return False
+        raise WriteLimitError(
+            f"more than {self._most_unsent} bytes are unsent: wait for onsent or a smaller buffered_amount, or close it"
+        )
+
     def _own(self, clients: Iterable[AnyClient]) -> list[AnyClient]:
         """Return clients of this server: another's have the same handles."""
         own = list(clients)
@@ -664,7 +732,8 @@ class BaseServer(Generic[AnyClient]):
         for one in alone:
             # of an extension, whose connection is closed, and the log says so: the others know nothing of it
             with suppress(Exception):
-                one._send_transformed(message, None, compress)
+                if not self._minds_unsent or self._has_room(one, message):
+                    one._send_transformed(message, None, compress)
         self._flush()
 
     @staticmethod
@@ -676,7 +745,11 @@ class BaseServer(Generic[AnyClient]):
         return b"".join([frame_header(first, len(payload)) + payload for first, payload in frames])
 
     def _broadcast_marked(self, message: Message, frame: bytes, clients: list[AnyClient]) -> None:
-        told = [client for client in clients if not client.closed]
+        told = [
+            client
+            for client in clients
+            if not client.closed and (not self._minds_unsent or self._has_room(client, message))
+        ]
         notes = [item for client in told for item in core.note(client._handle, message)]
         payload = broadcast_payload(frame, [client._key for client in told])
         self._push((*notes, *core.command(core.BROADCAST_MARK, payload)))
@@ -693,9 +766,32 @@ class BaseServer(Generic[AnyClient]):
         - ``messages_received``: data messages, or their frames with ``onframe``. ``bytes_received``, ``bytes_sent``:
           everything, heads and frame headers too. ``broadcasts``: calls of ``broadcast``.
         - ``protocol_errors``: peers that broke a rule of RFC 6455. ``timeouts``: deadlines that ended a connection.
+        - ``full_addresses``: connections that were one too many for ``max_handshakes_per_address``.
+          ``full_handshakes``, ``fast_accepts``: pauses of accepting because of ``max_handshakes`` and
+          ``max_accept_rate``.
         - ``accept_errors``: connections that could not be accepted. ``turns``: of the loop.
+        - How often a limit or a deadline has ended a connection, a request or a send, by its name: ``max_size``,
+          ``max_fragments``, ``max_controls``, ``max_line``, ``max_header_line``, ``max_head``, ``max_headers``,
+          ``max_connections``, ``max_backlog``, ``write_limit``, ``open_timeout``, ``close_timeout``, ``ping_timeout``,
+          ``write_timeout``, ``idle_timeout``.
         """
-        return {"clients": len(self.clients), **self.loop.stats()}
+        counters = self.loop.stats()
+        hits = dict(self._hits)
+        hits["open_timeout"] += counters.pop("silent_handshakes")
+        hits["write_limit"] += counters.pop("passed_over")
+        return {"clients": len(self.clients), **counters, **hits}
+
+    def memory(self) -> Memory:
+        """Return how many bytes the connections take now, by what for. Thread-safe.
+
+        It is what the process has from the system because of them: not what it has without any, what the kernel has
+        for sockets, or ``client.data``. Every connection is looked at, and whatever waits to be handled or sent.
+
+        Sizes are what malloc and CPython say. Estimates are: how much was written of a large block; the windows of
+        zlib, by its documentation and what went through them; OpenSSL, 18,000 bytes, and a thread, 17,000, as measured
+        of one that is idle.
+        """
+        return memory_of(self)
 
     # ---- where handlers are called: what servers differ in ----
 
@@ -917,7 +1013,9 @@ class BaseServer(Generic[AnyClient]):
         code, reason = outcome if rare.close_code is None else (rare.close_code, rare.close_reason)
         if client._state is not None:
             client._state.code, client._state.reason = code, reason
-        log.debug("%s closed: %d %r", client, code, reason)
+        rare.is_over = True
+        if self._journal.is_open:
+            self._journal.tell(rare.peer, "%s %s", client, client.closure)
         try:
             self.onclose(client, code, reason)
         except BaseException as raised:  # noqa: BLE001 -- whatever it is, _handler_failed decides
@@ -934,6 +1032,9 @@ class BaseServer(Generic[AnyClient]):
     def _handler_failed(self, client: AnyClient | None, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self._stop_for(error)
+            return
+        if client is not None and isinstance(error, SocketClosed) and client.closed:
+            log.debug("a handler of %s has ended with its connection", client)
             return
         try:
             self.onerror(client, error)
@@ -1008,6 +1109,7 @@ class BaseServer(Generic[AnyClient]):
         if self._stopping is not None:
             raise HandshakeError(503, "the server is stopping")
         if len(self.clients) + len(self._opening) >= self._max_connections:
+            self._hits["max_connections"] += 1
             raise HandshakeError(503, "there are max_connections already")
         agreed = accepted.extensions
         client: AnyClient
@@ -1030,7 +1132,10 @@ class BaseServer(Generic[AnyClient]):
         date = _http_date(int(time()))
         try:
             response = self.handshake.refuse(error, head, date)
-            log.info("refused %s from %s with %s: %s", _asked(head), self._name(handle), error.status, error.message)
+            peer = self.loop.peer(handle)
+            self._journal.tell(
+                peer, "refused %s from %s with %s: %s", _asked(head), peer_name(peer), error.status, error.message
+            )
         except Exception:
             # the application may have made it, changed it, or raised a subclass that lacks what is needed
             log.exception("a HandshakeError can't be sent: answered with 500")
@@ -1051,20 +1156,21 @@ class BaseServer(Generic[AnyClient]):
             self._on_undecided(handle)
             return
         status = HEAD_STATUSES[start]
-        log.info("refused a request from %s with %s: %s", self._name(handle), status, error_text(start))
+        if start in core.LIMITS:
+            self._hits[core.LIMITS[start]] += 1
+        peer = self.loop.peer(handle)
+        self._journal.tell(peer, "refused a request from %s with %s: %s", peer_name(peer), status, error_text(start))
         response = self.handshake.refuse_core(start, _http_date(int(time())))
         self._push(core.command(handle | core.RESPOND, _LAST + response))
 
     def _on_undecided(self, handle: int, head: bytes = b"") -> None:
         """Answer a request whose time is up: what is decided later is too late."""
+        self._hits["open_timeout"] += 1
         answer = self._held_back.get(handle)
         if answer is not None:
             answer()
         else:
             self._refuse(handle, HandshakeError(503, error_text(core.OPEN_TIMEOUT_ERROR)), head)
-
-    def _name(self, handle: int) -> str:
-        return peer_name(self.loop.peer(handle))
 
     def _on_opened(self, slot: int, _start: int, _length: int) -> None:
         client = self._opening.pop(slot, None)
@@ -1106,7 +1212,7 @@ class BaseServer(Generic[AnyClient]):
             answer.cancel()
         opening = self._opening.pop(slot, None)
         if opening is not None:
-            log.info("%s went away before its handshake was answered", opening)
+            self._journal.tell(opening.remote_address, "%s went away before its handshake was answered", opening)
             self._rares.pop(opening._key, None)
             self._exchanges.pop(opening._key, None)
         client = self.clients._find(slot)
@@ -1117,14 +1223,31 @@ class BaseServer(Generic[AnyClient]):
         self.clients._remove(slot)
         self._rares.pop(client._key, None)
         self._exchanges.pop(client._key, None)
+        rare.ending = self.loop.ending(client._handle, error)
+        if rare.failure is not None and rare.ending.error == core.EXTENSION_ERROR:
+            rare.limit = rare.failure.limit
+        limit = rare.limit or core.LIMITS.get(rare.ending.error)
+        if limit == "max_backlog":
+            limit = rare.limit = self._backlog_limit
+        if limit in self._hits:
+            self._hits[limit] += 1
         rare.peer = self.loop.peer(client._handle)
         rare.ssl_object = self._ssl_object(client._handle)
         reason = "" if rare.close_code is not None else error_text(error & 0xFF, error >> 8)
         if rare.failure is not None and error & 0xFF == core.EXTENSION_ERROR:
             reason = rare.failure.message
+        if limit == "write_limit" and reason:
+            reason = _TOO_MUCH_UNSENT
         if client._state is None:
             client._state = SocketClosed(message=f"the connection is closed: {reason}")
         self._event(client, core.EVENT_CLOSED, (start, reason))
+
+    def _on_idle(self, slot: int, _start: int, _length: int) -> None:
+        client = self.clients._find(slot)
+        if client is None or client._state is not None:
+            return
+        client._its_rare().limit = "idle_timeout"
+        client.close(CloseCode.GOING_AWAY)
 
     def _on_accept_paused(self, _slot: int, start: int, _length: int) -> None:
         now = monotonic()
@@ -1135,6 +1258,26 @@ class BaseServer(Generic[AnyClient]):
     _accept_warned = float("-inf")
 
 
+_TOO_MUCH_UNSENT: Final = "more unsent bytes than write_limit"
+
+_LIMITS: Final = (
+    "max_size",
+    "max_fragments",
+    "max_controls",
+    "max_line",
+    "max_header_line",
+    "max_head",
+    "max_headers",
+    "max_connections",
+    "max_backlog",
+    "write_limit",
+    "open_timeout",
+    "close_timeout",
+    "ping_timeout",
+    "write_timeout",
+    "idle_timeout",
+)
+
 _RARE_EVENTS: Final = {
     core.EVENT_HEAD: "_on_head",
     core.EVENT_BAD_HEAD: "_on_bad_head",
@@ -1144,6 +1287,7 @@ _RARE_EVENTS: Final = {
     core.EVENT_PINGED: "_on_pinged",
     core.EVENT_ACCEPT_PAUSED: "_on_accept_paused",
     core.EVENT_DRAINED: "_on_drained",
+    core.EVENT_IDLE: "_on_idle",
     core.EVENT_ENDING: "_on_ending",
 }
 
@@ -1177,6 +1321,17 @@ class _Notes:
         _rare_of(client, self._clients, self._rares).sent[number] = what
 
 
+WritePolicy: TypeAlias = Literal["raise", "drop", "close"]
+
+
+def _checked_policy(write_policy: WritePolicy, write_limit: int | None) -> WritePolicy:
+    if write_policy not in ("raise", "drop", "close"):
+        raise ValueError(f"write_policy is 'raise', 'drop' or 'close', or 'wait' of a Server, not {write_policy!r}")
+    if write_policy != "raise" and write_limit is None:
+        raise ValueError(f"write_policy={write_policy!r} says what happens beyond write_limit, which has to be given")
+    return write_policy
+
+
 def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
     """Refuse handlers that would only make coroutines: nobody would run those."""
     for name in _HANDLERS:
@@ -1189,7 +1344,7 @@ def _check_handlers(server: BaseServer[Any], extra_headers: object) -> None:
         raise TypeError("extra_headers is async def, but it has to be a plain function")
 
 
-def _secured_by(context: SSLContext) -> Callable[[Loop, Callable[[core.Address | None], str]], Secured]:
+def _secured_by(context: SSLContext) -> Callable[[Loop, Journal], Secured]:
     """Return what makes the TLS of a server with this context."""
     # the ssl module takes longer to import than all of wspy: only who needs it pays
     from .contexts import checked_server_context  # noqa: PLC0415

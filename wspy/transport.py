@@ -9,6 +9,7 @@ import contextlib
 import errno
 import select
 import socket
+import struct
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -22,6 +23,7 @@ from .reception import LINGER_BYTES
 if TYPE_CHECKING:
     from ssl import SSLContext, SSLObject
 
+    from .closure import Closure
     from .tls import TLS
 
 __all__ = ["READ", "Transport"]
@@ -31,6 +33,9 @@ READ: Final = 16_384
 _LARGE_READ: Final = 262_144
 _ENDED: Final = "the peer has ended the connection without a Close frame"
 # RFC 8446 §6.1: that could have been anybody on the way, who has cut something off
+_STALLED: Final = "the peer has taken nothing for write_timeout"
+# Closing sends a RST then, and what the kernel has is dropped.
+_NO_LINGERING: Final = struct.pack("ii", 1, 0)
 _CUT: Final = "the connection was cut: the peer has said the end of neither the connection nor of TLS"
 
 
@@ -49,6 +54,7 @@ class Transport:
         self._read_size = READ
         self._readable: tuple[int, select.poll] | None = None  # a descriptor, and what waits for it
         self._timeout = sock.gettimeout()
+        self._write_timeout: float | None = None  # seconds in which the peer takes nothing of what waits
         self._held = HeldSocket(sock)
 
     def _begin_anew(self) -> None:
@@ -57,6 +63,11 @@ class Transport:
         self._failure: Exception | None = None  # why nothing more is received
         self._lost: SocketClosed | None = None  # why nothing more is sent
         self._end = _ENDED  # what it means that nothing more comes
+        self._opened_at = 0.0  # by the opening handshake
+        self.closure: Closure | None = None
+        self._errno = 0  # of the system call because of which the connection is lost
+        self._limit: str | None = None  # the deadline that has ended it
+        self._stall: Deadline | None = None  # since the kernel takes nothing
         self._said_goodbye = False  # by close_notify
 
     @property
@@ -267,7 +278,7 @@ class Transport:
         deadline = self._deadline()
         while not unsent.is_sent():
             try:
-                self._wait(deadline, select.POLLOUT)
+                self._await_room(deadline, select.POLLOUT)
             except TimeoutError:
                 if unsent.is_sent():
                     return
@@ -281,7 +292,7 @@ class Transport:
                 self._write(sock)
                 if not self._outbox.unsent:
                     return
-                self._wait(deadline, select.POLLOUT)
+                self._await_room(deadline, select.POLLOUT)
 
     def _write_all(self, sock: socket.socket) -> None:
         """Write until the kernel takes nothing more."""
@@ -293,7 +304,10 @@ class Transport:
         failure, goes_on = self._lost, False
         if failure is None:
             try:
+                before = self._outbox.taken
                 goes_on = self._outbox.write(sock)
+                if self._outbox.taken != before:
+                    self._stall = None
             except OSError as error:
                 if error.errno is None:  # what a signal handler has raised
                     raise
@@ -307,7 +321,43 @@ class Transport:
     def _fail_sending(self, error: OSError) -> SocketClosed:
         """Note that nothing more is sent. What has arrived can still be received, such as the reason."""
         self._held.check()  # which may be the cause
+        self._note_errno(error)
         self._lost = SocketClosed(message=f"the connection is lost: {error.strerror}")
+        return self._lost
+
+    def _note_errno(self, error: OSError) -> None:
+        if not hasattr(error, "library"):  # an ssl.SSLError, which has numbers of its own
+            self._errno = self._errno or error.errno or 0
+
+    def _await_room(self, deadline: Deadline, events: int) -> int:
+        """Wait until the kernel takes something, or for other events too; who takes nothing for too long is lost.
+
+        That it has taken something is noted by the ``_write`` that follows.
+
+        Raises:
+            SocketClosed: so it was.
+            TimeoutError: the deadline is over.
+        """
+        stall = self._stall = self._stall or Deadline(self._write_timeout)
+        try:
+            return self._wait(deadline.earlier(stall), events)
+        except TimeoutError:
+            if deadline.earlier(stall) is deadline:
+                raise
+            self._write(self.sock)  # there may be room, and too little of it to be told
+            if self._stall is not stall:  # or there was for another thread
+                return 0
+            raise copy(self._give_peer_up()) from None
+
+    def _give_peer_up(self) -> SocketClosed:
+        """End the connection because of ``write_timeout``; others that wait are woken."""
+        self._limit = "write_timeout"
+        self._lost = SocketClosed(initialized=True, message=_STALLED)
+        self._failure = self._failure or self._lost
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self._outbox.clear()
         return self._lost
 
     # ---- reading ----
@@ -327,7 +377,7 @@ class Transport:
         while self._outbox.unsent and self._lost is None and not self._outbox.is_interrupted():
             with contextlib.suppress(SocketClosed):
                 self._write(self.sock)
-            if self._outbox.unsent and self._wait(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+            if self._outbox.unsent and self._await_room(deadline, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
                 return
         self._wait(deadline, select.POLLIN)
 
@@ -349,6 +399,7 @@ class Transport:
             return None
         except OSError as error:
             if error.errno is not None:
+                self._note_errno(error)
                 self._fail_receiving("the connection is lost", error)
             if not self.sock.gettimeout():  # else somebody has set one of the socket itself, and it is over
                 raise  # what a signal handler has raised

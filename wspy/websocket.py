@@ -10,12 +10,13 @@ from collections import deque
 from copy import copy
 from functools import partial
 from threading import get_ident
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 from .attempts import Attempts
 from .client_auth import ClientAuth
 from .client_handshake import ClientHandshake
+from .closure import how_it_ends
 from .codes import CloseCode, Opcode, Role
 from .connecting import connect_tcp, connect_unix, is_connected
 from .deadline import Deadline
@@ -28,7 +29,7 @@ from .handshake import Fields, ServerHandshake
 from .headers import Headers
 from .heads import HeadReader
 from .lenient import LenientReader
-from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, checked_limit, checked_seconds
+from .limits import NO_COUNT_LIMIT, NO_SIZE_LIMIT, Sizes, both_sizes, checked_limit, checked_seconds
 from .outbox import Unsent
 from .protocol import Event, Protocol
 from .reception import LINGER_SECONDS, Accepted, Reception
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ssl import SSLContext
 
+    from .closure import Closure
     from .extensions import Agreement, Extension
     from .handshake import Acceptance
     from .http11 import Request
@@ -97,7 +99,8 @@ class websocket(Transport):
         sproto: of a new socket.
         strict: fail if the peer breaks a rule. False shows the frames as they are, ``frame.unchecked`` being True for
             those that break one by themselves, whatever an extension might allow.
-        max_size: of a message over all its frames, in bytes; None for no limit. Over it 1009. With ``strict=False`` of
+        max_size: of a message over all its frames, in bytes; None for no limit. Or a pair: of a message, and of each
+            of its frames as they arrive. Over it 1009. With ``strict=False`` of
             each frame.
         max_fragments: frames of a message; None for no limit. Over it 1008.
         open_timeout: seconds for the opening handshake, with the TCP connection of a client; None for ever.
@@ -113,6 +116,8 @@ class websocket(Transport):
         response_headers: a client's: the header fields of the 101. None before, and for a server.
         location: the path with the query that was asked for.
         handshake_sent: whether the opening handshake is complete.
+        closure: how the connection ended, as a ``Closure``; None before ``close``, and without an opening handshake.
+            What the peer says in a Close frame isn't looked at with ``strict=False``.
         secure: whether this is over TLS.
         ssl_object: the ``ssl.SSLObject`` of that, which tells of certificates and ciphers; None without.
 
@@ -138,7 +143,7 @@ class websocket(Transport):
         sfamily: int = socket.AF_INET,
         sproto: int = 0,
         strict: bool = True,
-        max_size: int | None = 1 << 20,
+        max_size: Sizes = 1 << 20,
         max_fragments: int | None = 131_072,
         open_timeout: float | None = 10.0,
     ) -> None:
@@ -160,7 +165,8 @@ class websocket(Transport):
         self.request: Request | None = None
         self.response_headers: Headers | None = None
         self.extension_instances: list[Extension.Instance] = []
-        checked_limit("max_size", max_size, 0, NO_SIZE_LIMIT)
+        for size in both_sizes(max_size):
+            checked_limit("max_size", size, 0, NO_SIZE_LIMIT)
         checked_limit("max_fragments", max_fragments, 0, NO_COUNT_LIMIT)
         self._handshake = self._server_handshake()
         self._head: HeadReader | None = None  # of a server's handshake under way
@@ -280,8 +286,31 @@ class websocket(Transport):
         shut down, for other processes that have the socket too. TLS is ended, if the kernel takes that at once.
         """
         self._say_goodbye()
+        if self.closure is None and self._protocol is not None:
+            self._explain(self._protocol)
         self._held.close()
         self._close_reception()
+
+    def _explain(self, protocol: Protocol, told: tuple[int, str] | None = None, limit: str | None = None) -> Closure:
+        """Note how the connection ends, once.
+
+        Args:
+            protocol: its own.
+            told: code and reason for ``onclose``; None: those of the peer's Close, or of what happened.
+            limit: the deadline that ends it.
+        """
+        left = (0, 0) if self._held.is_inherited else self._outbox.left()  # whose lock a thread of the parent may hold
+        found = how_it_ends(
+            protocol,
+            self._failure or self._lost,
+            told=told,
+            limit=limit or self._limit,
+            errno=self._errno,
+            left=left,
+            age=monotonic() - self._opened_at,
+        )
+        self.closure = found
+        return found
 
     def _close_reception(self) -> None:
         """Close who is in the opening handshake. If somebody is in ``accept``, they do so when they leave."""
@@ -657,15 +686,23 @@ class websocket(Transport):
     # ---- after the handshake ----
 
     def _new_protocol(self, role: Role, agreed: Agreement | None) -> Protocol:
-        self._extending = Extending(agreed, self.max_size) if agreed and self.strict else None
+        max_size, max_fragment_size = both_sizes(self.max_size)
+        self._extending = Extending(agreed, max_size) if agreed and self.strict else None
         self.extension_instances = [] if self._extending is None else self._extending.chain.instances
         rsv, opcodes = (agreed.rsv, agreed.opcodes) if agreed else (0, 0)
         return Protocol(
-            role, frames=True, max_size=self.max_size, max_fragments=self.max_fragments, rsv=rsv, opcodes=opcodes
+            role,
+            frames=True,
+            max_size=max_size,
+            max_fragment_size=max_fragment_size,
+            max_fragments=self.max_fragments,
+            rsv=rsv,
+            opcodes=opcodes,
         )
 
     def _open(self, protocol: Protocol, data: bytes) -> None:
-        self._lenient = None if self.strict else LenientReader(self.max_size)
+        self._lenient = None if self.strict else LenientReader(_most_of_a_frame(self.max_size))
+        self._opened_at = monotonic()
         self._protocol = protocol
         if data:
             self._take(data)
@@ -773,7 +810,7 @@ class websocket(Transport):
                 if extending is None or protocol.close_sent:
                     self._sender = get_ident()  # as in _queue_made, which would take longer
                     try:
-                        unsent = Unsent(protocol.message(message, fragment_size))
+                        unsent = Unsent(protocol.message(message, fragment_size), None, 1)
                         self._outbox.add(unsent)
                     finally:
                         self._sender = 0
@@ -797,7 +834,7 @@ class websocket(Transport):
         """
         self._sender = get_ident()
         try:
-            unsent = Unsent(protocol.frames(*frames), callback)
+            unsent = Unsent(protocol.frames(*frames), callback, _messages_in(frames))
             self._outbox.add(unsent)
         finally:
             self._sender = 0
@@ -817,7 +854,8 @@ class websocket(Transport):
         """
         self._sender = get_ident()
         try:
-            unsent = Unsent(protocol.frames(*transform(*arguments)), callback)
+            frames = transform(*arguments)
+            unsent = Unsent(protocol.frames(*frames), callback, _messages_in(frames))
             self._outbox.add(unsent)
         except BaseException:
             self._say_close(CloseCode.INTERNAL_ERROR)
@@ -1076,16 +1114,20 @@ class websocket(Transport):
             return read(*arguments)
         except BaseException as error:
             if isinstance(error, ProtocolError) and is_close_code(error.code):
-                self._received.clear()
-                self._failure = copy(error)
-                with self._outbox.lock:
-                    self._opened().fail(self._failure)
-                self._say_close(error.code)
+                self._break_off(copy(error))
             else:
                 if extending is not None:
                     extending.has_failed = True
                 self._say_close(CloseCode.INTERNAL_ERROR)
             raise
+
+    def _break_off(self, failure: ProtocolError) -> None:
+        """Receive nothing more, and tell the peer which rule it broke that its protocol doesn't know of."""
+        self._received.clear()
+        self._failure = failure
+        with self._outbox.lock:
+            self._opened().fail(failure)
+        self._say_close(failure.code)
 
     def _read_once(self, bufsize: int) -> None:
         if self._failure is not None or self._is_reading:
@@ -1141,6 +1183,16 @@ class websocket(Transport):
         began = protocol.close_sent
         message = "the peer has answered the Close" if began else "the peer has closed the connection"
         return SocketClosed(began, message, rcvd=split_close(payload))
+
+
+def _messages_in(frames: Iterable[Frame]) -> int:
+    """Return how many messages end in these frames."""
+    return sum([frame.final and frame.opcode < Opcode.CLOSE for frame in frames])
+
+
+def _most_of_a_frame(max_size: Sizes) -> int | None:
+    limits = [size for size in both_sizes(max_size) if size is not None]
+    return min(limits) if limits else None
 
 
 def _pair(auth: Policies | None) -> tuple[str, str] | None:

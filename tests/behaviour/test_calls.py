@@ -43,17 +43,25 @@ def test_calls_run_in_order(serve: Servers) -> None:
 
 def test_later_calls_run_in_the_order_of_their_times(serve: Servers) -> None:
     server = serve()
-    called: list[str] = []
-    done = threading.Event()
 
-    def schedule() -> None:
-        for delay, name in ((0.03, "third"), (0.01, "first"), (0.02, "second")):
-            server.server.call_later(delay, called.append, name)
-        server.server.call_later(0.04, done.set)
+    def is_in_order() -> bool:
+        """Return whether calls came in their order; false, too, if the machine was too busy to arrange for them."""
+        called: list[str] = []
+        done = threading.Event()
 
-    server.call(schedule)
-    assert done.wait(10)
-    assert called == ["first", "second", "third"]
+        def schedule() -> float:
+            began = time.monotonic()
+            for delay, name in ((0.03, "third"), (0.01, "first"), (0.02, "second")):
+                server.server.call_later(delay, called.append, name)
+            server.server.call_later(0.04, done.set)
+            return time.monotonic() - began
+
+        took = server.call(schedule)
+        assert done.wait(10)
+        assert took > 0.009 or called == ["first", "second", "third"]
+        return bool(took <= 0.009)
+
+    assert any(is_in_order() for _ in range(100))
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.02, 0.1])

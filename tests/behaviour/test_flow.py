@@ -408,6 +408,7 @@ def test_a_stop_ends_pauses(serve: Servers) -> None:
     peer.closes(1001)
     peer.send(close_frame(1001))
     peer.eof()
+    peer.end()
     assert server.outcome(peer) == (1001, "")
     assert server.story(peer).messages == ["pause", "held"]
     assert server.ended()

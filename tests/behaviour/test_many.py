@@ -322,7 +322,7 @@ def test_h11_no_descriptors(server_kind: type[Any], patience: float) -> None:
             used, turned, failed, _ = (
                 after - before for after, before in zip(status(), (cpu, turns, errors, 0), strict=True)
             )
-            assert failed <= 15, "it is tried again every 100 ms"
+            assert failed <= 3 + 10 * (time.monotonic() - began), "it is tried again every 100 ms"
             assert turned < len(latencies) * 2 + 100
             assert used < 0.2 * PATIENCE, "it spins"
 

@@ -507,6 +507,18 @@ def test_n1_a_path_that_exists(echo_kind: type[Any], tmp_path: Path, kind: str) 
             assert path.read_text() == "mine"
 
 
+def test_n2_the_umask_says_who_may_connect(echo_kind: type[Any], tmp_path: Path) -> None:
+    """From the first moment on: nobody changes the mode of a socket that is there, unix(7)."""
+    before = os.umask(0o077)
+    try:
+        server = echo_kind(str(tmp_path / "socket"))
+    finally:
+        os.umask(before)
+    with server.start():
+        assert (tmp_path / "socket").stat().st_mode & 0o077 == 0
+        talks(str(tmp_path / "socket"))
+
+
 def test_n3_a_path_that_is_too_long(echo_kind: type[Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="107"):
         echo_kind(str(tmp_path / ("x" * 108)))

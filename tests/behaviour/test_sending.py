@@ -502,8 +502,11 @@ def test_onsent_never_comes_for_a_message_that_is_lost(serve: Servers, end: str)
     peer = server.open(receive_buffer=4096)
     peer.text("go")
     server.wait(lambda: server.story(peer).messages, "called")
-    server.call(int)
+    is_free = threading.Event()
+    server.server.call_soon(is_free.set)  # behind the handler, where that has the server's thread
+    assert is_free.wait(DEADLINE_S)
     client = server.client(peer)
+    until(lambda: client.buffered_amount, "the handler has queued more than the kernel takes")
     if end == "abort":
         client.abort()
     elif end == "reset":

@@ -30,6 +30,7 @@ from turns import (
     FOREVER,
     GRANT,
     HEAD,
+    IDLE,
     OPENED,
     PAUSE,
     PINGED,
@@ -944,6 +945,8 @@ def test_b30_an_idle_connection_between_requests_ends_silently(pair: Pair) -> No
         handle = turns.awaiting(pair)
         turns.push(RESPOND, handle, KEEP_ALIVE + ANSWER)
         assert to_the_end(peer, turns) == ANSWER
+        assert turns.stats()["timeouts"] == 1
+        assert turns.stats()["silent_handshakes"] == 0, "that is open_timeout"
 
 
 @pytest.mark.slow
@@ -1034,17 +1037,23 @@ def test_d19_a_peer_that_falls_silent_in_a_header_is_given_up(pair: Pair, size: 
         assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
 
 
-def test_h10_a_peer_that_accepts_no_byte_is_given_up(pair: Pair) -> None:
-    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1]:
+PINGS = {"ping_interval_ms": 50, "ping_timeout_ms": 50}
+
+
+@pytest.mark.parametrize("pings", [{}, PINGS], ids=["without pings", "with pings"])
+def test_h10_a_peer_that_accepts_no_byte_is_given_up(pair: Pair, pings: dict[str, int]) -> None:
+    with Turns(write_timeout_ms=150, **pings) as turns, pair[1]:
         handle = turns.opened(pair)
+        began = time.monotonic()
         fill(turns, handle)
         events = turns.until(CLOSED, handle)
-        assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
+        assert events[-1].error == lib.WSPY_ERROR_WRITE_TIMEOUT
+        assert time.monotonic() - began >= 0.15
         assert turns.backlog(handle) > 0, "what was lost"
 
 
 def test_h10_what_a_peer_sends_is_no_excuse_for_accepting_nothing(pair: Pair) -> None:
-    with Turns(ping_interval_ms=50, ping_timeout_ms=50) as turns, pair[1] as peer:
+    with Turns(write_timeout_ms=150, **PINGS) as turns, pair[1] as peer:
         handle = turns.opened(pair)
         fill(turns, handle)
         peer.settimeout(0)
@@ -1055,7 +1064,164 @@ def test_h10_what_a_peer_sends_is_no_excuse_for_accepting_nothing(pair: Pair) ->
             with contextlib.suppress(OSError):
                 peer.send(frame(PONG_FRAME, b"alive"))
             events = turns.turn(10)
-        assert events[-1].error == lib.WSPY_ERROR_PING_TIMEOUT
+        assert events[-1].error == lib.WSPY_ERROR_WRITE_TIMEOUT
+
+
+def test_each_byte_that_is_accepted_begins_the_write_timeout_anew(pair: Pair) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with Turns(write_timeout_ms=150) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        message = frame(2, bytes(200_000), key=None)
+        turns.push(SEND, handle, message)
+        data = b""
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            assert CLOSED not in kinds(turns.turn(30))
+            data += peer.recv(5000)
+        while len(data) < len(message):
+            data += received(peer)
+            turns.turn()
+        assert server_frames(data) == [(2, bytes(200_000))]
+        assert turns.backlog(handle) == 0
+        for _ in range(5):
+            assert turns.turn(50) == [], "and where nothing waits there is no deadline"
+
+
+def test_a_connection_without_a_message_is_idle(pair: Pair) -> None:
+    """Again and again, as long as nobody does anything about it; pings and pongs don't count."""
+    with Turns(idle_timeout_ms=100, **PINGS) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        for _ in range(3):
+            began = time.monotonic()
+            found: list[int] = []
+            while IDLE not in found:
+                assert time.monotonic() - began < 10
+                with contextlib.suppress(OSError):
+                    peer.send(frame(PONG_FRAME, b"alive"))
+                found += kinds(turns.turn(10))
+            assert time.monotonic() - began >= 0.08
+            assert CLOSED not in found
+        assert turns.backlog(handle) == 0
+
+
+@pytest.mark.parametrize("who", ["we", "the peer"])
+def test_pings_are_no_sign_of_life_whoever_sends_them(pair: Pair, who: str) -> None:
+    """Nor are the pongs: else who is pinged more often than ``idle_timeout`` would never be idle."""
+    pings = {"ping_interval_ms": 30, "ping_timeout_ms": 5000} if who == "we" else {}
+    with Turns(idle_timeout_ms=150, **pings) as turns, pair[1] as peer:
+        turns.opened(pair)
+        found: list[int] = []
+        end = time.monotonic() + 10
+        while IDLE not in found:
+            assert time.monotonic() < end
+            if received(peer) or who == "the peer":
+                peer.sendall(frame(PONG_FRAME if who == "we" else PING_FRAME, b"?"))
+            found += kinds(turns.turn(10))
+
+
+@pytest.mark.parametrize("what", ["received", "in part", "sent", "broadcast"])
+def test_a_message_either_way_is_a_sign_of_life(pair: Pair, what: str) -> None:
+    with Turns(idle_timeout_ms=400) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        found: list[int] = []
+        message = frame(1, b"x", key=None)
+        if what == "in part":
+            peer.sendall(frame(1, b"part of it", final=False))
+        began = time.monotonic()
+        while time.monotonic() - began < 0.9:
+            if what == "received":
+                peer.sendall(frame(1, b"x"))
+            elif what == "in part":
+                peer.sendall(frame(0, b"x", final=False))
+            elif what == "sent":
+                turns.push(SEND, handle, message)
+            else:
+                turns.push(BROADCAST, 0, struct.pack("=I", FOREVER) + message)
+            found += kinds(turns.turn(20))
+        assert IDLE not in found
+        while IDLE not in found:
+            assert time.monotonic() - began < 10
+            found += kinds(turns.turn(20))
+
+
+@pytest.mark.parametrize("by", ["pause", "credit"])
+def test_a_peer_is_not_idle_while_nobody_reads_what_it_says(pair: Pair, by: str) -> None:
+    with Turns(idle_timeout_ms=100) as turns, pair[1] as peer:
+        handle = turns.opened(pair, credit=1 if by == "credit" else FOREVER)
+        if by == "pause":
+            turns.push(PAUSE, handle)
+            turns.turn()
+        peer.sendall(frame(1, b"x") * 2)
+        found: list[int] = []
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            found += kinds(turns.turn(20))
+        assert IDLE not in found
+        turns.push(*((RESUME, handle) if by == "pause" else (GRANT, handle, struct.pack("=I", 5))))
+        found += kinds(turns.until(IDLE, handle))
+        assert found.count(TEXT) == 2
+
+
+def test_pings_within_a_message_that_does_not_go_on_are_no_sign_of_life(pair: Pair) -> None:
+    with Turns(idle_timeout_ms=150) as turns, pair[1] as peer:
+        turns.opened(pair)
+        peer.sendall(frame(1, b"part", final=False))
+        ping = frame(PING_FRAME, b"alive")
+        found: list[int] = []
+        began = time.monotonic()
+        while IDLE not in found:
+            assert time.monotonic() - began < 3
+            peer.sendall(ping[:3])
+            found += kinds(turns.turn(10))
+            peer.sendall(ping[3:])
+            found += kinds(turns.turn(10))
+
+
+def test_a_pause_is_no_sign_of_life(pair: Pair) -> None:
+    with Turns(idle_timeout_ms=100) as turns, pair[1]:
+        handle = turns.opened(pair)
+        turns.push(PAUSE, handle)
+        turns.until(IDLE, handle)
+
+
+def test_h4_more_control_frames_in_a_second_than_allowed_end_the_connection(pair: Pair) -> None:
+    with Turns(max_controls=100) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(PONG_FRAME, b"unasked") * 50 + frame(PING_FRAME) * 50)
+        assert CLOSED not in kinds(turns.settle())
+        peer.sendall(frame(PING_FRAME))
+        events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1008, lib.WSPY_ERROR_CONTROL_RATE)
+        assert server_frames(to_the_end(peer, turns))[-1] == (CLOSE_FRAME, b"\x03\xf0")
+
+
+def test_as_many_control_frames_as_allowed_may_come_in_each_second(pair: Pair) -> None:
+    with Turns(max_controls=100) as turns, pair[1] as peer:
+        turns.opened(pair)
+        for seconds in (1.05, 0):
+            peer.sendall(frame(PING_FRAME) * 100)
+            assert CLOSED not in kinds(turns.settle())
+            assert len(exactly(peer, 200)) == 200
+            assert received(peer) == b""
+            time.sleep(seconds)
+
+
+def test_the_answer_to_a_ping_tells_the_latency(pair: Pair) -> None:
+    with Turns(ping_interval_ms=500, ping_timeout_ms=5000, wants=lib.WSPY_WANT_PINGED) as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        assert lib.wspy_loop_latency(turns.loop, handle) == -1
+        (pinged,) = [event for event in turns.until(PINGED, handle) if event.kind == PINGED]
+        peer.sendall(frame(PONG_FRAME, b"else") + frame(PONG_FRAME))
+        turns.settle()
+        assert lib.wspy_loop_latency(turns.loop, handle) == -1
+        exactly(peer, 6)
+        peer.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            peer.recv(1)
+        peer.sendall(frame(PONG_FRAME, struct.pack(">I", pinged.start)))
+        turns.settle()
+        assert 100_000 <= lib.wspy_loop_latency(turns.loop, handle) < 5_000_000
+        assert lib.wspy_loop_latency(turns.loop, handle + (1 << 24)) == -1
 
 
 def test_a_paused_connection_notices_a_reset() -> None:
@@ -1184,6 +1350,18 @@ def test_e13_a_peer_that_closed_its_half_and_reads_nothing_is_given_up() -> None
         events = turns.until(CLOSED, handle)
         assert events[-1].error == lib.WSPY_ERROR_EOF
         assert turns.backlog(handle) > 0, "what was lost"
+
+
+@plain_only("with TLS our Close is no system call of its own")
+def test_e12_a_close_that_was_lost_is_no_half_of_a_closing_handshake(pair: Pair) -> None:
+    """The peer's arrived: but ours never left, and with it what was sent before it."""
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        peer.sendall(frame(CLOSE_FRAME, NORMAL))
+        turns.push(CLOSE, handle, NORMAL)
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.ECONNRESET):
+            events = turns.until(CLOSED, handle)
+        assert (events[-1].start, events[-1].error) == (1006, lib.WSPY_ERROR_RESET)
 
 
 def test_abort_does_not_hide_what_the_peer_did(pair: Pair) -> None:
@@ -1691,3 +1869,33 @@ def test_nothing_fails_before_it_is_open_or_after_its_end(pair: Pair) -> None:
         turns.push(FAIL, handle, FAIL_1007)
         turns.turn()
         assert peer
+
+
+@plain_only("with TLS other allocations come first")
+def test_h13_what_was_queued_before_memory_ran_out_counts_as_lost(pair: Pair) -> None:
+    """The queue and its bytes had memory; the list of where messages end had none."""
+    with Turns() as turns, pair[1]:
+        handle = turns.opened(pair)
+        turns.push(SEND, handle, frame(2, bytes(4 << 20), key=None))
+        with faults(lib.WSPY_SYS_ALLOCATE, 3, 1, errno.ENOMEM):
+            events = turns.until(CLOSED, handle)
+        assert events[-1].error == lib.WSPY_ERROR_NO_MEMORY
+        assert turns.backlog(handle) > 0
+
+
+@plain_only("with TLS a queue has its Pong encrypted with the rest")
+def test_h13_a_pong_that_finds_no_memory_does_not_keep_the_loop_busy(pair: Pair) -> None:
+    """The kernel has room again, and nothing else waits: no event would say when there is memory."""
+    with Turns() as turns, pair[1] as peer:
+        handle = turns.opened(pair)
+        fill(turns, handle)
+        peer.sendall(frame(PING_FRAME, b"?"))
+        turns.settle()
+        found: list[Event] = []
+        with faults(lib.WSPY_SYS_ALLOCATE, 1, 1 << 30, errno.ENOMEM):
+            for _ in range(1000):
+                received(peer)
+                found += turns.turn()
+                if found:
+                    break
+        assert [(event.kind, event.error) for event in found] == [(CLOSED, lib.WSPY_ERROR_RESET)]

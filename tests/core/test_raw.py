@@ -55,7 +55,7 @@ from turns import (
     to_the_end,
 )
 
-from wspy._core import lib
+from wspy._core import ffi, lib
 
 ANSWERS: Final = lib.WSPY_RAW_OUT
 LAST: Final = lib.WSPY_RAW_LAST
@@ -555,6 +555,20 @@ def test_plaintext_that_is_lost_on_its_way_does_not_keep_a_connection(pair: Pair
         only(turns.turn(), OUT)
         turns.push(SEND, handle, text(b"behind it"))
         assert turns.until(CLOSED)[0].error == lib.WSPY_ERROR_PING_TIMEOUT
+
+
+def test_a_message_that_is_lost_counts_once(pair: Pair) -> None:
+    """Also if it was lost when a send failed, and the connection ends later."""
+    with Turns(raw=1) as turns:
+        handle = opened(turns, pair)
+        turns.push(SEND, handle, text(b"lost"))
+        out = only(turns.turn(), OUT)
+        turns.push(RAW_SEND, handle, ANSWERS.to_bytes() + sealed(out.payload))
+        with faults(lib.WSPY_SYS_SEND, 1, 1, errno.ECONNRESET):
+            turns.until(CLOSED)
+        ending = ffi.new("wspy_ending *")
+        assert lib.wspy_loop_ending(turns.loop, handle, ending) == lib.WSPY_OK
+        assert ending.unsent_messages == 1
 
 
 def test_a_peer_that_has_gone_is_noticed_while_nothing_is_read() -> None:

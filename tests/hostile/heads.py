@@ -230,11 +230,28 @@ def fields() -> Iterator[Case]:
     )
     yield Case("B20 an upgrade in chunks", field(b"Transfer-Encoding: chunked"), 400)
     yield Case("B20 an upgrade without a body", field(b"Content-Length: 0"), 101)
+
+
+def bodies() -> Iterator[Case]:
+    """Those of section B that plain HTTP is refused for."""
     for method in (b"POST", b"PUT", b"GET"):
         yield Case(f"B24 a body with {method.decode()}", plain(b"Content-Length: 5\r\n", method) + b"12345", 413)
     yield Case(
         "B24 a body in chunks", plain(b"Transfer-Encoding: chunked\r\n", b"POST") + b"5\r\n12345\r\n0\r\n\r\n", 413
     )
+    chunked = plain(b"Transfer-Encoding: chunked\r\n", b"POST")
+    for size in (b"1" * 17, b"0x5", b"+5", b"", b"5 ;"):
+        yield Case(f"B21 {size.decode()!r} as the size of a chunk", chunked + size + b"\r\n12345\r\n0\r\n\r\n", 413)
+    for name, chunk in (
+        ("a bare LF in an extension", b"5;a=\n\r\n12345\r\n"),
+        ("an extension of 5000 bytes", b"5;a=" + b"b" * 5000 + b"\r\n12345\r\n"),
+        ("no CRLF behind it", b"5\r\n1234567"),
+        ("a request behind it", b"5\r\n12345GET / HTTP/1.1\r\n"),
+    ):
+        yield Case(f"B22 a chunk with {name}", chunked + chunk + b"0\r\n\r\n", 413)
+    yield Case("B23 10000 trailers", chunked + b"5\r\n12345\r\n0\r\n" + b"a: b\r\n" * 10_000 + b"\r\n", 413)
+    for name, lines in (("a length", b"Content-Length: 5\r\n"), ("chunks", b"Transfer-Encoding: chunked\r\n")):
+        yield Case(f"B28 100-continue with {name}", plain(lines + b"Expect: 100-continue\r\n", b"POST"), 413)
     yield Case("B24 a body of 10^18 bytes", plain(b"Content-Length: 1000000000000000000\r\n", b"POST"), 413)
     yield Case("B29 an unknown expectation", plain(b"Expect: the-impossible\r\n"), 417)
 
@@ -357,4 +374,4 @@ def credentials() -> Iterator[Case]:
     yield case("K15 two credentials", b"Bearer a, Bearer b", 400)
 
 
-CASES = [*request_lines(), *fields(), *upgrades(), *credentials()]
+CASES = [*request_lines(), *fields(), *bodies(), *upgrades(), *credentials()]

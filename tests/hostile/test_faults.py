@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+import textwrap
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import pytest
 from drivers import (
     BINARY,
     CONTINUATION,
+    FRONT_ENDS,
     TEXT,
     ConnectionEndedError,
     RawClient,
@@ -20,6 +23,7 @@ from drivers import (
     needs,
     until,
 )
+from programs import Program
 from turns import faults
 
 from wspy._core import lib
@@ -286,3 +290,62 @@ def test_i6_descriptors_are_used_again_at_once(serve: Servers) -> None:
             assert peer.message() == f"{turn}.{number}"
             assert server.client(peer).path == f"/new{turn}.{number}"
             peer.close()
+
+
+TALK = """
+    import threading
+    import wspy
+
+    def serve():
+        sock, _ = listener.accept()
+        wspy.Connection(sock).send("from another interpreter")
+
+    class Handlers:
+        def onopen(self, client):
+            client.send("from another interpreter")
+
+    kind = "KIND"
+    if kind == "connection":
+        listener = wspy.websocket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        threading.Thread(target=serve).start()
+        address, end = listener.getsockname(), listener.close
+    else:
+        server = type("Server", (Handlers, getattr(wspy, kind)), {})(("127.0.0.1", 0))
+        server.start()
+        address, end = server.address, server.close
+    connection = wspy.Connection.connect("ws://{}:{}/".format(*address))
+    print(connection.recv(), flush=True)
+    connection.sock.close()
+    end()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join()
+"""
+INTERPRETERS = """
+import sys
+
+try:
+    import _xxsubinterpreters as interpreters
+    create = lambda: interpreters.create(isolated=False)
+except ImportError:
+    import _interpreters as interpreters
+    create = lambda: interpreters.create("legacy")
+
+for _ in range(2):
+    one = create()
+    failure = interpreters.run_string(one, "import sys; sys.path[:] = " + repr(sys.path) + chr(10) + sys.argv[1])
+    assert failure is None, failure
+    interpreters.destroy(one)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="there are no interpreters any more that share a GIL")
+def test_i23_an_interpreter_beside_the_first(front_end: str) -> None:
+    """Twice, one after the other: the core keeps nothing of an interpreter that is gone."""
+    kind = FRONT_ENDS[front_end].kind.__name__ if front_end != "connection" else front_end
+    with Program(sys.executable, "-c", INTERPRETERS, textwrap.dedent(TALK).replace("KIND", kind)) as program:
+        assert [program.line(), program.line()] == ["from another interpreter"] * 2
+        assert program.ended() == (0, "", "")

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from drivers import PATIENCE, Servers, deliveries, echo, head, until
+from drivers import PATIENCE, Servers, deliveries, echo, head, needs, until
 from heads import CASES, GET, HOST, Case, field
 
 import wspy
@@ -214,9 +214,18 @@ def test_l7_a_close_reason_is_escaped_in_the_log(serve: Servers, caplog: pytest.
 
 
 @pytest.mark.parametrize("reason", ["a\r\nb", "a\nb", "\0", "\u20ac"], ids=repr)
-def test_l2_a_reason_phrase_that_can_not_be_sent(reason: str) -> None:
-    with pytest.raises(ValueError):
-        wspy.Response(403, reason)
+@needs("http")
+def test_l2_a_reason_phrase_that_can_not_be_sent(serve: Servers, reason: str) -> None:
+    errors: list[BaseException] = []
+    server = serve(
+        onrequest=lambda request: wspy.Response(403, reason), onerror=lambda client, error: errors.append(error)
+    )
+    peer = server.connect()
+    peer.send(head())
+    response = peer.response()
+    assert (response.status, response.reason) == (500, "Internal Server Error")
+    peer.eof()
+    assert [type(error) for error in [*errors, *server.errors]][:1] == [ValueError]
 
 
 def test_l3_a_subprotocol_that_is_no_token(serve: Servers) -> None:

@@ -30,6 +30,27 @@ def test_h1_the_header_of_the_last_fragment_is_enough(serve: Servers) -> None:
     assert server.story(peer).messages == []
 
 
+@pytest.mark.parametrize("max_size", [(None, 1000), (100_000, 1000)])
+def test_h1_a_frame_has_a_limit_of_its_own(serve: Servers, max_size: tuple[int | None, int | None]) -> None:
+    server = serve(max_size=max_size, onmessage=echo)
+    peer = server.open()
+    peer.send(frame(BINARY, bytes(1000), final=False) + frame(CONTINUATION, bytes(1000)))
+    assert peer.message() == bytes(2000)
+    peer.send(frame(BINARY, bytes(1001))[:8])  # its header is enough
+    peer.closes(1009)
+    assert server.outcome(peer)[0] == 1009
+
+
+def test_h1_a_message_of_small_frames_has_its_limit_as_ever(serve: Servers) -> None:
+    server = serve(max_size=(2000, 1000), onmessage=echo)
+    peer = server.open()
+    thousand = frame(BINARY, bytes(1000), final=False)
+    peer.send(thousand + frame(CONTINUATION, bytes(1000)))
+    assert peer.message() == bytes(2000)
+    peer.send(thousand + frame(CONTINUATION, bytes(1000), final=False) + frame(CONTINUATION, b"x"))
+    peer.closes(1009)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "1 byte"])
 def test_h2_endless_fragments(serve: Servers, payload: bytes) -> None:

@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from drivers import PLAIN
-from rows import IN_ITS_TEST, ROWS
+from rows import CLIENT, CLIENT_ROWS, ELSEWHERE, IN_ITS_TEST, ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = Path(__file__).resolve().parent.parent
 LIST = TESTS.parent.parent / "shared" / "threats.md"
@@ -23,17 +27,29 @@ def rows_of(test: str) -> set[str]:
     return {name.upper() for name in named} | set(re.findall(r"(?<![\w#])[A-N]\d+(?=[ \]-]|$)", parameters))
 
 
-@pytest.fixture(scope="module")
-def collected() -> dict[str, set[str]]:
-    """The rows that the tests of each front end name."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "behaviour", "hostile"]
-    command += [f"--ignore=hostile/{Path(__file__).name}"]
+# Of what a client consists of.
+CLIENT_TESTS = [
+    *("test_websocket.py", "test_connection.py", "test_protocol.py", "test_client_handshake.py"),
+    *("test_http_response.py", "test_tls.py", "test_attempts.py"),
+    *("test_extending.py", "test_extensions.py", "test_deflate.py"),
+]
+
+
+def collect(*files: str) -> Iterator[str]:
+    """Yield the names of tests."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
     result = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout[-2000:]
-    found: dict[str, set[str]] = {front_end: set() for front_end in PLAIN}
     for test in filter(re.compile(r"\S+\.py::").match, result.stdout.splitlines()):
-        name = test.rpartition("::")[2] if "[" not in test else test[test.rindex("::", 0, test.index("[")) + 2 :]
+        yield test.rpartition("::")[2] if "[" not in test else test[test.rindex("::", 0, test.index("[")) + 2 :]
+
+
+@pytest.fixture(scope="module")
+def collected() -> dict[str, set[str]]:
+    """The rows that the tests of each front end name."""
+    found: dict[str, set[str]] = {front_end: set() for front_end in PLAIN}
+    for name in collect("behaviour", "hostile", f"--ignore=hostile/{Path(__file__).name}"):
         fronts = [front_end for front_end in PLAIN if re.search(rf"\[(.*-)?{front_end}[-\]]", name)]
         # a test that chooses no front end is about AsyncServer
         for front_end in fronts or ["epoll"]:
@@ -46,6 +62,27 @@ def collected() -> dict[str, set[str]]:
 def test_every_row_that_applies_has_a_test(front_end: str, collected: dict[str, set[str]]) -> None:
     missing = [name for name, row in ROWS.items() if row.applies_to(front_end) and name not in collected[front_end]]
     assert not missing
+
+
+@pytest.mark.slow
+def test_every_row_of_a_client_has_a_test() -> None:
+    found = set().union(*(rows_of(name) for name in collect(*CLIENT_TESTS) if "(server)" not in name))
+    assert not CLIENT_ROWS - found
+
+
+def test_what_is_about_clients_is_one_of_their_rows() -> None:
+    assert {name for name, row in ROWS.items() if CLIENT in row.why_not.values()} <= CLIENT_ROWS <= ROWS.keys()
+
+
+def test_every_row_that_is_said_to_be_tested_elsewhere_is() -> None:
+    said = {name for name, row in ROWS.items() if ELSEWHERE in row.why_not.values()}
+    names = [
+        name
+        for file in TESTS.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert said
+    assert said <= set().union(*map(rows_of, names))
 
 
 def test_every_row_that_the_tests_of_connection_are_said_to_have_is_there() -> None:

@@ -122,6 +122,8 @@ class Lib:
     WSPY_ERROR_PING_TIMEOUT: Final[int]
     WSPY_ERROR_BACKLOG: Final[int]
     WSPY_ERROR_ABORTED: Final[int]
+    WSPY_ERROR_WRITE_TIMEOUT: Final[int]
+    WSPY_ERROR_CONTROL_RATE: Final[int]
     WSPY_EVENT_CONTINUATION: Final[int]
     WSPY_EVENT_TEXT: Final[int]
     WSPY_EVENT_BINARY: Final[int]
@@ -146,6 +148,7 @@ class Lib:
     WSPY_EVENT_OUT: Final[int]
     WSPY_EVENT_OUT_LAST: Final[int]
     WSPY_EVENT_GONE: Final[int]
+    WSPY_EVENT_IDLE: Final[int]
     WSPY_SERVER: Final[int]
     WSPY_CLIENT: Final[int]
     WSPY_MESSAGES: Final[int]
@@ -238,7 +241,10 @@ class Lib:
     def wspy_loop_alarm(self, loop: CData, at_ms: int, /) -> int: ...
     def wspy_loop_now_ms(self, loop: CData, /) -> int: ...
     def wspy_loop_peer(self, loop: CData, handle: int, address: CData, port: CData, scope: CData, /) -> int: ...
+    def wspy_loop_ending(self, loop: CData, handle: int, ending: CData, /) -> int: ...
+    def wspy_loop_latency(self, loop: CData, handle: int, /) -> int: ...
     def wspy_loop_stats(self, loop: CData, stats: CData, /) -> int: ...
+    def wspy_loop_memory(self, loop: CData, memory: CData, /) -> int: ...
     def wspy_sys_fail(self, call: int, nth: int, times: int, error: int, short_io: int, /) -> int: ...
 
 ffi: Final[FFI]

@@ -105,6 +105,7 @@ static void apply_sends(wspy_loop *loop, cursor *at)
     uint8_t *scratch = loop->scratch;
     wspy_run run;
     run.count = run.length = run.mark_count = 0;
+    run.is_frames = 1;
     while (at->has_record && handle_of(at->key) == handle && command_of(at->key) <= WSPY_COMMAND_SEND_LAST &&
            !is_full(loop, &run, scratch)) {
         if (command_of(at->key) & WSPY_COMMAND_FAR)
@@ -115,8 +116,10 @@ static void apply_sends(wspy_loop *loop, cursor *at)
             run.mark_ends[run.mark_count++] = run.length;
         advance(at);
     }
-    if (conn && run.length)
-        wspy_connection_send(loop, conn, &run);
+    if (!conn || !run.length)
+        return;
+    conn->active = loop->tick; /* here, since Pings and Pongs of the core's own don't count */
+    wspy_connection_send(loop, conn, &run);
 }
 
 /* ---- the handshake ---- */
@@ -248,7 +251,13 @@ static void apply_broadcast(wspy_loop *loop, int is_marked, const uint8_t *paylo
             memcpy(&handle, handles + 8 * (size_t)i, 8);
             conn = wspy_loop_find(loop, handle);
         }
-        if (conn && conn->phase >= OPENING && conn->phase <= ENDING)
+        if (!conn || conn->phase < OPENING || conn->phase > ENDING)
+            continue;
+        /* one with a mark was noted already: who notes it has looked at the backlog */
+        uint64_t limit = is_marked ? 0 : loop->settings.broadcast_limit;
+        if (limit && conn->flags & SENDABLE && wspy_connection_unsent(conn) > limit)
+            loop->stats.passed_over++;
+        else
             wspy_connection_send_shared(loop, conn, frame, frame_length, &shared, is_marked);
     }
     wspy_shared_release(shared);

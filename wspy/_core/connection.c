@@ -101,6 +101,7 @@ static int is_hard(int error)
     case WSPY_ERROR_ABORTED:
     case WSPY_ERROR_BACKLOG:
     case WSPY_ERROR_OPEN_TIMEOUT:
+    case WSPY_ERROR_WRITE_TIMEOUT:
     case WSPY_ERROR_CLOSE_TIMEOUT:
     case WSPY_ERROR_PING_TIMEOUT:
         return 1;
@@ -126,9 +127,11 @@ void wspy_connection_end(wspy_loop *loop, connection *conn, int error, int syste
         wspy_connection_drop(loop, conn);
         return;
     }
-    conn->end_error = (int8_t)error;
     if (!conn->end_errno) /* else a write has failed before */
         conn->end_errno = system_error;
+    else if (error == WSPY_OK) /* and with it our Close was lost: it was no closing handshake */
+        error = WSPY_ERROR_RESET;
+    conn->end_error = (int8_t)error;
     int is_open = conn->phase == OPEN;
     conn->phase = ENDING;
     if (is_hard(error))
@@ -194,10 +197,13 @@ void wspy_connection_show_backlog(wspy_loop *loop, connection *conn)
 /* The backlog goes on telling what is lost. */
 void wspy_connection_drop_queue(connection *conn)
 {
+    conn->lost += wspy_queue_messages(conn->queue);
     wspy_queue_free(conn->queue);
     conn->queue = NULL;
-    if (conn->raw)
-        wspy_raw_drop_output(conn->raw);
+    if (!conn->raw)
+        return;
+    conn->lost += wspy_raw_messages(conn->raw);
+    wspy_raw_drop_output(conn->raw);
 }
 
 void wspy_connection_free(connection *conn)
@@ -214,6 +220,7 @@ void wspy_connection_drop(wspy_loop *loop, connection *conn)
 {
     if (conn->flags & DONE)
         return;
+    wspy_loop_shook(loop, conn);
     /* before close: a copy of the descriptor elsewhere would keep it in the set */
     (void)set_interest(loop, conn, 0, 0);
     wspy_sys_close(conn->fd);
@@ -235,6 +242,7 @@ static void report_closed(wspy_loop *loop, connection *conn)
     if (!(conn->flags & SURFACED))
         return;
     conn->flags = (uint16_t)((conn->flags & ~SURFACED) | REPORT_CLOSED);
+    conn->closed = loop->tick;
     wspy_loop_list_report(loop, conn);
 }
 
@@ -364,14 +372,15 @@ void wspy_connection_write_failed(wspy_loop *loop, connection *conn, int error, 
 
 static void opened(wspy_loop *loop, connection *conn)
 {
+    wspy_loop_shook(loop, conn);
     conn->phase = OPEN;
     conn->flags |= REPORT_OPENED;
-    conn->seen = loop->tick;
+    conn->seen = conn->opened = conn->active = loop->tick;
     loop->stats.opened++;
     wspy_loop_list_report(loop, conn);
     /* a Close that is queued behind the response has its deadline already */
     if (conn->flags & SENDABLE)
-        wspy_connection_arm(loop, conn, loop->settings.ping_interval_ms);
+        wspy_connection_arm_open(loop, conn);
     if (conn->input)
         wspy_loop_list_ready(loop, conn);
     wspy_connection_resume(loop, conn);
@@ -390,14 +399,79 @@ void wspy_connection_passed(wspy_loop *loop, connection *conn, uint32_t marks)
     wspy_loop_list_report(loop, conn);
 }
 
-/* Marks that were written: with TLS, their ciphertext still has to be. */
-static void pass_marks(wspy_loop *loop, connection *conn, uint32_t marks)
+/* What was written to its end: with TLS, its ciphertext still has to be. */
+static void pass_ends(wspy_loop *loop, connection *conn, wspy_ends ends)
 {
     if (conn->raw)
-        wspy_raw_mark(conn->raw, marks);
+        wspy_raw_pass(conn->raw, ends);
     else
-        wspy_connection_passed(loop, conn, marks);
+        wspy_connection_passed(loop, conn, ends.marks);
 }
+
+/* ---- where the sends of a run end ---- */
+
+static size_t copy_from(const wspy_run *run, size_t at, uint8_t *output, size_t length)
+{
+    size_t copied = 0;
+    for (uint32_t i = 0; i < run->count && copied < length; i++) {
+        size_t size = run->parts[i].iov_len;
+        if (at >= size) {
+            at -= size;
+            continue;
+        }
+        size_t more = size - at < length - copied ? size - at : length - copied;
+        memcpy(output + copied, (const uint8_t *)run->parts[i].iov_base + at, more);
+        copied += more;
+        at = 0;
+    }
+    return copied;
+}
+
+/* Returns where the message ends of which a frame begins there; SIZE_MAX if no message ends behind it. */
+static size_t end_of_message(const wspy_run *run, size_t at)
+{
+    while (run->is_frames && at < run->length) {
+        uint8_t bytes[WSPY_HEADER_MAX];
+        wspy_frame_header header;
+        int size = wspy_frame_decode(bytes, copy_from(run, at, bytes, sizeof bytes), &header);
+        if (size <= 0 || header.length > run->length - at - (size_t)size)
+            return SIZE_MAX;
+        at += (size_t)size + (size_t)header.length;
+        if (header.flags & WSPY_FIN && header.opcode < WSPY_EVENT_CLOSE)
+            return at;
+    }
+    return SIZE_MAX;
+}
+
+typedef struct {
+    const wspy_run *run;
+    size_t message_end;
+    uint32_t mark;
+    int is_mark, is_message; /* what the last one was of */
+} walk;
+
+/* Returns where the next mark, or message, or both, end; SIZE_MAX: there is none. */
+static size_t next_end(walk *at)
+{
+    size_t mark_end = at->mark < at->run->mark_count ? at->run->mark_ends[at->mark] : SIZE_MAX;
+    size_t end = mark_end < at->message_end ? mark_end : at->message_end;
+    at->is_mark = mark_end == end;
+    at->is_message = at->message_end == end;
+    at->mark += at->is_mark != 0;
+    if (at->is_message && end != SIZE_MAX)
+        at->message_end = end_of_message(at->run, end);
+    return end;
+}
+
+static wspy_ends ends_of(const wspy_run *run)
+{
+    wspy_ends ends = {.marks = run->mark_count};
+    for (size_t at = end_of_message(run, 0); at != SIZE_MAX; at = end_of_message(run, at))
+        ends.messages++;
+    return ends;
+}
+
+/* ---- sending ---- */
 
 static void count_sent(wspy_loop *loop, size_t length)
 {
@@ -405,11 +479,12 @@ static void count_sent(wspy_loop *loop, size_t length)
 }
 
 /* The time the peer has to let something through begins now. */
-static wspy_queue *new_queue(const wspy_loop *loop)
+static wspy_queue *new_queue(wspy_loop *loop, connection *conn)
 {
     wspy_queue *queue = wspy_queue_new();
     if (queue)
         wspy_queue_set_time(queue, loop->tick);
+    wspy_connection_hurry(loop, conn, loop->settings.write_timeout_ms);
     return queue;
 }
 
@@ -417,18 +492,19 @@ static wspy_queue *new_queue(const wspy_loop *loop)
 static int enqueue(wspy_loop *loop, connection *conn, const wspy_run *run, size_t sent)
 {
     if (!conn->queue)
-        conn->queue = new_queue(loop);
+        conn->queue = new_queue(loop, conn);
     if (!conn->queue || wspy_queue_push(conn->queue, run->parts, run->count, sent) < 0)
         return WSPY_ERROR_NO_MEMORY;
-    uint32_t passed = 0;
-    for (uint32_t i = 0; i < run->mark_count; i++) {
-        if (run->mark_ends[i] <= sent)
-            passed++;
-        else if (wspy_queue_mark(conn->queue, run->length - run->mark_ends[i]) < 0)
+    wspy_connection_show_backlog(loop, conn); /* whether or not there is memory for the rest */
+    wspy_ends passed = {0};
+    walk at = {.run = run, .message_end = end_of_message(run, 0)};
+    for (size_t end = next_end(&at); end != SIZE_MAX; end = next_end(&at)) {
+        if (end <= sent)
+            wspy_ends_add(&passed, (wspy_ends){.marks = at.is_mark != 0, .messages = at.is_message != 0});
+        else if (wspy_queue_end(conn->queue, run->length - end, at.is_mark, at.is_message) < 0)
             return WSPY_ERROR_NO_MEMORY;
     }
-    wspy_connection_show_backlog(loop, conn);
-    pass_marks(loop, conn, passed);
+    pass_ends(loop, conn, passed);
     wspy_connection_poll(loop, conn);
     return WSPY_OK;
 }
@@ -462,7 +538,7 @@ void wspy_connection_send(wspy_loop *loop, connection *conn, const wspy_run *run
     if (sent < 0)
         return;
     if ((size_t)sent == run->length) {
-        pass_marks(loop, conn, run->mark_count);
+        pass_ends(loop, conn, conn->raw ? ends_of(run) : (wspy_ends){.marks = run->mark_count});
         return;
     }
     if (enqueue(loop, conn, run, (size_t)sent) < 0)
@@ -476,16 +552,19 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
                                  wspy_shared **shared, int is_marked)
 {
     struct iovec part = {.iov_base = (void *)(uintptr_t)frame, .iov_len = length};
+    conn->active = loop->tick;
     ssize_t sent = offer(loop, conn, &part, 1);
     if (sent < 0)
         return;
+    wspy_ends ends = {.marks = is_marked != 0,
+                      .messages = length && frame[0] & WSPY_FIN && (frame[0] & 0x0f) < WSPY_EVENT_CLOSE};
     if ((size_t)sent == length) {
-        pass_marks(loop, conn, is_marked ? 1 : 0);
+        pass_ends(loop, conn, ends);
         return;
     }
     if (length <= SHARED_MIN) {
-        wspy_run run = {.parts = {part}, .count = 1, .length = length, .mark_ends = {length}};
-        run.mark_count = is_marked ? 1 : 0;
+        wspy_run run = {.parts = {part}, .count = 1, .length = length, .mark_ends = {length}, .is_frames = 1};
+        run.mark_count = ends.marks;
         if (enqueue(loop, conn, &run, (size_t)sent) < 0)
             wspy_connection_write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
         return;
@@ -493,14 +572,15 @@ void wspy_connection_send_shared(wspy_loop *loop, connection *conn, const uint8_
     if (!*shared)
         *shared = wspy_shared_new(frame, length);
     if (!conn->queue)
-        conn->queue = new_queue(loop);
-    if (!*shared || !conn->queue || wspy_queue_push_shared(conn->queue, *shared, (size_t)sent) < 0 ||
-        (is_marked && wspy_queue_mark(conn->queue, 0) < 0)) {
+        conn->queue = new_queue(loop, conn);
+    int is_queued =
+        *shared && conn->queue && wspy_queue_push_shared(conn->queue, *shared, (size_t)sent) == WSPY_OK;
+    if (is_queued)
+        wspy_connection_show_backlog(loop, conn);
+    if (!is_queued || wspy_queue_end(conn->queue, 0, is_marked, ends.messages != 0) < 0)
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_NO_MEMORY, 0);
-        return;
-    }
-    wspy_connection_show_backlog(loop, conn);
-    wspy_connection_poll(loop, conn);
+    else
+        wspy_connection_poll(loop, conn);
 }
 
 /* Who waits to send more is told once, when there is room again. */
@@ -544,12 +624,12 @@ static ssize_t give_to_raw(void *to, const struct iovec *parts, size_t count)
     return wspy_raw_send(above->loop, above->conn, parts, count);
 }
 
-static int flush_queue(wspy_loop *loop, connection *conn, uint32_t *marks, uint64_t *bytes)
+static int flush_queue(wspy_loop *loop, connection *conn, wspy_ends *ends, uint64_t *bytes)
 {
     if (!conn->raw)
-        return wspy_queue_flush(conn->queue, conn->fd, marks, bytes);
+        return wspy_queue_flush(conn->queue, conn->fd, ends, bytes);
     struct above above = {.loop = loop, .conn = conn};
-    return wspy_queue_flush_to(conn->queue, give_to_raw, &above, marks, bytes);
+    return wspy_queue_flush_to(conn->queue, give_to_raw, &above, ends, bytes);
 }
 
 void wspy_connection_writable(wspy_loop *loop, connection *conn)
@@ -570,13 +650,13 @@ void wspy_connection_flush(wspy_loop *loop, connection *conn)
         return;
     }
     uint64_t size_before = wspy_connection_unsent(conn);
-    uint32_t marks = 0;
+    wspy_ends ends = {0};
     uint64_t bytes = 0;
-    int left = flush_queue(loop, conn, &marks, &bytes);
+    int left = flush_queue(loop, conn, &ends, &bytes);
     int system_error = errno;
     loop->stats.bytes_sent += bytes;
     if (bytes) {
-        conn->seen = loop->tick;
+        conn->seen = conn->active = loop->tick;
         wspy_queue_set_time(conn->queue, loop->tick);
     }
     if (left == 0) {
@@ -584,7 +664,7 @@ void wspy_connection_flush(wspy_loop *loop, connection *conn)
         conn->queue = NULL;
     }
     wspy_connection_show_backlog(loop, conn);
-    pass_marks(loop, conn, marks);
+    pass_ends(loop, conn, ends);
     wspy_connection_report_drained(loop, conn, size_before);
     if (left < 0)
         wspy_connection_write_failed(loop, conn, WSPY_ERROR_RESET, system_error);

@@ -59,6 +59,13 @@ void wspy_connection_refuse_head(wspy_loop *loop, connection *conn, int error);
 
 /* ---- deadlines.c ---- */
 
+/* A Pong came that may answer a keepalive ping. */
+void wspy_connection_ponged(connection *conn, uint32_t number);
+/* The deadline of an open connection is this, unless it has an earlier one. */
+void wspy_connection_hurry(wspy_loop *loop, connection *conn, uint32_t delay_ms);
+/* The deadline of a connection that was just opened. */
+void wspy_connection_arm_open(wspy_loop *loop, connection *conn);
+
 /* The loop did not turn for a while: what was due then could not be looked at in time. */
 int wspy_connection_is_late(const wspy_loop *loop, const connection *conn);
 

@@ -60,7 +60,9 @@ enum wspy_error {
     WSPY_ERROR_CLOSE_TIMEOUT = -67,
     WSPY_ERROR_PING_TIMEOUT = -68,
     WSPY_ERROR_BACKLOG = -69, /* more unsent bytes than max_backlog */
-    WSPY_ERROR_ABORTED = -70  /* abort() was called */
+    WSPY_ERROR_ABORTED = -70, /* abort() was called */
+    WSPY_ERROR_WRITE_TIMEOUT = -71,
+    WSPY_ERROR_CONTROL_RATE = -72 /* more control frames in a second than max_controls */
 };
 
 int wspy_error_close_code(int error);      /* the code a Close frame for it carries, or 1006 */
@@ -151,7 +153,8 @@ enum wspy_event_kind {
     WSPY_EVENT_RAW = 25,      /* payload: ciphertext from the peer, for FEED; none at its end, for FEED_END */
     WSPY_EVENT_OUT = 26,      /* payload: plaintext to the peer, for RAW_SEND with WSPY_RAW_OUT */
     WSPY_EVENT_OUT_LAST = 27, /* the same, and nothing follows it: close_notify and WSPY_RAW_LAST, too */
-    WSPY_EVENT_GONE = 28      /* the connection is gone, whatever was known of it */
+    WSPY_EVENT_GONE = 28,     /* the connection is gone, whatever was known of it */
+    WSPY_EVENT_IDLE = 29      /* no message came or went for idle_timeout_ms */
 };
 
 typedef struct {
@@ -276,17 +279,26 @@ int wspy_head_has_line(const wspy_head_scanner *scanner);
 typedef struct {
     wspy_limits limits;
     wspy_head_limits head;
-    uint64_t max_backlog;     /* unsent bytes of a connection, checked before a send */
-    uint64_t write_limit;     /* unsent bytes of a connection: see DRAINED */
+    uint64_t max_backlog; /* unsent bytes of a connection, checked before a send */
+    uint64_t write_limit; /* unsent bytes of a connection: see DRAINED */
+    uint64_t
+        broadcast_limit; /* unsent bytes of a connection above which BROADCAST, not BROADCAST_MARK, passes over it;
+                                 0: never */
     uint32_t max_connections; /* in every phase: with so many, none is accepted; 0: no limit */
+    uint32_t max_handshakes;  /* connections before their 101: with so many, none is accepted; 0: no limit */
+    uint32_t max_per_address; /* of these, of one address: one more is reset; 0: no limit */
+    uint32_t max_accepts;     /* connections that are accepted in a second; 0: no limit */
     uint32_t notsent_lowat;   /* TCP_NOTSENT_LOWAT; 0: leave it */
     uint32_t open_timeout_ms; /* accept to 101; deadlines: WSPY_FOREVER for none */
     uint32_t close_timeout_ms;
     uint32_t ping_interval_ms;
     uint32_t ping_timeout_ms;
-    uint32_t idle_request_ms; /* between two requests of plain HTTP */
-    uint32_t wants;           /* events below are reported only if wanted */
-    uint32_t raw;             /* 1: Python has TLS between the connections and the kernel, see RAW and OUT */
+    uint32_t write_timeout_ms; /* without the kernel taking a byte of what waits */
+    uint32_t idle_timeout_ms;  /* without a message either way: see IDLE */
+    uint32_t max_controls;     /* control frames of a connection in a second; 0: no limit */
+    uint32_t idle_request_ms;  /* between two requests of plain HTTP */
+    uint32_t wants;            /* events below are reported only if wanted */
+    uint32_t raw;              /* 1: Python has TLS between the connections and the kernel, see RAW and OUT */
 } wspy_settings;
 
 #define WSPY_WANT_PING 1
@@ -348,10 +360,25 @@ typedef struct {
     uint64_t accepted, opened, closed, refused;
     uint64_t messages_received, bytes_received, bytes_sent, broadcasts; /* bytes: with raw, plaintext */
     uint64_t protocol_errors, timeouts, accept_errors, turns;
-    uint64_t connections; /* now, in every phase */
-    uint64_t handshakes;  /* of these, before the 101 */
-    uint64_t backlog;     /* unsent bytes of all */
+    uint64_t full_addresses;    /* connections that were one too many of an address */
+    uint64_t full_handshakes;   /* pauses of accepting, since max_handshakes were there, ... */
+    uint64_t fast_accepts;      /* or max_accepts had come in a second */
+    uint64_t silent_handshakes; /* of open_timeout, without an answer: there was no request line */
+    uint64_t passed_over;       /* connections, by broadcasts because of broadcast_limit */
+    uint64_t connections;       /* now, in every phase */
+    uint64_t handshakes;        /* of these, before the 101 */
+    uint64_t backlog;           /* unsent bytes of all */
 } wspy_stats;
+
+/* Bytes of memory that a loop has for its connections, with what malloc adds. Of large blocks only as much as was written
+ * counts, since the system gives pages when they are written. */
+typedef struct {
+    uint64_t records;    /* also of those that are gone: their places are kept */
+    uint64_t heads;      /* beginnings of request heads */
+    uint64_t remainders; /* what was read, and not reported yet */
+    uint64_t queues;     /* what the kernel has not taken yet; a payload that several share counts once */
+    uint64_t raw;        /* what stands between these and TLS */
+} wspy_memory;
 
 typedef struct wspy_loop wspy_loop;
 
@@ -412,7 +439,19 @@ int wspy_loop_alarm(wspy_loop *loop, uint64_t at_ms);
 uint64_t wspy_loop_now_ms(const wspy_loop *loop); /* CLOCK_MONOTONIC since the loop began */
 /* The peer's address: 4 or 16 bytes (0 for a Unix socket); returns the size. */
 int wspy_loop_peer(wspy_loop *loop, uint64_t handle, uint8_t *address, uint32_t *port, uint32_t *scope);
+/* How a connection has ended: from its CLOSED event on, until its slot is used again. */
+typedef struct {
+    uint64_t age_ms;          /* from its 101 on */
+    uint64_t unsent;          /* bytes that the kernel never took, at most UINT32_MAX, ... */
+    uint32_t unsent_messages; /* ... and messages, with one that was written in part */
+} wspy_ending;
+int wspy_loop_ending(wspy_loop *loop, uint64_t handle, wspy_ending *ending); /* or WSPY_ERROR_HANDLE */
+/* Microseconds from the last keepalive ping that was answered to its pong; -1: none was yet, or there is no such
+ * connection. */
+int64_t wspy_loop_latency(wspy_loop *loop, uint64_t handle);
 int wspy_loop_stats(wspy_loop *loop, wspy_stats *stats);
+/* Looks at every connection and every block that waits to be written. */
+int wspy_loop_memory(wspy_loop *loop, wspy_memory *memory);
 
 /* ---- tests: make the n-th system call or allocation from now on fail (sys.c) ---- */
 

@@ -27,7 +27,7 @@ static const entry entries[] = {
     {WSPY_ERROR_CONTINUATION, 1002, "RFC 6455 §5.4", "a continuation frame without a message to continue"},
     {WSPY_ERROR_INTERLEAVED, 1002, "RFC 6455 §5.4", "a new message inside an unfinished one"},
     {WSPY_ERROR_MESSAGE_SIZE, 1009, "RFC 6455 §10.4", "the message is larger than max_size"},
-    {WSPY_ERROR_FRAGMENT_SIZE, 1009, "RFC 6455 §10.4", "a frame is larger than the fragment limit"},
+    {WSPY_ERROR_FRAGMENT_SIZE, 1009, "RFC 6455 §10.4", "a frame is larger than max_size allows for one"},
     {WSPY_ERROR_FRAGMENT_COUNT, 1008, "RFC 6455 §10.4", "the message has more frames than max_fragments"},
     {WSPY_ERROR_UTF8, 1007, "RFC 6455 §8.1", "a text message is not valid UTF-8"},
     {WSPY_ERROR_CLOSE_LENGTH, 1002, "RFC 6455 §5.5.1", "the payload of a Close frame is one byte long"},
@@ -48,6 +48,8 @@ static const entry entries[] = {
     {WSPY_ERROR_PING_TIMEOUT, 1006, "RFC 6455 §5.5.2", "no pong within ping_timeout"},
     {WSPY_ERROR_BACKLOG, 1008, "", "more unsent bytes than max_backlog"},
     {WSPY_ERROR_ABORTED, 1006, "", "aborted by this side"},
+    {WSPY_ERROR_WRITE_TIMEOUT, 1006, "", "the peer has taken nothing for write_timeout"},
+    {WSPY_ERROR_CONTROL_RATE, 1008, "RFC 6455 §10.4", "more control frames in a second than max_controls"},
 };
 
 static const entry *find(int error)

@@ -108,11 +108,48 @@ static void begin_decoding(wspy_loop *loop, connection *conn)
     wspy_connection_report_opened(loop, conn);
     loop->sink.slot = conn->slot;
     loop->sink.credit = conn->credit;
+    loop->sink.frames = loop->sink.controls = loop->sink.data_frames = 0;
+    loop->sink.pong = 0;
+    loop->before.frame_left = conn->protocol.frame_left;
+    loop->before.messages = loop->sink.messages;
+    loop->before.events = loop->sink.count;
+}
+
+/* A peer that makes us answer again and again makes no progress. */
+static void count_controls(wspy_loop *loop, connection *conn, uint32_t count)
+{
+    uint32_t most = loop->settings.max_controls;
+    if ((loop->tick - conn->counting) * WSPY_TICK_MS >= 1000) {
+        conn->counting = loop->tick;
+        conn->controls = 0;
+    }
+    conn->controls += count;
+    if (most && conn->controls > most)
+        wspy_protocol_fail(&conn->protocol, WSPY_ERROR_CONTROL_RATE);
+}
+
+/* Control frames are none, also within a message. */
+static int has_data_progress(const wspy_loop *loop, const connection *conn)
+{
+    return loop->sink.messages != loop->before.messages || loop->sink.data_frames ||
+           conn->protocol.frame_left != loop->before.frame_left;
+}
+
+static void note_what_was_found(wspy_loop *loop, connection *conn)
+{
+    if (has_data_progress(loop, conn))
+        conn->active = loop->tick;
+    conn->is_chatty = loop->sink.frames > loop->sink.count - loop->before.events + CHATTY_FRAMES;
+    if (loop->sink.pong)
+        wspy_connection_ponged(conn, loop->sink.pong);
+    if (loop->sink.controls)
+        count_controls(loop, conn, loop->sink.controls);
 }
 
 static void end_decoding(wspy_loop *loop, connection *conn)
 {
     conn->credit = loop->sink.credit;
+    note_what_was_found(loop, conn);
     wspy_connection_send_replies(loop, conn);
     if (wspy_protocol_running(&conn->protocol))
         return;
@@ -241,7 +278,7 @@ static ssize_t read_to_arena(wspy_loop *loop, connection *conn, size_t asked)
 
 static void read_frames(wspy_loop *loop, connection *conn)
 {
-    size_t budget = READ_MAX;
+    size_t budget = conn->is_chatty ? CHATTY_READ : READ_MAX;
     if (conn->flags & LISTED_READY) /* first what was read before */
         return;
     if (!wspy_loop_has_room(loop)) {

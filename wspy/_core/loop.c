@@ -95,6 +95,19 @@ static void keep_address(connection *conn, const struct sockaddr_storage *addres
     }
 }
 
+void wspy_loop_shook(wspy_loop *loop, connection *conn)
+{
+    if (!conn->shakes)
+        return;
+    if (conn->counts_at_address)
+        wspy_addresses_remove(&loop->addresses, conn->address, conn->address_size);
+    conn->shakes = conn->counts_at_address = 0;
+    loop->handshakes--;
+    for (uint32_t i = 0; i < loop->listener_count; i++)
+        if (loop->listeners[i].waits_for_room)
+            loop->listeners[i].resume_ms = 1; /* at once: 0 would be never */
+}
+
 connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage *address)
 {
     connection *conn = new_slot(loop);
@@ -106,6 +119,7 @@ connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage
     conn->generation = generation;
     conn->fd = fd;
     conn->seen = loop->tick;
+    conn->latency_us = UINT32_MAX;
     keep_address(conn, address);
     if (!wspy_connection_begin(loop, conn)) {
         conn->next_ready = loop->free_slots;
@@ -113,6 +127,8 @@ connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage
         return NULL;
     }
     __atomic_store_n(&loop->backlogs[slot], 0, __ATOMIC_RELAXED);
+    conn->shakes = 1;
+    loop->handshakes++;
     loop->stats.connections++;
     loop->stats.accepted++;
     wspy_connection_arm(loop, conn, loop->settings.open_timeout_ms);
@@ -310,14 +326,19 @@ static void unwatch(wspy_loop *loop, int fd)
     wspy_sys_epoll_ctl(loop->epoll, EPOLL_CTL_DEL, fd, &none);
 }
 
+static void rest(wspy_loop *loop, listener *from, uint64_t until_ms)
+{
+    if (from->is_watched)
+        unwatch(loop, from->fd);
+    from->is_watched = 0;
+    from->resume_ms = until_ms;
+}
+
 /* Out of descriptors or memory, or no listener any more: polling on would spin. */
 static void pause_listener(wspy_loop *loop, listener *from, int error)
 {
     loop->stats.accept_errors++;
-    if (from->is_watched)
-        unwatch(loop, from->fd);
-    from->is_watched = 0;
-    from->resume_ms = loop->now_ms + LISTEN_PAUSE_MS;
+    rest(loop, from, loop->now_ms + LISTEN_PAUSE_MS);
     if (loop->sink.count >= EVENTS_SIZE)
         return;
     wspy_event *event = &loop->events[loop->sink.count++];
@@ -331,6 +352,7 @@ static void resume_listeners(wspy_loop *loop)
         if (to->fd < 0 || !to->resume_ms || to->resume_ms > loop->now_ms)
             continue;
         to->resume_ms = 0;
+        to->waits_for_room = 0;
         to->is_watched = watch(loop, to->fd, SOURCE_LISTENER + i, EPOLLIN) == 0;
         if (!to->is_watched)
             to->resume_ms = loop->now_ms + LISTEN_PAUSE_MS;
@@ -363,6 +385,55 @@ static int is_crowded(const wspy_loop *loop)
     return loop->settings.max_connections && loop->stats.connections >= loop->settings.max_connections;
 }
 
+/* ---- limits of handshakes ---- */
+
+/* A second's worth may come at once, and then one after the other. */
+static void earn_accepts(wspy_loop *loop)
+{
+    uint64_t most = (uint64_t)loop->settings.max_accepts * 1000;
+    loop->accepts_ms += (loop->now_ms - loop->accepts_at_ms) * loop->settings.max_accepts;
+    if (loop->accepts_ms > most)
+        loop->accepts_ms = most;
+    loop->accepts_at_ms = loop->now_ms;
+}
+
+/* Whether the kernel shall keep those who come for a while: they lose nothing but time. */
+static int lets_wait(wspy_loop *loop, listener *from)
+{
+    const wspy_settings *settings = &loop->settings;
+    if (settings->max_handshakes && loop->handshakes >= settings->max_handshakes) {
+        loop->stats.full_handshakes++;
+        from->waits_for_room = 1;
+        rest(loop, from, loop->now_ms + LISTEN_PAUSE_MS);
+        return 1;
+    }
+    if (!settings->max_accepts)
+        return 0;
+    earn_accepts(loop);
+    if (loop->accepts_ms >= 1000)
+        return 0;
+    loop->stats.fast_accepts++;
+    rest(loop, from, loop->now_ms + (1000 - loop->accepts_ms) / settings->max_accepts + 1);
+    return 1;
+}
+
+/* Counts it at its address, or ends it: if it is one too many, or there is no memory to count. Who comes by a Unix
+ * socket has none. */
+static void admit(wspy_loop *loop, connection *conn)
+{
+    loop->accepts_ms -= loop->settings.max_accepts ? 1000 : 0;
+    uint32_t most = loop->settings.max_per_address;
+    if (!most || !conn->address_size)
+        return;
+    int64_t count = wspy_addresses_add(&loop->addresses, conn->address, conn->address_size);
+    conn->counts_at_address = count > 0;
+    if (count > 0 && count <= most)
+        return;
+    loop->stats.full_addresses++;
+    wspy_sys_reset_on_close(conn->fd);
+    wspy_connection_drop(loop, conn);
+}
+
 /* Returns how many of `most` are left. */
 static int accept_from(wspy_loop *loop, listener *from, int most)
 {
@@ -371,12 +442,17 @@ static int accept_from(wspy_loop *loop, listener *from, int most)
             pause_listener(loop, from, EMFILE);
             return most;
         }
+        if (lets_wait(loop, from))
+            return most;
         struct sockaddr_storage address;
         memset(&address, 0, sizeof address);
         int fd = wspy_sys_accept(from->fd, &address);
         if (fd >= 0) {
-            if (wspy_loop_add(loop, fd, &address))
+            connection *conn = wspy_loop_add(loop, fd, &address);
+            if (conn) {
+                admit(loop, conn);
                 continue;
+            }
             wspy_sys_close(fd);
             errno = ENOMEM;
         }
@@ -634,6 +710,7 @@ wspy_loop *wspy_loop_new(const wspy_settings *settings, uint8_t *packed)
     if (!loop)
         return NULL;
     loop->settings = *settings;
+    loop->accepts_ms = (uint64_t)settings->max_accepts * 1000;
     loop->packed = packed;
     loop->epoll = loop->event = loop->timer = loop->watched = -1;
     for (int i = 0; i < LISTENERS_MAX; i++)
@@ -690,6 +767,7 @@ void wspy_loop_free(wspy_loop *loop)
         wspy_sys_free(loop->chunks[slot / CHUNK_CONNECTIONS]);
     wspy_detached_free(&loop->detached);
     wspy_bytes_free(&loop->replies);
+    wspy_addresses_free(&loop->addresses);
     wspy_sys_unreserve(loop->chunks, CHUNKS_MAX * sizeof *loop->chunks);
     wspy_sys_unreserve(loop->backlogs, (size_t)CHUNKS_MAX * CHUNK_CONNECTIONS * sizeof *loop->backlogs);
     wspy_sys_unreserve(loop->arena, ARENA_SIZE);
@@ -898,24 +976,52 @@ uint64_t wspy_loop_handle(wspy_loop *loop, uint32_t slot)
     return handle;
 }
 
+/* Also after its end, until the slot is used again; NULL: it is. */
+static const connection *find_past(const wspy_loop *loop, uint64_t handle)
+{
+    uint32_t slot = (uint32_t)(handle & WSPY_SLOT_MASK);
+    if (slot >= loop->slot_count)
+        return NULL;
+    const connection *conn = wspy_loop_slot(loop, slot);
+    uint32_t age = (conn->generation - (uint32_t)(handle >> GENERATION_SHIFT)) & GENERATION_MASK;
+    return age == (conn->phase == FREE) ? conn : NULL;
+}
+
 int wspy_loop_peer(wspy_loop *loop, uint64_t handle, uint8_t *address, uint32_t *port, uint32_t *scope)
 {
     lock(loop);
-    uint32_t slot = (uint32_t)(handle & WSPY_SLOT_MASK);
-    int result = WSPY_ERROR_HANDLE;
-    /* also after the end, until the slot is used again */
-    if (slot < loop->slot_count) {
-        const connection *conn = wspy_loop_slot(loop, slot);
-        uint32_t age = (conn->generation - (uint32_t)(handle >> GENERATION_SHIFT)) & GENERATION_MASK;
-        if (age == (conn->phase == FREE)) {
-            memcpy(address, conn->address, sizeof conn->address);
-            *port = conn->port;
-            *scope = conn->scope;
-            result = conn->address_size;
-        }
+    const connection *conn = find_past(loop, handle);
+    int result = conn ? conn->address_size : WSPY_ERROR_HANDLE;
+    if (conn) {
+        memcpy(address, conn->address, sizeof conn->address);
+        *port = conn->port;
+        *scope = conn->scope;
     }
     unlock(loop);
     return result;
+}
+
+int wspy_loop_ending(wspy_loop *loop, uint64_t handle, wspy_ending *ending)
+{
+    lock(loop);
+    const connection *conn = find_past(loop, handle);
+    if (conn)
+        *ending = (wspy_ending){
+            .age_ms = (uint64_t)(conn->closed - conn->opened) * WSPY_TICK_MS,
+            .unsent = __atomic_load_n(&loop->backlogs[conn->slot], __ATOMIC_RELAXED),
+            .unsent_messages = conn->lost,
+        };
+    unlock(loop);
+    return conn ? WSPY_OK : WSPY_ERROR_HANDLE;
+}
+
+int64_t wspy_loop_latency(wspy_loop *loop, uint64_t handle)
+{
+    lock(loop);
+    const connection *conn = find_past(loop, handle);
+    int64_t latency = conn && conn->latency_us != UINT32_MAX ? (int64_t)conn->latency_us : -1;
+    unlock(loop);
+    return latency;
 }
 
 int wspy_loop_stats(wspy_loop *loop, wspy_stats *stats)

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <sys/socket.h>
 
+#include "addresses.h"
 #include "core.h"
 #include "protocol.h"
 #include "queue.h"
@@ -84,9 +85,19 @@ struct connection {
     uint8_t address[16];
     uint8_t has_drained, has_ending; /* not reported yet */
     uint8_t awaits_finish;
-    uint8_t has_gone;   /* not reported yet */
-    uint8_t is_refused; /* BAD_HEAD was reported */
+    uint8_t shakes;            /* before its 101: it counts in loop->handshakes, ... */
+    uint8_t counts_at_address; /* ... and in loop->addresses */
+    uint8_t is_chatty;         /* it brought many frames that Python hears nothing of */
+    uint8_t has_gone;          /* not reported yet */
+    uint8_t is_refused;        /* BAD_HEAD was reported */
     uint32_t scope;
+    uint32_t opened, closed; /* ticks */
+    uint32_t active;         /* tick of the last message, or part of one, either way */
+    uint32_t counting;       /* tick since which control frames are counted, ... */
+    uint32_t controls;       /* and how many there were */
+    uint32_t ping_us;        /* when a keepalive ping was sent, by a clock that wraps */
+    uint32_t latency_us;     /* UINT32_MAX: not measured yet */
+    uint32_t lost;           /* messages that were never written to their end */
 };
 
 enum {
@@ -97,6 +108,8 @@ enum {
     READ_MAX = 256 << 10, /* ... or after so much of one connection */
     HEAD_MAX = 256 << 10, /* the most that max_head may allow */
     HEAD_READ = 16 << 10,
+    CHATTY_READ = 16 << 10, /* of who makes much work with each byte */
+    CHATTY_FRAMES = 1024,
     SCRATCH_SIZE = 64 << 10,
     OUT_ROOM = 1 << 20, /* behind all that, so that reading never keeps plaintext from being encrypted */
     ARENA_SIZE = ARENA_FULL + READ_MAX + HEAD_MAX + HEAD_READ + OUT_ROOM,
@@ -121,6 +134,7 @@ enum {
 typedef struct {
     int fd; /* borrowed; -1: none */
     int is_ready, is_watched;
+    int waits_for_room; /* paused because of max_handshakes */
     uint64_t resume_ms; /* 0: not paused */
 } listener;
 
@@ -155,11 +169,19 @@ struct wspy_loop {
     uint8_t *packed;                      /* the caller's: see wspy_loop_new */
     uint8_t *scratch;                     /* reserved: frames of the run that is being sent */
     size_t arena_used, arena_touched;
-    uint32_t small_turns; /* in a row, since the arena was large */
-    wspy_event *events;   /* reserved */
-    uint32_t heads;       /* surfaced in this turn */
-    int heads_first;      /* in the next turn */
+    uint32_t small_turns;     /* in a row, since the arena was large */
+    wspy_event *events;       /* reserved */
+    uint32_t heads;           /* surfaced in this turn */
+    int heads_first;          /* in the next turn */
+    wspy_addresses addresses; /* of connections in their handshake, if there is a limit */
+    uint32_t handshakes;      /* connections before their 101 */
+    uint64_t accepts_ms;      /* how many milliseconds' worth of accepting is left, times max_accepts, ... */
+    uint64_t accepts_at_ms;   /* at that time */
     wspy_sink sink;
+    struct {
+        uint64_t messages, frame_left;
+        uint32_t events;
+    } before; /* what the sink had counted, before the connection that is decoded */
     wspy_detached detached;
     wspy_bytes replies;
     wspy_stats stats;
@@ -177,6 +199,8 @@ connection *wspy_loop_find(wspy_loop *loop, uint64_t handle); /* NULL: gone */
 uint64_t wspy_connection_handle(const connection *conn);
 /* A new connection in HEAD, or NULL; takes fd. */
 connection *wspy_loop_add(wspy_loop *loop, int fd, const struct sockaddr_storage *address);
+/* The handshake is over, one way or the other. */
+void wspy_loop_shook(wspy_loop *loop, connection *conn);
 /* Gives the slot back, once the descriptor is closed and everything is reported. */
 void wspy_loop_release(wspy_loop *loop, connection *conn);
 void wspy_loop_list_report(wspy_loop *loop, connection *conn);
@@ -206,6 +230,7 @@ typedef struct {
     size_t length;
     size_t mark_ends[64]; /* where marked frames end in these parts */
     uint32_t mark_count;
+    int is_frames; /* or HTTP */
 } wspy_run;
 void wspy_connection_send(wspy_loop *loop, connection *conn, const wspy_run *run);
 /* *shared is made when it is first needed; the caller releases it. */

@@ -533,11 +533,17 @@ static void receive_ping(wspy_protocol *protocol, const uint8_t *payload, size_t
         report_control(sink, WSPY_EVENT_PING, payload, length);
 }
 
+static uint32_t number_of(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
 static void read_control(wspy_protocol *protocol, const wspy_frame_header *header, uint8_t *payload,
                          wspy_sink *sink)
 {
     size_t length = (size_t)header->length;
     payload = unmask(sink, payload, length, header->masked, header->masking_key);
+    sink->controls++;
     switch (header->opcode) {
     case WSPY_EVENT_CLOSE:
         receive_close(protocol, payload, length, sink);
@@ -546,6 +552,7 @@ static void read_control(wspy_protocol *protocol, const wspy_frame_header *heade
         receive_ping(protocol, payload, length, sink);
         return;
     case WSPY_EVENT_PONG: /* §5.5.3: an unsolicited Pong is legal */
+        sink->pong = length == 4 ? number_of(payload) : 0;
         if (sink->wants & WSPY_WANT_PONG)
             report_control(sink, WSPY_EVENT_PONG, payload, length);
         return;
@@ -568,9 +575,12 @@ static size_t read_frame(wspy_protocol *protocol, uint8_t *data, size_t length, 
     }
     if (size == 0)
         return 0;
+    sink->frames++;
     size_t available = length - (size_t)size;
-    if (!(header.opcode & 0x08))
+    if (!(header.opcode & 0x08)) {
+        sink->data_frames++;
         return (size_t)size + read_data(protocol, &header, data + size, available, sink);
+    }
     if (available < header.length)
         return 0;
     read_control(protocol, &header, data + size, sink);

@@ -39,6 +39,10 @@ typedef struct {
     uint32_t apart;    /* counts events whose payload stayed in the arena */
     uint32_t credit;   /* messages, Pings and Pongs that may be delivered; WSPY_FOREVER: no flow control */
     uint32_t wants;    /* WSPY_WANT_PING, WSPY_WANT_PONG */
+    uint32_t frames;   /* their headers, counted on, ... */
+    uint32_t controls; /* and those of control frames, when they are complete */
+    uint32_t data_frames;
+    uint32_t pong;     /* the first four bytes of the newest Pong, if it has four; else 0 */
     uint64_t messages; /* delivered, counted on */
 } wspy_sink;
 

@@ -1,4 +1,4 @@
-/* queue.c: bytes that the kernel did not take yet, in order, with marks at the ends of messages. */
+/* queue.c: bytes that the kernel did not take yet, in order, and where its sends end. */
 #include "queue.h"
 
 #include <errno.h>
@@ -14,13 +14,14 @@ enum {
     PARTS_MAX = 16,
     FLUSH_MAX = 256 << 10
 };
+enum { IS_MARK = 1, IS_MESSAGE = 2, POSITION_SHIFT = 2 };
 
 /* Owned by the queue. Its bytes are data[start:end], or those of shared. */
 typedef struct chunk {
     struct chunk *next;
     wspy_shared *shared; /* one reference, or NULL */
     size_t start, end, capacity;
-    uint8_t is_control; /* not counted for marks */
+    uint8_t is_control; /* not counted in `written` */
     uint8_t is_touched; /* partly written: nothing may be put in front */
     uint8_t data[];
 } chunk;
@@ -29,8 +30,9 @@ struct wspy_queue {
     chunk *head, *tail;
     uint64_t size;
     uint64_t pushed, written; /* bytes of data since the queue began */
-    uint64_t *marks;          /* a ring of positions in `pushed` */
-    uint32_t mark_start, mark_count, mark_capacity;
+    uint64_t *ends;           /* a ring of positions in `pushed`, above IS_MARK and IS_MESSAGE */
+    uint32_t end_start, end_count, end_capacity;
+    uint32_t messages;
     uint32_t time;
     uint8_t pong_length;
     uint8_t pong[PONG_MAX];
@@ -73,13 +75,35 @@ void wspy_queue_free(wspy_queue *queue)
         queue->head = gone->next;
         free_chunk(gone);
     }
-    wspy_sys_free(queue->marks);
+    wspy_sys_free(queue->ends);
     wspy_sys_free(queue);
 }
 
 uint64_t wspy_queue_size(const wspy_queue *queue)
 {
     return queue ? queue->size + queue->pong_length : 0;
+}
+
+/* Each of those that share a payload counts its part. */
+static uint64_t chunk_memory(const chunk *counted)
+{
+    const wspy_shared *shared = counted->shared;
+    size_t own = shared ? 0 : counted->end;
+    uint64_t size = wspy_sys_resident(counted, sizeof *counted + own);
+    if (shared)
+        size += wspy_sys_resident(shared, sizeof *shared + shared->length) / shared->references;
+    return size;
+}
+
+uint64_t wspy_queue_memory(const wspy_queue *queue)
+{
+    if (!queue)
+        return 0;
+    uint64_t size = wspy_sys_resident(queue, sizeof *queue);
+    size += wspy_sys_resident(queue->ends, queue->end_capacity * sizeof *queue->ends);
+    for (const chunk *counted = queue->head; counted; counted = counted->next)
+        size += chunk_memory(counted);
+    return size;
 }
 
 void wspy_queue_set_time(wspy_queue *queue, uint32_t tick)
@@ -163,22 +187,35 @@ int wspy_queue_push_shared(wspy_queue *queue, wspy_shared *shared, size_t skip)
     return WSPY_OK;
 }
 
-int wspy_queue_mark(wspy_queue *queue, size_t behind)
+static int grow_ends(wspy_queue *queue)
 {
-    if (queue->mark_count == queue->mark_capacity) {
-        uint32_t capacity = queue->mark_capacity ? queue->mark_capacity * 2 : 16;
-        uint64_t *grown = wspy_sys_allocate(capacity * sizeof *grown);
-        if (!grown)
-            return WSPY_ERROR_NO_MEMORY;
-        for (uint32_t i = 0; i < queue->mark_count; i++)
-            grown[i] = queue->marks[(queue->mark_start + i) % queue->mark_capacity];
-        wspy_sys_free(queue->marks);
-        queue->marks = grown;
-        queue->mark_start = 0;
-        queue->mark_capacity = capacity;
-    }
-    queue->marks[(queue->mark_start + queue->mark_count++) % queue->mark_capacity] = queue->pushed - behind;
+    uint32_t capacity = queue->end_capacity ? queue->end_capacity * 2 : 16;
+    uint64_t *grown = wspy_sys_allocate(capacity * sizeof *grown);
+    if (!grown)
+        return WSPY_ERROR_NO_MEMORY;
+    for (uint32_t i = 0; i < queue->end_count; i++)
+        grown[i] = queue->ends[(queue->end_start + i) % queue->end_capacity];
+    wspy_sys_free(queue->ends);
+    queue->ends = grown;
+    queue->end_start = 0;
+    queue->end_capacity = capacity;
     return WSPY_OK;
+}
+
+int wspy_queue_end(wspy_queue *queue, size_t behind, int is_mark, int is_message)
+{
+    if (queue->end_count == queue->end_capacity && grow_ends(queue) < 0)
+        return WSPY_ERROR_NO_MEMORY;
+    uint64_t kind = (is_mark ? IS_MARK : 0) | (is_message ? IS_MESSAGE : 0);
+    uint32_t place = (queue->end_start + queue->end_count++) % queue->end_capacity;
+    queue->ends[place] = (queue->pushed - behind) << POSITION_SHIFT | kind;
+    queue->messages += is_message != 0;
+    return WSPY_OK;
+}
+
+uint32_t wspy_queue_messages(const wspy_queue *queue)
+{
+    return queue ? queue->messages : 0;
 }
 
 void wspy_queue_pong(wspy_queue *queue, const uint8_t *frame, size_t length)
@@ -211,7 +248,7 @@ static void place_pong(wspy_queue *queue)
         return;
     if (!first || !first->is_control) {
         first = new_chunk(PONG_MAX);
-        if (!first) /* it is tried again at the next flush */
+        if (!first) /* it is tried again at the next flush, behind what else there is */
             return;
         first->is_control = 1;
         first->next = queue->head;
@@ -265,31 +302,38 @@ static void consume(wspy_queue *queue, size_t length)
     }
 }
 
-static uint32_t pass_marks(wspy_queue *queue)
+static wspy_ends pass_ends(wspy_queue *queue)
 {
-    uint32_t passed = 0;
-    while (queue->mark_count && queue->marks[queue->mark_start] <= queue->written) {
-        queue->mark_start = (queue->mark_start + 1) % queue->mark_capacity;
-        queue->mark_count--;
-        passed++;
+    wspy_ends passed = {0};
+    while (queue->end_count && queue->ends[queue->end_start] >> POSITION_SHIFT <= queue->written) {
+        uint64_t end = queue->ends[queue->end_start];
+        queue->end_start = (queue->end_start + 1) % queue->end_capacity;
+        queue->end_count--;
+        passed.marks += (end & IS_MARK) != 0;
+        passed.messages += (end & IS_MESSAGE) != 0;
     }
+    queue->messages -= passed.messages;
     return passed;
 }
 
-int wspy_queue_flush_to(wspy_queue *queue, wspy_give *give, void *to, uint32_t *marks, uint64_t *bytes)
+int wspy_queue_flush_to(wspy_queue *queue, wspy_give *give, void *to, wspy_ends *ends, uint64_t *bytes)
 {
     for (uint64_t most = *bytes + FLUSH_MAX; *bytes < most;) {
         place_pong(queue);
         struct iovec parts[PARTS_MAX];
         size_t offered = (size_t)(most - *bytes);
         size_t count = gather(queue, parts, &offered);
+        if (count == 0 && queue->pong_length) { /* the kernel has room: nobody would say when there is memory */
+            errno = EIO;
+            return -1;
+        }
         if (count == 0)
-            return queue->pong_length > 0;
+            return 0;
         ssize_t sent = give(to, parts, count);
         if (sent < 0)
             return wspy_sys_would_block(errno) ? 1 : -1;
         consume(queue, (size_t)sent);
-        *marks += pass_marks(queue);
+        wspy_ends_add(ends, pass_ends(queue));
         *bytes += (uint64_t)sent;
         if ((size_t)sent < offered)
             return 1;
@@ -302,7 +346,7 @@ static ssize_t give_to_descriptor(void *to, const struct iovec *parts, size_t co
     return wspy_sys_send(*(const int *)to, parts, count);
 }
 
-int wspy_queue_flush(wspy_queue *queue, int fd, uint32_t *marks, uint64_t *bytes)
+int wspy_queue_flush(wspy_queue *queue, int fd, wspy_ends *ends, uint64_t *bytes)
 {
-    return wspy_queue_flush_to(queue, give_to_descriptor, &fd, marks, bytes);
+    return wspy_queue_flush_to(queue, give_to_descriptor, &fd, ends, bytes);
 }

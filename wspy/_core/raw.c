@@ -22,11 +22,11 @@ enum { ANSWERS_MAX = 64 << 10 };
 struct wspy_raw {
     wspy_bytes in; /* plaintext that was not read yet, from in_start on */
     size_t in_start;
-    wspy_bytes out;      /* plaintext that was not reported yet */
-    uint64_t taken;      /* bytes that were reported, and not answered */
-    wspy_queue *refused; /* owned; NULL: the kernel has all ciphertext */
-    uint32_t out_marks;  /* at the ends of messages in `out`, ... */
-    uint32_t taken_marks, refused_marks;
+    wspy_bytes out;       /* plaintext that was not reported yet */
+    uint64_t taken;       /* bytes that were reported, and not answered */
+    wspy_queue *refused;  /* owned; NULL: the kernel has all ciphertext */
+    wspy_ends out_passed; /* in `out`, ... */
+    wspy_ends taken_ends, refused_ends;
     uint32_t answers;    /* bytes of TLS's own that were added since there is something refused */
     uint32_t fetched;    /* bytes of the last read, ... */
     uint32_t fed;        /* and of the plaintext since then */
@@ -57,6 +57,15 @@ void wspy_raw_free(wspy_raw *raw)
     wspy_bytes_free(&raw->out);
     wspy_queue_free(raw->refused);
     wspy_sys_free(raw);
+}
+
+void wspy_raw_memory(const wspy_raw *raw, wspy_memory *memory)
+{
+    if (!raw)
+        return;
+    memory->raw += wspy_sys_resident(raw, sizeof *raw);
+    memory->remainders += wspy_sys_resident(raw->in.data, raw->in.length);
+    memory->queues += wspy_sys_resident(raw->out.data, raw->out.length) + wspy_queue_memory(raw->refused);
 }
 
 /* ---- the layer above reads ---- */
@@ -163,7 +172,7 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
         wspy_connection_read_later(loop, conn);
         return;
     }
-    size_t most = conn->phase == OPEN && is_worth_more(raw) ? READ_MAX : HEAD_READ;
+    size_t most = conn->phase == OPEN && is_worth_more(raw) && !conn->is_chatty ? READ_MAX : HEAD_READ;
     ssize_t got = wspy_sys_recv(conn->fd, loop->arena + loop->arena_used, most);
     if (got < 0 && wspy_sys_would_block(errno)) {
         if (conn->end_errno) /* of a write that failed: now everything is read */
@@ -192,6 +201,11 @@ void wspy_raw_fetch(wspy_loop *loop, connection *conn)
 uint64_t wspy_raw_unsent(const wspy_raw *raw)
 {
     return raw->out.length + raw->taken + wspy_queue_size(raw->refused);
+}
+
+uint32_t wspy_raw_messages(const wspy_raw *raw)
+{
+    return raw->out_passed.messages + raw->taken_ends.messages + raw->refused_ends.messages;
 }
 
 int wspy_raw_owes_plaintext(const wspy_raw *raw)
@@ -226,9 +240,9 @@ ssize_t wspy_raw_send(wspy_loop *loop, connection *conn, const struct iovec *par
     return (ssize_t)added;
 }
 
-void wspy_raw_mark(wspy_raw *raw, uint32_t marks)
+void wspy_raw_pass(wspy_raw *raw, wspy_ends ends)
 {
-    raw->out_marks += marks;
+    wspy_ends_add(&raw->out_passed, ends);
 }
 
 void wspy_raw_end(wspy_loop *loop, connection *conn)
@@ -245,6 +259,7 @@ int wspy_raw_has_ended(const wspy_raw *raw)
 void wspy_raw_drop_output(wspy_raw *raw)
 {
     raw->is_broken = 1;
+    raw->out_passed = raw->taken_ends = raw->refused_ends = (wspy_ends){0};
     wspy_bytes_free(&raw->out);
     wspy_queue_free(raw->refused);
     raw->refused = NULL;
@@ -293,8 +308,8 @@ void wspy_raw_report(wspy_loop *loop, connection *conn)
     raw->is_taken = 1;
     raw->told_end = raw->out_ends;
     raw->taken = length;
-    raw->taken_marks = raw->out_marks;
-    raw->out_marks = 0;
+    raw->taken_ends = raw->out_passed;
+    raw->out_passed = (wspy_ends){0};
     wspy_bytes_free(&raw->out);
 }
 
@@ -334,8 +349,10 @@ static int write_ciphertext(wspy_loop *loop, connection *conn, int bits, const u
         sent = 0;
     if ((size_t)sent == length)
         return 1;
-    if (!raw->refused && (raw->refused = wspy_queue_new()))
+    if (!raw->refused && (raw->refused = wspy_queue_new())) {
         wspy_queue_set_time(raw->refused, loop->tick);
+        wspy_connection_hurry(loop, conn, loop->settings.write_timeout_ms);
+    }
     if (raw->refused && wspy_queue_push(raw->refused, &part, 1, (size_t)sent) == WSPY_OK) {
         note_refused(raw, bits, length - (size_t)sent);
         return 1;
@@ -347,8 +364,8 @@ static int write_ciphertext(wspy_loop *loop, connection *conn, int bits, const u
 /* The kernel has all ciphertext: what it is of was sent, and there is room for more. */
 static void all_sent(wspy_loop *loop, connection *conn)
 {
-    uint32_t marks = conn->raw->refused_marks;
-    conn->raw->refused_marks = 0;
+    uint32_t marks = conn->raw->refused_ends.marks;
+    conn->raw->refused_ends = (wspy_ends){0};
     wspy_connection_passed(loop, conn, marks);
     if (!(conn->flags & DONE))
         wspy_connection_flush(loop, conn);
@@ -363,8 +380,8 @@ void wspy_raw_send_ciphertext(wspy_loop *loop, connection *conn, int bits, const
     if (bits & WSPY_RAW_OUT) {
         raw->is_taken = 0;
         raw->taken = 0;
-        raw->refused_marks += raw->taken_marks;
-        raw->taken_marks = 0;
+        wspy_ends_add(&raw->refused_ends, raw->taken_ends);
+        raw->taken_ends = (wspy_ends){0};
         if (has_report(raw))
             wspy_loop_list_report(loop, conn);
     }
@@ -388,12 +405,12 @@ void wspy_raw_writable(wspy_loop *loop, connection *conn)
     if (!raw->refused)
         return;
     uint64_t before = wspy_connection_unsent(conn);
-    uint32_t marks = 0; /* they are counted here: a position in ciphertext means nothing */
+    wspy_ends none = {0}; /* they are counted here: a position in ciphertext means nothing */
     uint64_t bytes = 0;
-    int left = wspy_queue_flush(raw->refused, conn->fd, &marks, &bytes);
+    int left = wspy_queue_flush(raw->refused, conn->fd, &none, &bytes);
     int system_error = errno;
     if (bytes) {
-        conn->seen = loop->tick;
+        conn->seen = conn->active = loop->tick;
         wspy_queue_set_time(raw->refused, loop->tick);
     }
     if (left < 0) {

@@ -21,8 +21,9 @@ void wspy_raw_free(wspy_raw *raw);
 ssize_t wspy_raw_recv(wspy_raw *raw, void *data, size_t length);
 /* As wspy_sys_send: it takes what fits while no ciphertext waits for the kernel. An OUT event passes it on. */
 ssize_t wspy_raw_send(wspy_loop *loop, connection *conn, const struct iovec *parts, size_t count);
-/* Marks that end in what was taken so far: they are passed when its ciphertext was handed to the kernel. */
-void wspy_raw_mark(wspy_raw *raw, uint32_t marks);
+/* What ends in what was taken so far: it is passed when its ciphertext was handed to the kernel. */
+void wspy_raw_pass(wspy_raw *raw, wspy_ends ends);
+uint32_t wspy_raw_messages(const wspy_raw *raw); /* of these, those that were not */
 /* As shutdown for writing, once: OUT_LAST, then close_notify, then the end of our half of TCP. */
 void wspy_raw_end(wspy_loop *loop, connection *conn);
 int wspy_raw_has_ended(const wspy_raw *raw); /* all that is handed to the kernel */
@@ -36,6 +37,9 @@ uint64_t wspy_raw_unsent(const wspy_raw *raw); /* bytes that recv and send moved
 int wspy_raw_owes_plaintext(const wspy_raw *raw);
 /* Whether TLS has failed: then its alert shall arrive, which a reset would overtake. */
 int wspy_raw_has_failed(const wspy_raw *raw);
+
+/* Adds the bytes of memory that it takes, each kind where it belongs. */
+void wspy_raw_memory(const wspy_raw *raw, wspy_memory *memory);
 
 /* ---- for the loop: the side of the kernel ---- */
 

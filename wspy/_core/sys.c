@@ -3,6 +3,7 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -78,6 +79,16 @@ void *wspy_sys_resize(void *memory, size_t size)
 void wspy_sys_free(void *memory)
 {
     free(memory);
+}
+
+size_t wspy_sys_resident(const void *memory, size_t written)
+{
+    enum { PAGE = 4096, HEADER = sizeof(size_t) };
+    if (!memory)
+        return 0;
+    size_t size = malloc_usable_size((void *)(uintptr_t)memory) + HEADER;
+    size_t touched = written + PAGE; /* the ends lie anywhere in their pages */
+    return size < touched ? size : touched;
 }
 
 void *wspy_sys_reserve(size_t size)

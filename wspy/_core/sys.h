@@ -17,6 +17,9 @@ void *wspy_sys_allocate(size_t size);
 void *wspy_sys_allocate_zeroed(size_t count, size_t size);
 void *wspy_sys_resize(void *memory, size_t size);
 void wspy_sys_free(void *memory);
+/* How much of the system's memory a block takes of which the first `written` bytes were ever written: about, since only
+ * the system knows which pages it gave; 0 for NULL. */
+size_t wspy_sys_resident(const void *memory, size_t written);
 /* Zeroed address space whose pages cost memory only once they are written; NULL without. */
 void *wspy_sys_reserve(size_t size);
 void wspy_sys_unreserve(void *memory, size_t size);

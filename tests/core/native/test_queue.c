@@ -23,7 +23,9 @@ typedef struct {
     uint32_t pushed_frames, next_frame; /* numbers of data frames */
     uint64_t pushed, written;           /* bytes of data */
     uint64_t marks[FRAMES];             /* positions in pushed */
+    uint8_t is_message[FRAMES];
     uint32_t mark_count, next_mark;
+    uint32_t messages;                          /* that were not passed */
     uint32_t pongs_given, last_pong;            /* numbers; 0: none */
     uint8_t frame[FRAME_MAX + WSPY_HEADER_MAX]; /* that is being read */
     size_t have;
@@ -160,9 +162,12 @@ static void mark(scene *play, size_t behind)
     uint64_t position = play->pushed - behind;
     if (play->mark_count > 0 && position < play->marks[play->mark_count - 1])
         return;
-    if (wspy_queue_mark(play->queue, behind) < 0)
+    int is_message = (int)random_below(&play->seed, 2);
+    if (wspy_queue_end(play->queue, behind, 1, is_message) < 0)
         return;
     CHECK(play->mark_count < FRAMES);
+    play->is_message[play->mark_count] = (uint8_t)is_message;
+    play->messages += (uint32_t)is_message;
     play->marks[play->mark_count++] = position;
 }
 
@@ -176,17 +181,20 @@ static void pong(scene *play, size_t length)
 /* Flushes, reads all of it, and compares what the queue says with what came out. Returns what flush returned. */
 static int flush(scene *play)
 {
-    uint32_t marks = 0;
+    wspy_ends ends = {0};
     uint64_t bytes = 0;
-    int left = wspy_queue_flush(play->queue, play->ours, &marks, &bytes);
+    int left = wspy_queue_flush(play->queue, play->ours, &ends, &bytes);
     CHECK(left == 0 || left == 1);
     receive(play, SIZE_MAX);
-    uint32_t passed = 0;
+    wspy_ends passed = {0};
     while (play->next_mark < play->mark_count && play->marks[play->next_mark] <= play->written) {
+        passed.messages += play->is_message[play->next_mark];
         play->next_mark++;
-        passed++;
+        passed.marks++;
     }
-    CHECK(marks == passed);
+    play->messages -= passed.messages;
+    CHECK(ends.marks == passed.marks && ends.messages == passed.messages);
+    CHECK(wspy_queue_messages(play->queue) == play->messages);
     uint64_t data_left = play->pushed - play->written;
     CHECK(wspy_queue_size(play->queue) >= data_left);
     CHECK(wspy_queue_size(play->queue) <= data_left + 2 * (WSPY_HEADER_MAX + 125));
@@ -399,10 +407,10 @@ TEST(a_close_goes_behind_everything)
                 pong(&play, 50);
             CHECK(wspy_queue_close(play.queue, close_frame, sizeof close_frame) == WSPY_OK);
             uint8_t bytes[256];
-            uint32_t marks = 0;
+            wspy_ends ends = {0};
             uint64_t written = 0;
             wspy_sys_fail(WSPY_SYS_SEND, 0, 0, 0, 3);
-            while (wspy_queue_flush(play.queue, play.ours, &marks, &written) == 1)
+            while (wspy_queue_flush(play.queue, play.ours, &ends, &written) == 1)
                 continue;
             wspy_sys_fail(WSPY_SYS_SEND, 0, 0, 0, 0);
             CHECK(wspy_queue_size(play.queue) == 0);
@@ -420,12 +428,12 @@ TEST(a_connection_that_failed_says_why)
     scene play;
     begin(&play, 1);
     push(&play, 1, 100, 0);
-    uint32_t marks = 0;
+    wspy_ends ends = {0};
     uint64_t bytes = 0;
     close(play.peer);
     play.peer = -1;
-    CHECK(wspy_queue_flush(play.queue, play.ours, &marks, &bytes) == -1);
-    CHECK(errno == EPIPE && marks == 0 && bytes == 0);
+    CHECK(wspy_queue_flush(play.queue, play.ours, &ends, &bytes) == -1);
+    CHECK(errno == EPIPE && ends.marks == 0 && bytes == 0);
     end(&play);
 }
 
