@@ -288,6 +288,7 @@ void wspy_connection_send_control(wspy_loop *loop, connection *conn, uint8_t *fr
     run.count = 1;
     run.length = length;
     run.mark_count = 0;
+    run.is_frames = 0; /* of messages */
     wspy_connection_send(loop, conn, &run);
 }
 
