@@ -51,7 +51,7 @@ _STEP: Final = 65_536
 # Compressors that nobody uses now, by their settings. Who needs one takes it away, so that neither another thread nor a
 # signal handler can come between two of its calls; pop and append are atomic. Of what many threads have needed at once
 # some are kept for each core.
-_SPARE: Final = 4 * (os.cpu_count() or 1)
+_SPARE: Final = os.cpu_count() or 1
 _idle: Final[defaultdict[tuple[int, int, int], list[Any]]] = defaultdict(list)
 
 
