@@ -1121,7 +1121,7 @@ def test_pings_are_no_sign_of_life_whoever_sends_them(pair: Pair, who: str) -> N
 
 @pytest.mark.parametrize("what", ["received", "in part", "sent", "broadcast"])
 def test_a_message_either_way_is_a_sign_of_life(pair: Pair, what: str) -> None:
-    with Turns(idle_timeout_ms=400) as turns, pair[1] as peer:
+    with Turns(idle_timeout_ms=400, max_fragments=FOREVER) as turns, pair[1] as peer:
         handle = turns.opened(pair)
         found: list[int] = []
         message = frame(1, b"x", key=None)
