@@ -188,11 +188,20 @@ class AsyncPeer(Peer):
     def free(self) -> None:
         try:
             self.run(self.leave())
+            with contextlib.suppress(TimeoutError):
+                self._runner.run(asyncio.wait_for(self._last_words(), 2))
         finally:
             self._runner.close()
 
     async def leave(self) -> None:
         raise NotImplementedError
+
+    @staticmethod
+    async def _last_words() -> None:
+        """Wait until every transport is closed: over TLS that takes an answer, and a loop that ends waits for none."""
+        watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
+        while len(watched) > 1:  # noqa: ASYNC110 -- one is the loop's own; nobody tells of the others
+            await asyncio.sleep(0.005)
 
 
 class AsyncWebsockets(AsyncPeer):
