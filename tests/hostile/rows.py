@@ -214,7 +214,7 @@ ROWS: Final[dict[str, Row]] = {
     "H11": Row("no descriptors", {"connection": NO_SERVER}),
     "H12": Row("accept() fails", {"connection": NO_SEAM}),
     "H13": Row("no memory"),
-    "H14": Row("no memory for zlib", {"connection": ELSEWHERE}),
+    "H14": Row("no memory for zlib", {"threads": ELSEWHERE, "connection": ELSEWHERE}),
     "H15": Row("a flood of log lines"),
     "H16": Row("a text of 4-byte characters"),
     "H17": Row("the worst case for parsers"),

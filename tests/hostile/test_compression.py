@@ -25,6 +25,7 @@ from drivers import (
     echo,
     frame,
     needs,
+    only,
 )
 from measures import PATIENCE, measures_memory, resident
 from programs import PYTHON, Program
@@ -336,6 +337,7 @@ def test_g22_a_secret_can_be_kept_out_of_compression(serve: Servers) -> None:
 
 @measures_memory
 @needs("kind")
+@only("epoll", because="of several threads any may take the last of the memory")
 def test_h14_there_is_no_memory_for_a_window(front_end: str) -> None:
     """What is sent is not compressed, what can't be read is 1011 for one connection; all the others go on."""
     program = Path(__file__).parent.parent / "starved.py"
